@@ -1,0 +1,1 @@
+"""The small modules that train_example.py is made of."""

@@ -1,0 +1,147 @@
+"""What flows between the stages: frozen, typed, host-side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE_INDEX = -100
+"""The label of tokens without a loss: torch's and transformers' default."""
+
+ImageFormat = Literal["jpeg", "jpeg-progressive", "png", "webp", "tiff", "bmp", "gif"]
+Axis = Literal["perception", "knowledge", "rationale"]
+AXES: tuple[Axis, ...] = ("perception", "knowledge", "rationale")
+
+UInt8Array = NDArray[np.uint8]
+Int32Array = NDArray[np.int32]
+Int64Array = NDArray[np.int64]
+Float32Array = NDArray[np.float32]
+
+_NOTHING: Mapping[str, object] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image as it came, still encoded. `name` is its path in the source, or ""."""
+
+    data: bytes
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image's header says, before any pixel is decoded.
+
+    `width` and `height` are in pixels as stored; `orientation` is the EXIF value 1 to 8 (1: as
+    stored), and `oriented` is the size (width, height) after applying it. `mode` is Pillow's name
+    for the pixel layout ("RGB", "L", "CMYK", "P", "I;16", ...).
+    """
+
+    width: int
+    height: int
+    format: ImageFormat
+    mode: str
+    orientation: int = 1
+
+    @property
+    def oriented(self) -> tuple[int, int]:
+        """(width, height) after the EXIF orientation is applied: 5 to 8 swap the sides."""
+        turned = self.orientation >= 5
+        return (self.height, self.width) if turned else (self.width, self.height)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One answer option: its letter ("A") and its text ("computed tomography")."""
+
+    letter: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RubricUnit:
+    """One unit of the test split's rubric: a claim that a good reasoning trace would make."""
+
+    axis: Axis
+    unit_id: str
+    topic: str
+    claim: str
+    presence_question: str
+    correctness_question: str
+    source_quote: str
+    importance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A Parquet row, checked.
+
+    Attributes:
+        id: the row's own id, raw; unique in a shard set.
+        question: the stem as it stands in the source, with the options inline if they were.
+        options: the parsed options, in order; letters A, B, ... without gaps.
+        answer: the letter of the right option.
+        reasoning: the completion as it stands in the corpus: `<think>…</think>` then
+            `<answer>X</answer>`; "" if the source has none.
+        rubric: the units of all three axes; () on the train split.
+        images: in the order of the question; () is legal.
+        source: the file the row came from and its row number, "train.parquet#17".
+        extra: any other column, as plain JSON values.
+    """
+
+    id: str
+    question: str
+    options: tuple[Option, ...]
+    answer: str
+    reasoning: str
+    rubric: tuple[RubricUnit, ...] = ()
+    images: tuple[EncodedImage, ...] = ()
+    source: str = ""
+    extra: Mapping[str, object] = field(default_factory=lambda: _NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A row that `convert` did not take, and why. `reason` is a short stable slug for counting."""
+
+    source: str
+    row: int
+    id: str | None
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFailure:
+    """An image that could not be decoded; the loader puts a blank of the planned size there."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """A sample ready to be packed.
+
+    Legend: T tokens of this sample, P patches of all its images, D patch width, N images.
+
+    Attributes:
+        key: the sample's WebDataset key.
+        input_ids: (T,) int32; image placeholders already expanded to one id a merged patch.
+        trained: (T,) bool; True where the token carries a loss. labels follow from it.
+        pixel_values: (P, D) float32, normalised patches in the model's order; None when only
+            lengths or prompts were asked for.
+        image_grid_thw: (N, 3) int64, patches per image before merging.
+        failure: why an image was replaced by a blank (then nothing in `trained` is True), or None.
+    """
+
+    key: str
+    input_ids: Int32Array
+    trained: NDArray[np.bool_]
+    pixel_values: Float32Array | None
+    image_grid_thw: Int64Array
+    failure: str | None = None
