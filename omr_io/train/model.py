@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, TrainingError
 from omr_io.train.attention import use_varlen
 from omr_io.train.objectives import token_logprobs
 from omr_io.types import IGNORE_INDEX
@@ -243,9 +243,19 @@ def label_rows(labels_BT: Tensor, num_label_tokens: int) -> tuple[Tensor, Tensor
 
     Returns:
         rows_R, targets_R: (R,) int64 into the flattened B * T, and (R,) int64 token ids.
+
+    Raises:
+        TrainingError: the count is not that of the labels (seen on the CPU only: on CUDA, looking
+            would sync).
     """
     targets = labels_BT.flatten()[1:]
-    rows_R = torch.nonzero_static(targets != IGNORE_INDEX, size=num_label_tokens).squeeze(1)
+    trained = targets != IGNORE_INDEX
+    if not trained.is_cuda and (count := int(trained.sum())) != num_label_tokens:
+        raise TrainingError(
+            f"{count} labels can be predicted, but the batch counts {num_label_tokens}",
+            mend="num_label_tokens counts labels that are not IGNORE_INDEX; a first token has none",
+        )
+    rows_R = torch.nonzero_static(trained, size=num_label_tokens).squeeze(1)
     return rows_R, targets[rows_R]
 
 
