@@ -12,7 +12,7 @@ from typing import Any, Literal
 from omr_io.errors import ConfigError
 
 PassOrder = Literal["horizontal-first", "pillow-13"]
-"""Order of the two passes of a separable resize. Pillow up to 12.x: horizontal first. Pillow 13.0.0,
+"""Order of the two passes of a separable resize. Pillow to 12.x: horizontal first. Pillow 13.0.0,
 for H x W -> h x w: vertical first exactly when h < H and (H - h) > 2 (W - w), else horizontal."""
 
 ExifPolicy = Literal["apply", "ignore"]

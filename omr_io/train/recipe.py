@@ -41,7 +41,7 @@ class ModelRecipe:
 
 @dataclass(frozen=True, slots=True)
 class SFTRecipe:
-    """Supervised fine-tuning: AdamW, linear warm-up to `lr`, cosine down to `min_lr_share` of it."""
+    """Supervised fine-tuning: AdamW, linear warm-up to `lr`, cosine to `min_lr_share` of it."""
 
     steps: int
     lr: float
