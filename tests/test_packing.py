@@ -183,10 +183,9 @@ def test_lengths_that_are_no_lengths():
 
 def slow_best_fit(lengths, seq_len):
     """Best fit by its words; `rooms` holds (room, when it got that room, bin)."""
-    rooms, bin_of, clock, opened = [], [], 0, 0
-    for length in lengths:
+    rooms, bin_of, opened = [], [], 0
+    for clock, length in enumerate(lengths, start=1):
         fitting = [entry for entry in rooms if entry[0] >= length]
-        clock += 1
         if fitting:
             entry = min(fitting, key=lambda entry: (entry[0], -entry[1]))
             rooms.remove(entry)

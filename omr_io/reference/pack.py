@@ -63,14 +63,14 @@ def pack(
     samples_flat = [sample for samples in packs for sample in samples]
     cu_seqlens = np.asarray(ends, np.int32)
     return PackedArrays(
-        input_ids_BT=input_ids_BT,
-        labels_BT=labels_BT,
-        position_ids_4BT=position_ids_4BT,
-        mm_token_type_ids_BT=mm_token_type_ids_BT,
+        input_ids=input_ids_BT,
+        labels=labels_BT,
+        position_ids=position_ids_4BT,
+        mm_token_type_ids=mm_token_type_ids_BT,
         cu_seqlens=cu_seqlens,
         max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
-        pixel_values_PD=_pixels(samples_flat),
-        image_grid_thw_N3=np.concatenate(
+        pixel_values=_pixels(samples_flat),
+        image_grid_thw=np.concatenate(
             [np.empty((0, 3), np.int64), *(sample.image_grid_thw for sample in samples_flat)]
         ),
         num_label_tokens=int((labels_BT != IGNORE_INDEX).sum()),

@@ -139,7 +139,7 @@ def test_mrope_equals_get_rope_index(models, family, assemble):
         expected, _ = model.get_rope_index(
             ids, mm_token_type_ids=(ids == IMAGE).int(), image_grid_thw=grids
         )
-        np.testing.assert_array_equal(made.position_ids_4BT[1:], expected.numpy())
+        np.testing.assert_array_equal(made.position_ids[1:], expected.numpy())
 
     check()
 
@@ -166,11 +166,11 @@ def test_every_row_is_its_samples_then_padding(packs):
         assert len(bounds) == len(segments) + 1
         assert (bounds[0], bounds[-1]) == (0, len(packs) * seq_len)
         assert made.max_seqlen == max(len(ids) for ids, _ in segments)
-        positions_4 = made.position_ids_4BT.reshape(4, -1)
+        positions_4 = made.position_ids.reshape(4, -1)
         flat = {
-            "ids": made.input_ids_BT.ravel(),
-            "labels": made.labels_BT.ravel(),
-            "types": made.mm_token_type_ids_BT.ravel(),
+            "ids": made.input_ids.ravel(),
+            "labels": made.labels.ravel(),
+            "types": made.mm_token_type_ids.ravel(),
         }
         for (ids, sample), start, stop in zip(segments, bounds[:-1], bounds[1:], strict=True):
             np.testing.assert_array_equal(flat["ids"][start:stop], ids)
@@ -187,10 +187,10 @@ def test_every_row_is_its_samples_then_padding(packs):
                     assert label == (ids[place] if loss else IGNORE_INDEX)
         assert made.num_label_tokens == (flat["labels"] != IGNORE_INDEX).sum()
         expected = np.concatenate(pixels) if pixels else np.empty((0, 0), np.float32)
-        np.testing.assert_array_equal(made.pixel_values_PD, expected)
+        np.testing.assert_array_equal(made.pixel_values, expected)
         grids = [s.image_grid_thw for pack in packs for s in pack]
         np.testing.assert_array_equal(
-            made.image_grid_thw_N3, np.concatenate([np.empty((0, 3)), *grids])
+            made.image_grid_thw, np.concatenate([np.empty((0, 3)), *grids])
         )
         for array in (flat["ids"], flat["labels"], flat["types"], positions_4):
             assert array.dtype == np.int64
@@ -199,7 +199,7 @@ def test_every_row_is_its_samples_then_padding(packs):
 def test_a_worked_example(assemble):
     """By hand: two words, a 4 x 8 image (8 tokens in 2 rows of 4), one word; then padding."""
     made = assemble([[make_sample("a", [(1, 4, 8)], [1, 1])]], seq_len=14)
-    assert made.position_ids_4BT[:, 0].tolist() == [
+    assert made.position_ids[:, 0].tolist() == [
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1],
         [0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 6, 7, 0, 1],
         [0, 1, 2, 2, 2, 2, 3, 3, 3, 3, 6, 7, 0, 1],
@@ -211,7 +211,7 @@ def test_a_worked_example(assemble):
 
 def test_no_packs_and_empty_packs(assemble):
     made = assemble([[], []], seq_len=5)
-    assert made.input_ids_BT.tolist() == [[PAD] * 5] * 2
+    assert made.input_ids.tolist() == [[PAD] * 5] * 2
     assert made.cu_seqlens.tolist() == [0, 5, 10]
     assert made.max_seqlen == 5
     none = assemble([], seq_len=5)
