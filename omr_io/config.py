@@ -12,8 +12,8 @@ from typing import Any, Literal
 from omr_io.errors import ConfigError
 
 PassOrder = Literal["horizontal-first", "pillow-13"]
-"""Order of the two passes of a separable resize. Pillow up to 12.x: horizontal first. Pillow 13.0.0:
-vertical first exactly when h < H and (H - h) > 2 (W - w) for H x W -> h x w, else horizontal."""
+"""Order of the two passes of a separable resize. Pillow to 12.x: horizontal first. Pillow 13.0.0,
+for H x W -> h x w: vertical first exactly when h < H and (H - h) > 2 (W - w), else horizontal."""
 
 ExifPolicy = Literal["apply", "ignore"]
 VisionFamily = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]

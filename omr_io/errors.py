@@ -117,7 +117,7 @@ class FailureBudgetError(DataError):
 
 
 class TrainingError(OmrError):
-    """Training cannot go on: a loss or gradient that is not finite, a checkpoint that is corrupt."""
+    """Training cannot go on: a loss or gradient is not finite, a checkpoint is corrupt."""
 
 
 class OmrWarning(UserWarning):
