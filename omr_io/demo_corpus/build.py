@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 
-from omr_io.demo_corpus.pictures import STORAGE_SHARES, Drawing, Storage, draw
+from omr_io.demo_corpus.pictures import STORAGE_SHARES, Drawing, draw
 from omr_io.demo_corpus.plan import Row, Split, plan_rows, split_studies
 from omr_io.demo_corpus.questions import (
     Fact,
@@ -23,7 +23,6 @@ from omr_io.demo_corpus.questions import (
     quadrant_fact,
     rubric,
 )
-from omr_io.demo_corpus.sources import FOLDERS
 from omr_io.demo_corpus.studies import Progress, Study, collect
 from omr_io.demo_corpus.table import write_table
 from omr_io.errors import ConfigError, DataError
@@ -121,14 +120,12 @@ def _check(out: Path, train_rows: int, test_rows: int, answer_bias: float | None
         raise ConfigError(f"answer_bias {answer_bias} is not a share", mend="Use 0 to 1, or None")
 
 
-def _make(
-    row: Row, split: Split, number: int, seed: int, used: set[bytes]
-) -> dict[str, Any]:
+def _make(row: Row, split: Split, number: int, seed: int, used: set[bytes]) -> dict[str, Any]:
     """Draw a row's image and put its question. `used` keeps every stored image unique."""
     rng = np.random.default_rng((seed, 2, split == "test", number))
     study, drawing = _draw(row, rng, used)
     used.add(hashlib.sha256(drawing.data).digest())
-    item = compose(_fact(row, study), row.letter, row.num_options, rng, paren=row.paren)
+    item = compose(_fact(row), row.letter, row.num_options, rng, paren=row.paren)
     name = f"demo-{split}-{number:06d}"
     made: dict[str, Any] = {
         "image": {"bytes": drawing.data, "path": f"{name}.{drawing.suffix}"},
@@ -141,7 +138,7 @@ def _make(
         "modality": study.modality or "unknown",
         "num_options": item.num_options,
     }
-    return made | (rubric(_fact(row, study), item, name) if split == "test" else {})
+    return made | (rubric(_fact(row), item, name) if split == "test" else {})
 
 
 def _draw(row: Row, rng: np.random.Generator, used: set[bytes]) -> tuple[Study, Drawing]:
@@ -160,14 +157,13 @@ def _draw(row: Row, rng: np.random.Generator, used: set[bytes]) -> tuple[Study, 
     )
 
 
-def _fact(row: Row, study: Study) -> Fact:
+def _fact(row: Row) -> Fact:
     if row.task == "quadrant":
         return quadrant_fact(row.target)
     if row.task == "half":
         return half_fact(row.target)
     if row.task == "inversion":
-        assert study.modality is not None  # plan_rows takes only studies with a fixed convention
-        return inversion_fact(row.target == "yes", study.modality)
+        return inversion_fact(row.target == "yes")
     return metadata_fact(row.task, row.target, row.choices)
 
 

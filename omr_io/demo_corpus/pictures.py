@@ -19,6 +19,7 @@ from omr_io.demo_corpus.questions import (
     brighter_half,
     brightest_quadrant,
     rgb,
+    shows_background,
 )
 from omr_io.demo_corpus.readers import View
 from omr_io.types import UInt8Array
@@ -76,7 +77,7 @@ def draw(
     """
     pixels = _crop(view.pixels, *_SCALES[task], rng)
     pixels = _resize(pixels, rng)
-    if pixels.std() < MIN_CONTRAST:
+    if pixels.std() < MIN_CONTRAST or (task == "inversion" and not shows_background(pixels)):
         return None
     if task in ("quadrant", "half"):
         pixels = _mirror_to(pixels, _answer(pixels, task, target)[0], target)
@@ -129,9 +130,7 @@ def _resize(pixels: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     side = shortest + 8 * int(rng.integers((most - shortest) // 8 + 1))
     factor = max(side / max(height, width), shortest / min(height, width))
     size = [min(longest, 8 * max(shortest // 8, round(n * factor / 8))) for n in (width, height)]
-    return np.asarray(
-        Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BICUBIC)
-    )
+    return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BICUBIC))
 
 
 def _encode(pixels: UInt8Array, storage: Storage, rng: np.random.Generator) -> Drawing:

@@ -10,7 +10,7 @@ import numpy as np
 
 from omr_io.demo_corpus.pictures import Storage
 from omr_io.demo_corpus.questions import (
-    BRIGHT,
+    DARK_BACKGROUND,
     HALVES,
     LETTERS,
     QUADRANTS,
@@ -121,11 +121,13 @@ def plan_rows(
         for target in _deck(tuple(targets[task]), number, rng):
             able = targets[task][target]
             turn[target] = turn.get(target, int(rng.integers(len(able)))) + 1
-            first = turn[target] % len(able)
+            first = able[turn[target] % len(able)]
+            others = tuple(able[int(at)] for at in rng.permutation(len(able)))
+            order = (first, *(study for study in others if study is not first))
             choices = _choices(task, target, tuple(targets[task]))
             most = min(_MOST_OPTIONS, len(choices))
             options = int(rng.integers(3, most + 1)) if task == "modality" and most > 3 else most
-            drafts.append((task, target, choices, (*able[first:], *able[:first]), options))
+            drafts.append((task, target, choices, order, options))
     letters = _letters([draft[-1] for draft in drafts], answer_bias, rng)
     rest: dict[Storage, float] = {"jpeg": 1.0 - sum(storage_shares.values()), **storage_shares}
     storages = _spread(_portions(rest, len(drafts)), rng)
@@ -143,12 +145,12 @@ def _targets(
     """Each possible answer, and the studies of the split that can give it."""
     own = tuple(splits[split])
     if task == "quadrant":
-        return {name: own for name in QUADRANTS}
+        return dict.fromkeys(QUADRANTS, own)
     if task == "half":
-        return {name: own for name in HALVES}
+        return dict.fromkeys(HALVES, own)
     if task == "inversion":
-        able = {at: tuple(s for s in splits[at] if s.modality in BRIGHT) for at in SPLITS}
-        return {name: able[split] for name in ("yes", "no")} if all(able.values()) else {}
+        able = {at: tuple(s for s in splits[at] if s.modality in DARK_BACKGROUND) for at in SPLITS}
+        return dict.fromkeys(("yes", "no"), able[split]) if all(able.values()) else {}
     return {
         value: tuple(study for study in own if value in values(task, study))
         for value in shared_values(splits, task)

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from omr_io.demo_corpus.readers import PLANES
 from omr_io.demo_corpus.studies import Study
-from omr_io.types import AXES, Axis
+from omr_io.types import AXES, Axis, UInt8Array
+
+Float64Array = NDArray[np.float64]
 
 Task = Literal["quadrant", "half", "inversion", "modality", "plane", "body_part"]
 TASKS: tuple[Task, ...] = ("quadrant", "half", "inversion", "modality", "plane", "body_part")
@@ -35,18 +38,26 @@ LETTERS = "ABCDE"
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 HALVES = ("left half", "right half", "top half", "bottom half")
 
-QUADRANT_MARGIN = 10.0
-HALF_MARGIN = 10.0
+QUADRANT_MARGIN = 12.0
+HALF_MARGIN = 12.0
 """By how many grey levels of 255 the brightest quadrant or half leads, or it is not asked for."""
 
-BRIGHT: Mapping[str, str] = {
-    "computed tomography": "dense bone is bright",
-    "radiography": "dense bone is bright",
-    "magnetic resonance imaging": "strong signal is bright",
-    "ultrasound": "a strong echo is bright",
-    "nuclear medicine": "high uptake is bright",
-}
-"""Modalities whose display convention is fixed, so that "inverted" has a meaning, and what it is."""
+DARK_BACKGROUND = frozenset(
+    {
+        "computed tomography",
+        "magnetic resonance imaging",
+        "nuclear medicine",
+        "radiography",
+        "ultrasound",
+    }
+)
+"""Modalities displayed on black by convention: only there does "inverted" have a meaning."""
+
+DARK_SHARE = 0.15
+"""Inversion is asked only of crops of which at least this share is dark, and less is bright, before
+any inversion: there is a background to tell by."""
+
+_DARK, _BRIGHT = 48, 207
 
 _STEMS: Mapping[Task, tuple[str, ...]] = {
     "quadrant": (
@@ -55,7 +66,7 @@ _STEMS: Mapping[Task, tuple[str, ...]] = {
     ),
     "half": (
         "Which half of this image is brighter?",
-        "On which side is this image brighter?",
+        "Which is brighter in this image, the {0} or the {1}?",
     ),
     "inversion": (
         "Is the contrast of this image inverted?",
@@ -105,24 +116,25 @@ class Item:
     num_options: int
 
 
-def brightness(pixels_hw3: np.ndarray) -> np.ndarray:
+def brightness(pixels_hw3: UInt8Array) -> Float64Array:
     """(2, 2) float64: mean luma (ITU-R BT.601) of the four quadrants of an (H, W, 3) uint8 image.
 
     H and W are even. Rows of the result are top and bottom, columns left and right.
     """
     luma = pixels_hw3.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     height, width = luma.shape
-    return luma.reshape(2, height // 2, 2, width // 2).mean(axis=(1, 3))
+    means: Float64Array = luma.reshape(2, height // 2, 2, width // 2).mean(axis=(1, 3))
+    return means
 
 
-def brightest_quadrant(pixels_hw3: np.ndarray) -> tuple[str, float]:
+def brightest_quadrant(pixels_hw3: UInt8Array) -> tuple[str, float]:
     """The brightest quadrant's name and its lead over the next, in grey levels."""
     means = brightness(pixels_hw3).ravel()
     order = np.argsort(means)
     return QUADRANTS[int(order[-1])], float(means[order[-1]] - means[order[-2]])
 
 
-def brighter_half(pixels_hw3: np.ndarray, across: bool) -> tuple[str, float]:
+def brighter_half(pixels_hw3: UInt8Array, across: bool) -> tuple[str, float]:
     """The brighter of left and right (`across`) or of top and bottom, and its lead."""
     first, second = brightness(pixels_hw3).mean(axis=0 if across else 1)
     names = HALVES[:2] if across else HALVES[2:]
@@ -152,16 +164,21 @@ def half_fact(answer: str) -> Fact:
     )
 
 
-def inversion_fact(inverted: bool, modality: str) -> Fact:
-    """Whether bright and dark have been exchanged; `modality` is a key of BRIGHT."""
-    normal = BRIGHT[modality]
-    here = "exchanged, so the contrast is inverted" if inverted else "as usual, so it is not inverted"
+def shows_background(pixels: UInt8Array) -> bool:
+    """Whether an image that is not inverted has a dark background to tell by (see DARK_SHARE)."""
+    dark, bright = float((pixels < _DARK).mean()), float((pixels > _BRIGHT).mean())
+    return dark >= DARK_SHARE and dark > bright
+
+
+def inversion_fact(inverted: bool) -> Fact:
+    """Whether bright and dark have been exchanged."""
+    seen = "bright, so the contrast is inverted" if inverted else "dark, so it is not inverted"
     return Fact(
         "inversion",
         "yes" if inverted else "no",
         ("yes", "no"),
-        f"Bright and dark are {here}.",
-        f"Without inversion {normal}.",
+        f"Here the background is {seen}.",
+        "The background of a normal image is dark.",
     )
 
 
@@ -258,6 +275,6 @@ def rubric(fact: Fact, item: Item, row_id: str) -> dict[Axis, list[dict[str, str
     return units
 
 
-def rgb(picture: Image.Image) -> np.ndarray:
+def rgb(picture: Image.Image) -> UInt8Array:
     """(H, W, 3) uint8: a decoded image exactly as the loader will see it."""
     return np.asarray(picture.convert("RGB"))

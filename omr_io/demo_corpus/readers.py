@@ -23,6 +23,9 @@ from omr_io.types import UInt8Array
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 
+_ACROSS: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
+"""The plane that lies across the x, y and z axes of the patient."""
+
 MAX_SIDE = 512
 """Views are scaled down to this many pixels: crops of 96 to 256 pixels need no more."""
 
@@ -116,7 +119,7 @@ def read_volume(path: Path) -> Reading:
     shown = _stretch(np.nan_to_num(volume))
     zooms = [float(size) for size in image.header.get_zooms()[:3]]
     views = []
-    for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+    for axis, plane in enumerate(_ACROSS):
         across, up = (other for other in range(3) if other != axis)
         width = round(shown.shape[across] * zooms[across] / min(zooms[across], zooms[up]))
         height = round(shown.shape[up] * zooms[up] / min(zooms[across], zooms[up]))
@@ -135,8 +138,8 @@ def read_volume(path: Path) -> Reading:
 def read_dicom(path: Path, *, plugins: tuple[str, ...] = ("pillow", "pydicom")) -> Reading:
     """A DICOM file: its picture, or up to FRAMES of its frames, as a viewer shows them.
 
-    Modality LUT, then VOI window or LUT, then MONOCHROME1 or the palette (PS3.4 N.2, PS3.3 C.7.6.3);
-    YBR becomes RGB. Without a window the 0.5 and 99.5 percentiles are black and white.
+    Modality LUT, then VOI window or LUT, then MONOCHROME1 or the palette (PS3.4 N.2, PS3.3
+    C.7.6.3); YBR becomes RGB. Without a window the 0.5 and 99.5 percentiles are black and white.
 
     Args:
         plugins: pydicom's decoders to try for compressed pixels; "" stands for any installed one.
@@ -177,7 +180,8 @@ def _frame(dataset: Any, index: int | None, plugins: tuple[str, ...]) -> UInt8Ar
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         coloured = apply_color_lut(stored, dataset)
-        return (coloured >> 8 if coloured.dtype == np.uint16 else coloured).astype(np.uint8)
+        eight_bit = coloured >> 8 if coloured.dtype == np.uint16 else coloured
+        return np.asarray(eight_bit, dtype=np.uint8)
     if stored.ndim == 3:
         return stored.astype(np.uint8) if stored.dtype == np.uint8 else _stretch(stored)
     values = apply_modality_lut(stored, dataset)
@@ -196,8 +200,7 @@ def _plane(dataset: Any) -> Plane | None:
         return None
     row, column = (np.array([float(x) for x in part]) for part in (cosines[:3], cosines[3:]))
     normal = np.abs(np.cross(row, column))
-    names: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
-    return names[int(normal.argmax())] if normal.max() >= np.cos(np.radians(25)) else None
+    return _ACROSS[int(normal.argmax())] if normal.max() >= np.cos(np.radians(25)) else None
 
 
 def _body_part(dataset: Any) -> str | None:

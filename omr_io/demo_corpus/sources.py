@@ -1,8 +1,8 @@
 """What the demo corpus is made of: the pictures that PyPI packages ship, and those left out.
 
-Two tables decide, so that the corpus is the same on every machine. `SHIPPED` names every file taken,
-one study a line; `LEFT_OUT` says why the other files of the same folders are not. All of them were
-looked at. Only files that pydicom, NumPy and Pillow decode by themselves are taken: lossless JPEG
+Two tables decide, so that the corpus is the same on every machine. `SHIPPED` names every file
+taken, one study a line; `LEFT_OUT` says why the other files of the same folders are not. All of
+them were looked at. Only files that pydicom, NumPy and Pillow decode by themselves are taken: lossless JPEG
 and JPEG-LS need plugins, some of them under the GPL.
 """
 
@@ -61,8 +61,8 @@ class Shipped:
         reader: how to read it.
         modality: a key of MODALITIES, where the file itself does not say it.
         body_part: where the file itself does not say it in a field.
-        region: left, top, right, bottom as fractions: the part that shows anatomy, without burned-in
-            text, shutters or padding.
+        region: left, top, right, bottom as fractions: the part that shows anatomy, without
+            burned-in text, shutters or padding.
     """
 
     study: str

@@ -179,7 +179,8 @@ def signature(view: View) -> Float32Array:
     small = Image.fromarray(view.pixels).convert("L").resize((32, 32), Image.Resampling.BOX)
     values = np.asarray(small, dtype=np.float32)
     values = values - values.mean()
-    return (values / max(float(np.linalg.norm(values)), 1e-6)).ravel()
+    unit: Float32Array = (values / max(float(np.linalg.norm(values)), 1e-6)).ravel()
+    return unit
 
 
 def similarity(first: Study, second: Study) -> float:
