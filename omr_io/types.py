@@ -118,9 +118,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """An image that could not be decoded; the loader puts a blank of the planned size there."""
+    """An image that could not be decoded; the loader puts a blank of the planned size there.
+
+    `reason` is a stable slug for counting (see `ImageError`), `detail` says it in words.
+    """
 
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
