@@ -25,6 +25,7 @@ def line_chart(
     *,
     title: str,
     number: Number,
+    tick: Number,
     floor: float | None = None,
     ceiling: float | None = None,
 ) -> Markup:
@@ -33,7 +34,7 @@ def line_chart(
     Args:
         steps, values: (n,) with n >= 2, finite; steps rise.
         title: what assistive technology reads, with the ends of the curve after it.
-        number: how a value is written.
+        number, tick: how a value is written in the title and at the axis.
         floor, ceiling: the value axis takes in these, and its ticks stay within them.
     """
     x_n, y_n = _thin(np.asarray(steps, np.float64), np.asarray(values, np.float64))
@@ -58,7 +59,7 @@ def line_chart(
     return element(
         "svg",
         element("title", summary),
-        _value_axis(ticks, place_y, number),
+        _value_axis(ticks, place_y, tick),
         _step_axis(first, last, place_x),
         element("path", d=_path(points), class_="raw") if smoothed else None,
         element("path", d=_path(means), class_="curve"),
@@ -81,8 +82,7 @@ def interval_chart(marks: Sequence[tuple[str, Interval]], *, summary: str) -> Ma
     """
     height = 4 + 12 * len(marks)
     lines = [
-        element("path", d=f"M{tick} 0V{height}", class_="middle" if tick == 50 else "grid")
-        for tick in (0, 25, 50, 75, 100)
+        element("path", d=f"M{tick} 0V{height}", class_="grid") for tick in (0, 25, 50, 75, 100)
     ]
     for row, (name, interval) in enumerate(marks):
         y = 8 + 12 * row
@@ -101,13 +101,13 @@ def interval_chart(marks: Sequence[tuple[str, Interval]], *, summary: str) -> Ma
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten) that enclose low..high."""
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) that enclose low..high."""
     if not high > low:
         pad = abs(low) / 2 or 0.5
         low, high = low - pad, high + pad
     rough = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(k * step, 12) for k in range(first, last + 1)]
 
@@ -155,15 +155,11 @@ def _value_axis(ticks: Sequence[float], place: Callable[[float], float], number:
 
 
 def _step_axis(first: float, last: float, place: Callable[[float], float]) -> Markup:
-    inner = [tick for tick in nice_ticks(first, last, 5) if first <= tick <= last]
-    labels = [
-        element("text", f"{tick:,.0f}", x=round(place(tick), 1), y=HEIGHT - 8, text_anchor="middle")
-        for tick in inner
-        if tick == int(tick) and place(tick) < WIDTH - RIGHT - 8
-    ]
-    labels.append(
-        element("text", "step", x=WIDTH - RIGHT, y=HEIGHT - 8, text_anchor="end")
-        if not inner or place(inner[-1]) < WIDTH - RIGHT - 50
-        else Markup("")
-    )
+    inner = [tick for tick in nice_ticks(first, last, 5) if first <= tick <= last - 1e-9]
+    whole = [tick for tick in inner if tick == int(tick)] or [first]
+    labels = []
+    for number, tick in enumerate(whole):
+        text = f"step {tick:,.0f}" if number == 0 else f"{tick:,.0f}"
+        x = round(place(tick), 1)
+        labels.append(element("text", text, x=x, y=HEIGHT - 8, text_anchor="middle"))
     return join(*labels)

@@ -101,7 +101,8 @@ def print_summary(report: Report, console: Console | None = None) -> None:
     out = console if console is not None else Console()
     evaluation = report.evaluation
     score = evaluation.accuracy
-    title = f"{escape(report.title)}: {score.n} held-out questions, {score.clusters} studies"
+    size = f"{score.n} held-out questions, {score.clusters} {report.clusters}"
+    title = escape(f"{report.title}: {size}")
     table = Table(title=title, title_justify="left")
     for name in ("", "accuracy", "95% interval", "with image minus this"):
         table.add_column(name, justify="left" if name == "" else "right")
@@ -125,12 +126,12 @@ def _body(report: Report) -> tuple[Markup, Markup, Markup]:
     )
     main = element(
         "main",
-        sections.lead(report.evaluation),
+        sections.lead(report.evaluation, report.clusters),
         element(
             "div",
             sections.headline(report.evaluation),
-            sections.reward(report.reward),
             sections.by_task(report.evaluation),
+            sections.reward(report.reward, report.clusters),
             class_="tables",
         ),
         sections.curves(report),

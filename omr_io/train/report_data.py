@@ -63,6 +63,7 @@ class Report:
         throughput: of the run.
         config: the run configuration as text (YAML).
         examples: see `choose_items`.
+        clusters: what the items' clusters are, in plural: "studies", or "images" by image hash.
         facts: further lines for the end of the page ({"torch": "2.13.0", "seed": "0"}).
     """
 
@@ -74,6 +75,7 @@ class Report:
     throughput: Throughput
     config: str
     examples: Sequence[Example] = ()
+    clusters: str = "studies"
     facts: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -12,6 +12,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
+def percent_tick(share: float) -> str:
+    """Without needless digits, for an axis: 0.25 -> "25%", 0.005 -> "0.5%"."""
+    return f"{100 * share:.4g}%"
+
+
 def percent_interval(interval: Interval) -> str:
     """The ends of an interval of shares: "66.0% to 76.2%"."""
     return f"{percent(interval.low)} to {percent(interval.high)}"
@@ -40,8 +45,9 @@ def plain_interval(interval: Interval) -> str:
 
 
 def p_value(p: float) -> str:
-    """ "p = 0.012" or "p < 0.001"."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    """ "p = 0.012" or "p < 0.001", with spaces that do not break."""
+    words = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from omr_io.train.charts import ends, interval_chart, line_chart
 from omr_io.train.evaluate import Evaluation, RewardChange, TaskScore
@@ -16,6 +16,7 @@ from omr_io.train.report_format import (
     p_value,
     percent,
     percent_interval,
+    percent_tick,
     plain,
     plain_interval,
     points,
@@ -23,31 +24,44 @@ from omr_io.train.report_format import (
 from omr_io.train.statistics import Interval
 from omr_io.types import UInt8Array
 
+BEYOND = "With image minus this, points"
+
 THUMBNAIL = 400
 """Longest side of an image on the page, in pixels."""
 
-CURVES: tuple[tuple[str, str, str, Callable[[float], str], float | None, float | None], ...] = (
-    ("sft", "loss", "SFT loss per label token", plain, 0.0, None),
-    ("sft", "held_out_accuracy", "SFT accuracy on held-out questions", percent, 0.0, 1.0),
-    ("rl", "reward", "RL mean reward of rollouts", plain, 0.0, None),
-    ("rl", "accuracy", "RL accuracy of rollouts", percent, 0.0, 1.0),
-    ("rl", "held_out_accuracy", "RL accuracy on held-out questions", percent, 0.0, 1.0),
-    ("sft", "tokens_per_second", "SFT real tokens per second", plain, 0.0, None),
-    ("sft", "packing_efficiency", "SFT packing efficiency", percent, 0.0, 1.0),
-    ("sft", "data_wait_share", "SFT share of time waiting for data", percent, 0.0, None),
-    ("sft", "gradient_norm", "SFT gradient norm", plain, 0.0, None),
-    ("rl", "completion_tokens", "RL tokens per completion", plain, 0.0, None),
-    ("rl", "gradient_norm", "RL gradient norm", plain, 0.0, None),
+
+@dataclass(frozen=True, slots=True)
+class CurveStyle:
+    """A metric of the history that gets a chart: how it is written, and what its axis takes in."""
+
+    phase: str
+    metric: str
+    title: str
+    shares: bool = False
+    ceiling: float | None = None
+
+
+CURVES = (
+    CurveStyle("sft", "loss", "SFT loss per label token"),
+    CurveStyle("sft", "held_out_accuracy", "SFT held-out accuracy", True, 1.0),
+    CurveStyle("rl", "reward", "RL mean reward of rollouts"),
+    CurveStyle("rl", "accuracy", "RL accuracy of rollouts", True, 1.0),
+    CurveStyle("rl", "held_out_accuracy", "RL held-out accuracy", True, 1.0),
+    CurveStyle("sft", "tokens_per_second", "SFT real tokens per second"),
+    CurveStyle("sft", "packing_efficiency", "SFT packing efficiency", True, 1.0),
+    CurveStyle("sft", "data_wait_share", "SFT time waiting for data", True),
+    CurveStyle("sft", "gradient_norm", "SFT gradient norm"),
+    CurveStyle("rl", "completion_tokens", "RL tokens per completion"),
+    CurveStyle("rl", "gradient_norm", "RL gradient norm"),
 )
-"""phase, metric, title, how its values are written, floor and ceiling of the value axis."""
 
 
-def lead(evaluation: Evaluation) -> Markup:
+def lead(evaluation: Evaluation, clusters: str) -> Markup:
     """The result in two sentences, so worded that it cannot claim more than the figures."""
     score = evaluation.accuracy
     first = (
-        f"On {score.n} held-out questions from {score.clusters} studies the model answers "
-        f"{percent(score.mean)} correctly (95% interval {percent_interval(score)})."
+        f"On {score.n} held-out questions from {score.clusters} {clusters} the model "
+        f"answers {percent(score.mean)} correctly (95% interval {percent_interval(score)})."
     )
     if evaluation.majority is None or evaluation.blind is None:
         return element("p", first, class_="lead")
@@ -75,7 +89,7 @@ def headline(evaluation: Evaluation) -> Markup:
         over = evaluation.over_majority
         beyond = f"{points(over.interval)}, {p_value(over.p)}" if over else ""
         rows.append(_headline_row("majority", "Most frequent letter", evaluation.majority, beyond))
-    head = _table_head("Answered", "Accuracy", "95% interval", "With image minus this, points")
+    head = _table_head("Answered", "Accuracy", "95% interval", BEYOND)
     unparsed = (
         f"{evaluation.unparsed} of {evaluation.accuracy.n} completions with the image held no "
         "answer; they count as wrong."
@@ -96,7 +110,7 @@ def by_task(evaluation: Evaluation) -> Markup:
     return element("div", element("table", caption, head, element("tbody", *rows)), class_="card")
 
 
-def reward(change: RewardChange | None) -> Markup:
+def reward(change: RewardChange | None, clusters: str) -> Markup:
     """Mean reward before and after RL."""
     if change is None:
         return Markup("")
@@ -105,15 +119,16 @@ def reward(change: RewardChange | None) -> Markup:
         ("After RL", plain_interval(change.end)),
         ("Change", f"{plain_interval(change.change.interval)}, {p_value(change.change.p)}"),
     ]
+    cells = [element("div", element("dt", name), element("dd", text)) for name, text in tiles]
     words = (
-        f"On the same {change.start.n} held-out prompts from {change.start.clusters} studies, "
+        f"On the same {change.start.n} held-out prompts from {change.start.clusters} {clusters}, "
         "with 95% intervals."
     )
     return element(
         "div",
         element("h3", "Mean reward before and after RL"),
         element("p", words, class_="quiet"),
-        _facts(tiles),
+        element("dl", *cells, class_="row"),
         class_="card",
     )
 
@@ -121,17 +136,26 @@ def reward(change: RewardChange | None) -> Markup:
 def curves(report: Report) -> Markup:
     """One card a metric that the history has at least twice."""
     cards = []
-    for phase, metric, title, number, floor, ceiling in CURVES:
-        steps, values = curve(report.history, phase, metric)
+    for style in CURVES:
+        steps, values = curve(report.history, style.phase, style.metric)
         if len(values) < 2:
             continue
+        number, tick = (percent, percent_tick) if style.shares else (plain, plain)
         start, end = ends(values)
         caption = element(
             "figcaption",
-            element("h3", title),
+            element("h3", style.title),
             element("span", f"{number(start)} → {number(end)}", class_="numbers"),
         )
-        chart = line_chart(steps, values, title=title, number=number, floor=floor, ceiling=ceiling)
+        chart = line_chart(
+            steps,
+            values,
+            title=style.title,
+            number=number,
+            tick=tick,
+            floor=0.0,
+            ceiling=style.ceiling,
+        )
         cards.append(element("figure", caption, chart, class_="card"))
     if not cards:
         return Markup("")
@@ -181,10 +205,10 @@ def examples(shown: tuple[Example, ...], total: int) -> Markup:
 def configuration(report: Report) -> Markup:
     """Folded: the run configuration, facts, and how the figures are made."""
     method = (
-        "Intervals resample whole studies (cluster bootstrap with the correction for few "
-        "clusters) and are never narrower than Wilson's; p is of a test that flips the sign of "
-        "whole studies. The most frequent letter is that of the train split, for each number of "
-        "options."
+        f"Intervals resample whole {report.clusters} (cluster bootstrap with the correction for "
+        "few clusters) and are never narrower than Wilson's; p is of a test that flips the sign "
+        f"of whole {report.clusters}. The most frequent letter is that of the train split, for "
+        "each number of options."
     )
     return join(
         element("h2", "Run"),
@@ -222,7 +246,7 @@ def _headline_row(name: str, label: str, interval: Interval, beyond: str) -> Mar
         element("th", _key(name), label, scope="row"),
         element("td", element("strong", percent(interval.mean)), class_="numbers"),
         element("td", percent_interval(interval), class_="numbers", data_label="95%"),
-        element("td", beyond, data_label="With image minus this:") if beyond else element("td"),
+        element("td", beyond, data_label=BEYOND) if beyond else element("td"),
         element("td", interval_chart([(name, interval)], summary=summary), class_="wide"),
     )
 
@@ -238,27 +262,28 @@ def _task_row(task: TaskScore) -> Markup:
     return element(
         "tr",
         element("th", task.task or "(no task)", scope="row"),
-        element("td", count, class_="numbers", data_label="Questions"),
-        _score_cell("image", task.accuracy),
-        _score_cell("blind", task.blind) if task.blind else element("td"),
+        element("td", count, class_="numbers count", data_label="Questions"),
+        _score_cell("image", "With image", task.accuracy),
+        _score_cell("blind", "Without image", task.blind) if task.blind else element("td"),
         element("td", interval_chart(marks, summary="; ".join(words)), class_="wide"),
     )
 
 
-def _score_cell(name: str, interval: Interval) -> Markup:
+def _score_cell(name: str, label: str, interval: Interval) -> Markup:
     return element(
         "td",
         _key(name),
         percent(interval.mean),
         " ",
         element("small", f"({percent_interval(interval)})"),
-        class_="numbers",
+        class_="numbers score",
+        data_label=label,
     )
 
 
-def _facts(rows: list[tuple[str, str]]) -> Markup:
+def _facts(rows: list[tuple[str, str]], kind: str = "facts") -> Markup:
     cells = [join(element("dt", name), element("dd", value)) for name, value in rows]
-    return element("dl", *cells, class_="facts")
+    return element("dl", *cells, class_=kind)
 
 
 def _example(example: Example) -> Markup:
@@ -280,7 +305,7 @@ def _example(example: Example) -> Markup:
             class_="head",
         ),
         element("p", example.question, class_="question"),
-        _facts(facts),
+        _facts(facts, "facts short"),
         element(
             "pre", item.completion or "(empty)", class_="completion", tabindex="0",
             role="region", aria_label="Completion",

@@ -32,7 +32,8 @@ p { margin: 0 0 12px; max-width: 70ch; }
 .after { margin: 12px 0 0; }
 .eyebrow { color: var(--quiet); font-size: 14px; margin: 0 0 6px; }
 .lead { font-size: 18px; margin-top: 24px; }
-h1, h2, h3, p, td, th, dd, li, pre { overflow-wrap: anywhere; }
+h1, h2, h3, p, td, th, dd, li, pre { overflow-wrap: break-word; }
+.example, dl, pre { overflow-wrap: anywhere; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 16px; }
 .numbers { font-variant-numeric: tabular-nums; white-space: nowrap; }
 
@@ -40,13 +41,16 @@ table { width: 100%; border-collapse: collapse; margin: 0; }
 caption { text-align: left; font-weight: 600; padding: 0 0 8px; }
 th, td { text-align: left; padding: 7px 16px 7px 0; font-weight: 400; vertical-align: middle; }
 th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--quiet); font-size: 13px; padding-top: 0; }
+thead th { color: var(--quiet); font-size: 13px; padding-top: 0; white-space: nowrap; }
 tbody tr { border-top: 1px solid var(--rule); }
-tbody th { font-weight: 500; }
-td.wide, th.wide { width: 42%; }
+tbody th { font-weight: 500; min-width: 11em; white-space: nowrap; }
+td.wide, th.wide { width: 34%; min-width: 220px; }
 td small { color: var(--quiet); font-size: 13px; }
 .tables { display: grid; gap: 16px; margin-top: 16px; }
-.scale { display: flex; justify-content: space-between; }
+.scale { display: flex; justify-content: space-between; padding: 0 1%; }
+.scale span { width: 0; display: flex; justify-content: center; }
+.scale span:first-child { justify-content: flex-start; }
+.scale span:last-child { justify-content: flex-end; }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 5px; margin-right: 8px; }
 .key.image { background: var(--image); }
 .key.blind { background: var(--blind); }
@@ -54,10 +58,6 @@ td small { color: var(--quiet); font-size: 13px; }
 
 svg { display: block; width: 100%; }
 svg .grid { stroke: var(--rule); stroke-width: 1; fill: none; vector-effect: non-scaling-stroke; }
-svg .middle {
-  stroke: var(--majority); stroke-width: 1; stroke-dasharray: 2 3; fill: none;
-  vector-effect: non-scaling-stroke;
-}
 .chart { height: auto; margin-top: 8px; }
 .chart text { fill: var(--quiet); font-size: 11px; font-variant-numeric: tabular-nums; }
 .chart .raw { fill: none; stroke: var(--raw); stroke-width: 1; stroke-linejoin: round; }
@@ -73,10 +73,13 @@ svg .middle {
 .intervals .majority { stroke: var(--majority); }
 
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
-figure { margin: 0; }
+figure { margin: 0; display: flex; flex-direction: column; justify-content: space-between; }
 figcaption { display: flex; justify-content: space-between; gap: 12px; align-items: baseline; }
 figcaption .numbers { color: var(--quiet); font-size: 14px; }
 
+dl.row { display: flex; flex-wrap: wrap; gap: 8px 48px; margin: 0; }
+.row dt { color: var(--quiet); font-size: 13px; }
+.row dd { margin: 0; font-variant-numeric: tabular-nums; }
 dl.tiles {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px;
   margin: 16px 0 0;
@@ -95,9 +98,6 @@ dl.tiles {
 .example .no-image { color: #c3cad2; display: grid; place-items: center; font-size: 14px; }
 .example .inner { padding: 12px 16px 16px; font-size: 14px; line-height: 1.45; }
 .example .question { white-space: pre-wrap; margin: 8px 0; }
-.example dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 12px; margin: 0 0 8px; }
-.example dt { color: var(--quiet); }
-.example dd { margin: 0; }
 .badge {
   display: inline-block; border-radius: 4px; padding: 1px 8px; font-weight: 600;
   font-size: 13px;
@@ -121,6 +121,7 @@ details { margin-top: 12px; }
 summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 details .card { margin-top: 8px; overflow-x: auto; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; }
+dl.facts.short { gap: 2px 12px; margin-bottom: 10px; }
 .facts dt { color: var(--quiet); }
 .facts dd { margin: 0; }
 
@@ -134,13 +135,19 @@ dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px;
   th, td { padding: 0; }
   thead th.wide { width: 100%; padding-top: 0; }
   tbody tr { padding: 8px 0; }
-  tbody th { width: 100%; }
+  tbody th { width: 100%; min-width: 0; white-space: normal; }
+  tbody th:has(+ td.count) { width: auto; flex: 1; }
+  td.score { width: 100%; }
   td.wide { width: 100%; padding-top: 4px; order: 9; }
   td[data-label]::before { content: attr(data-label) " "; color: var(--quiet); font-size: 13px; }
+  td.score::before { display: inline-block; min-width: 8.3em; }
   td:empty { display: none; }
-  dl.facts { grid-template-columns: 1fr; gap: 0; }
-  .facts dd { margin-bottom: 8px; }
-  dl.tiles { grid-template-columns: 1fr 1fr; }
+  dl.facts:not(.short) { grid-template-columns: 1fr; gap: 0; }
+  .facts:not(.short) dd { margin-bottom: 8px; }
+  dl.row { display: flex; flex-wrap: wrap; gap: 8px 48px; margin: 0; }
+.row dt { color: var(--quiet); font-size: 13px; }
+.row dd { margin: 0; font-variant-numeric: tabular-nums; }
+dl.tiles { grid-template-columns: 1fr 1fr; }
 }
 @media print {
   :root { --page: #fff; --card: #fff; --text: #000; --quiet: #444; --rule: #bbb; }
