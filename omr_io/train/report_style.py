@@ -154,7 +154,7 @@ dl.tiles { grid-template-columns: 1fr 1fr; }
   body { font-size: 11pt; }
   header, main, footer { max-width: none; padding-left: 0; padding-right: 0; }
   .card, figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; }
+  h2, h2 + .quiet { break-after: avoid; }
   .completion { max-height: none; }
   details::details-content { content-visibility: visible; display: block; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
