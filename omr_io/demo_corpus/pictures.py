@@ -76,7 +76,9 @@ def draw(
         None when the crop shows too little, or its lead is under the margin once stored.
     """
     pixels = _crop(view.pixels, *_SCALES[task], rng)
-    pixels = _resize(pixels, rng)
+    if task in ("quadrant", "half", "inversion") and rng.random() < 0.5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    pixels = _resize(np.ascontiguousarray(pixels), rng)
     if pixels.std() < MIN_CONTRAST or (task == "inversion" and not shows_background(pixels)):
         return None
     if task in ("quadrant", "half"):

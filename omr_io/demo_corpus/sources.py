@@ -2,8 +2,8 @@
 
 Two tables decide, so that the corpus is the same on every machine. `SHIPPED` names every file
 taken, one study a line; `LEFT_OUT` says why the other files of the same folders are not. All of
-them were looked at. Only files that pydicom, NumPy and Pillow decode by themselves are taken: lossless JPEG
-and JPEG-LS need plugins, some of them under the GPL.
+them were looked at. Only files that pydicom, NumPy and Pillow decode by themselves are taken:
+lossless JPEG and JPEG-LS need plugins, some of them under the GPL.
 """
 
 from __future__ import annotations
