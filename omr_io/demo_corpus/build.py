@@ -137,7 +137,6 @@ def _make(row: Row, split: Split, number: int, seed: int, used: set[bytes]) -> d
         "study": study.name,
         "task": row.task,
         "modality": study.modality or "unknown",
-        "num_options": item.num_options,
     }
     return made | (rubric(_fact(row), item, name) if split == "test" else {})
 

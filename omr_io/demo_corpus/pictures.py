@@ -59,11 +59,10 @@ _MIRRORED: dict[str, str] = {"left": "right", "right": "left", "upper": "lower",
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """An encoded image and its Pillow mode as stored."""
+    """An encoded image and the extension of its format, without the dot."""
 
     data: bytes
     suffix: str
-    mode: str
 
 
 def draw(
@@ -158,4 +157,4 @@ def _encode(pixels: UInt8Array, storage: Storage, rng: np.random.Generator) -> D
     kind = "JPEG" if storage.startswith("jpeg") else "PNG"
     stored = io.BytesIO()
     picture.save(stored, kind, **options)
-    return Drawing(stored.getvalue(), "jpg" if kind == "JPEG" else "png", picture.mode)
+    return Drawing(stored.getvalue(), "jpg" if kind == "JPEG" else "png")
