@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -236,9 +237,9 @@ def test_the_plan_need_not_know_the_mode(decoder: Decoder) -> None:
 
 def test_results_are_not_overwritten_by_later_calls(decoder: Decoder) -> None:
     images = [encode(photograph(64, 80, seed), "JPEG") for seed in range(4)]
-    first = decode(decoder, images[:2])
-    decode(decoder, images[2:])
-    assert_equal(first, images[:2])
+    results = [decode(decoder, images[k : k + 2]) for k in (0, 2, 1, 0, 2)]
+    for k, result in zip((0, 2, 1, 0, 2), results, strict=True):
+        assert_equal(result, images[k : k + 2])
 
 
 def test_no_images_and_more_than_a_batch(decoder: Decoder) -> None:
@@ -279,6 +280,19 @@ def test_dali_decodes_jpegs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == ["png"]
     decoder.close()
     decoder.close()
+
+
+def test_decoders_survive_a_fork(decoder: Decoder) -> None:
+    images = [encode(photograph(20, 30, seed), "JPEG") for seed in range(3)]
+    assert_equal(decode(decoder, images), images)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=lambda: assert_equal(decode(decoder, images), images))
+    child.start()
+    child.join(30)
+    code = child.exitcode
+    child.kill()
+    assert code == 0
+    assert_equal(decode(decoder, images), images)
 
 
 def test_make_decoder_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -350,6 +350,18 @@ def test_columns_equal_scalars_at_every_half(vision: VisionConfig) -> None:
     assert (plain < vision.min_pixels).any()
 
 
+@pytest.mark.parametrize("size", [(50, 9000), (9000, 50), (28, 5600), (14, 1400)])
+def test_a_shrunk_side_keeps_one_image_token(size: tuple[int, int]) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as theirs
+
+    vision = VisionConfig("qwen2_vl", 14, min_pixels=28 * 28, max_pixels=28 * 28 * 40)
+    expected = theirs(*size, 28, vision.min_pixels, vision.max_pixels)
+    assert min(expected) == 28
+    assert smart_resize(*size, vision) == expected
+    grid = image_grid_thw_from_sizes(*np.array(size).reshape(2, 1), vision)
+    assert tuple(grid[0, 1:] * 14) == expected
+
+
 def test_too_narrow_is_an_error_that_names_the_row() -> None:
     vision = VISIONS[0]
     with pytest.raises(ImageError) as caught:

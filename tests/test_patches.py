@@ -104,8 +104,10 @@ def test_installed_pillow_resizes_in_the_order_we_say() -> None:
     """A Pillow release that changes the order of the passes, or the filter, fails here."""
     rng, differ = np.random.default_rng(3), 0
     other = "pillow-13" if installed_pass_order() == "horizontal-first" else "horizontal-first"
-    for _ in range(200):
-        (height, width), (to_height, to_width) = rng.integers(1, 150, (2, 2)).tolist()
+    cases = rng.integers(1, 150, (200, 4)).tolist()
+    # Around the boundary of the rule, H - h = 2 (W - w).
+    cases += [(90, 80, 90 - 2 * k + d, 80 - k) for k in range(1, 30, 4) for d in (-1, 0, 1)]
+    for height, width, to_height, to_width in cases:
         pixels = random_pixels(rng, height, width)
         result = resize(pixels, to_height, to_width, VisionConfig())
         expected = reference.resize_bicubic(pixels, to_height, to_width, installed_pass_order())
