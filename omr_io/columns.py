@@ -82,8 +82,10 @@ def find_columns(
     found = {"image": image, "question": first("question"), "answer": first("answer")}
     if need_reasoning:
         found["reasoning"] = reasoning
-    _check_present(found, kept, where)
     axes = tuple(axis for axis in AXES if axis in kept)
+    if axes:  # a misspelt axis must not vanish among the extra columns
+        found |= {axis: first(axis) for axis in AXES}
+    _check_present(found, kept, where)
     taken = {image, "question", "answer", reasoning, "id", *axes}
     columns = Columns(
         image=str(image),

@@ -21,7 +21,7 @@ from omr_io.types import Record, Refusal
 
 __all__ = ["ReadOptions", "count_rows", "list_sources", "read_parquet", "source_fingerprint"]
 
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES = 8 << 20
 _MAX_BATCH_ROWS = 1024
 _CORRUPT = "The file is corrupt: fetch or write it again"
 
@@ -31,11 +31,15 @@ def read_parquet(
 ) -> Iterator[tuple[int, Record | Refusal]]:
     """Read one Parquet file of OpenMedReason's schema, row by row.
 
-    Memory is bounded by some 16 MiB of rows (or one row, if larger) and Parquet's own pages, not
-    by the file or its row groups. Columns: image (struct<bytes, path>; or images: a list of them,
-    may be empty), question, answer, reasoning (or reasoning_trace), and optionally id (string or
-    integer), perception, knowledge and rationale; every other column goes to `Record.extra` as
-    plain JSON values (dates, times and decimals as text; NaN and infinities as None).
+    Memory is bounded by some 8 MiB of rows (or one row, if larger) and the current Parquet page of
+    each column, a few times over, not by the file or its row groups. (Writers may make pages
+    large: pyarrow puts at least 1024 values in one unless told otherwise.)
+
+    Columns: image (struct<bytes, path>; or images: a list of them, may be empty), question, answer,
+    reasoning (or reasoning_trace), and optionally id (string or integer) and all of perception,
+    knowledge and rationale (lists of units, or JSON text); every other column goes to
+    `Record.extra` as plain JSON values (dates, times and decimals as text; NaN and infinities as
+    None). The answer becomes a bare letter; question and reasoning stay as they stand.
 
     Without an id column, row 17 of train-00000.parquet has the id "train-00000-00000017": the
     file name without its suffix, a hyphen, the row number from 0 in at least eight digits.
