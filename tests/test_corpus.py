@@ -463,6 +463,7 @@ def test_image_root_resolves_bare_names(tmp_path: Path) -> None:
         ("sub/../../secret.jpg", "image-outside-root"),
         ("sub/../a.jpg", "image-outside-root"),
         ("ABSOLUTE", "image-outside-root"),
+        ("ABSOLUTE INSIDE", "image-outside-root"),
         ("out.jpg", "image-outside-root"),
         ("outdir/secret.jpg", "image-outside-root"),
         ("loop.jpg", "unreadable-image"),
@@ -487,7 +488,8 @@ def test_image_root_lets_nothing_out(tmp_path: Path, name: str, reason: str) -> 
     (root / "outdir").symlink_to(tmp_path)
     (root / "loop.jpg").symlink_to("loop.jpg")
     os.mkfifo(root / "pipe")
-    path = image_file(tmp_path, str(secret) if name == "ABSOLUTE" else name)
+    absolute = {"ABSOLUTE": str(secret), "ABSOLUTE INSIDE": str(root / "a.jpg")}
+    path = image_file(tmp_path, absolute.get(name, name))
     item = refusal(path, image_root=root, max_image_bytes=100)
     assert item.reason == reason
     assert len(item.detail) < 400
@@ -712,6 +714,8 @@ def test_list_sources_takes_files_folders_and_globs(tmp_path: Path) -> None:
     assert list_sources([files[0]]) == (files[0],)
     assert list_sources([files[2], str(files[0]), folder]) == ordered
     assert list_sources(folder / "readme.txt") == (folder / "readme.txt",)
+    (tmp_path / "linked").symlink_to(folder)
+    assert list_sources([folder, tmp_path / "linked"]) == ordered
     odd = tmp_path / "[x]"
     odd.mkdir()
     inside = write(odd / "a.parquet", [GOOD])
@@ -760,6 +764,10 @@ def test_the_fingerprint_follows_names_sizes_and_footers_only(tmp_path: Path) ->
     renamed.write_bytes(path.read_bytes())
     assert source_fingerprint([renamed]) != first
     assert source_fingerprint([path, renamed]) not in (first, source_fingerprint([renamed, path]))
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    path.write_bytes(data[:footer] + b"junk" + data[footer:])  # another size, the same footer
+    assert source_fingerprint([path]) != first
     write(path, [GOOD] * 4)
     assert source_fingerprint([path]) != first
     write(path, [GOOD, GOOD, {**GOOD, "answer": "B"}])  # same size, other statistics
