@@ -50,7 +50,8 @@ def read_parquet(
 
     Returns:
         An iterator of (row number from 0, Record or Refusal), one for each row, in order. The
-        file and its schema are checked before this function returns.
+        file and its schema are checked before this function returns; no file stays open until
+        the iterator starts.
 
     Raises:
         SourceError: the file is missing, cut short or not Parquet; a column is missing or has a
@@ -58,6 +59,12 @@ def read_parquet(
     """
     options = options or ReadOptions()
     path = Path(path)
+    _open(path, options)[0].close()
+    return _rows(path, options)
+
+
+def _open(path: Path, options: ReadOptions) -> tuple[Any, Columns]:
+    """The opened ParquetFile and its columns, checked."""
     file = open_parquet(path)
     try:
         columns = find_columns(
@@ -72,12 +79,12 @@ def read_parquet(
     except SourceError:
         file.close()
         raise
-    return _rows(path, file, columns, options)
+    return file, columns
 
 
-def _rows(
-    path: Path, file: Any, columns: Columns, options: ReadOptions
-) -> Iterator[tuple[int, Record | Refusal]]:
+def _rows(path: Path, options: ReadOptions) -> Iterator[tuple[int, Record | Refusal]]:
+    # Opened only now: a caller may hold the iterators of thousands of files, checked, at once.
+    file, columns = _open(path, options)
     names = list(columns.casts)
     row = 0
     with file:

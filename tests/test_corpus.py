@@ -688,6 +688,7 @@ def test_a_reader_that_stops_early_leaves_no_file_open(tmp_path: Path) -> None:
         return [str(link.readlink()) for link in links if link.is_symlink()]
 
     rows = read_parquet(path)
+    assert str(path) not in opened()
     next(rows)
     assert str(path) in opened()
     rows.close()  # type: ignore[attr-defined]
