@@ -349,6 +349,7 @@ def test_check_accepts_the_template_it_implements(folder: Path, tmp_path: Path) 
         ("<|vision_start|>", "Picture: <|vision_start|>"),
         ("{{- '<|im_end|>\\n' }}", "{{- '<|im_end|>' }}"),
         ("<|image_pad|>", "<image>"),
+        ("<|vision_start|>", "<|vision_pad|>"),  # as many ids, but others
         ("{%- if message.content is string %}", "{%- if undefined_thing.x is string %}"),
     ],
 )
