@@ -214,12 +214,15 @@ class AtomicFile(io.RawIOBase):
             self._file = self._temporary.open("wb", buffering=1 << 20)
 
     def writable(self) -> bool:
+        """True: `io` asks."""
         return True
 
     def tell(self) -> int:
+        """Bytes written."""
         return self.num_bytes
 
     def write(self, data: Buffer, /) -> int:
+        """Write all of `data`."""
         view = memoryview(data).cast("B")
         with writing(self.path):
             self._file.write(view)
@@ -242,6 +245,7 @@ class AtomicFile(io.RawIOBase):
         self.close()
 
     def close(self) -> None:
+        """Close, and remove the file unless it was committed."""
         if not self.closed and not self._file.closed:
             with suppress(OSError):  # what could not be flushed is thrown away
                 self._file.close()

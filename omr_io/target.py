@@ -66,7 +66,7 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
             )
     elif not (folder / MARKER_NAME).exists():
         with writing(folder):
-            others = [name for name in os.listdir(folder) if not name.startswith(".")]
+            others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if others:
             raise ConfigError(
                 f"{folder} is not empty and holds no shard set, for example {min(others)}",
@@ -110,9 +110,9 @@ def _remove_old(folder: Path, split: str, marker: int) -> None:
         rf"((?:{names})-\d{{6,}}\.(?:tar|idx)|{INDEX_NAME}|{REJECTS_NAME}|{MANIFEST_NAME})"
         rf"(?:{re.escape(TEMPORARY_SUFFIX)})?"
     )
-    for name in os.listdir(folder):
-        if name in files or own.fullmatch(name):
-            (folder / name).unlink()
+    for path in list(folder.iterdir()):
+        if path.name in files or own.fullmatch(path.name):
+            path.unlink()
     fsync_folder(folder)
 
 
