@@ -88,9 +88,7 @@ class ShardSet:
         storage = LocalStorage(folder)
         for shard in manifest.shards:
             _check_size(storage, shard.name, shard.bytes)
-        shards = cls(manifest, _read_index(folder, manifest, storage), storage, folder)
-        shards._check_counts()
-        return shards
+        return open_index(folder, manifest)
 
     def _check_counts(self) -> None:
         counted = np.bincount(self.sample_shards, minlength=len(self.shard_names)).tolist()
@@ -214,6 +212,18 @@ class ShardSet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self._path, self.fingerprint)
+
+
+def open_index(folder: Path, manifest: Manifest) -> ShardSet:
+    """Open a set without looking at its shards; `ShardSet.open` is what readers want.
+
+    Raises:
+        IntegrityError: the index is missing, broken, or not the manifest's.
+    """
+    storage = LocalStorage(folder)
+    shards = ShardSet(manifest, _read_index(folder, manifest, storage), storage, folder)
+    shards._check_counts()
+    return shards
 
 
 def _reopen(path: Path, fingerprint: str) -> ShardSet:
