@@ -47,6 +47,7 @@ def pack_kernel(
     IGNORE_INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One block of positions of every output; see `pack` for shapes and dtypes."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < num_positions
 

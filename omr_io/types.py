@@ -160,8 +160,8 @@ class PackedArrays:
 
     Attributes:
         input_ids: (B, T) int64; a pack's samples one after the other, then the padding id.
-        labels: (B, T) int64, unshifted; IGNORE_INDEX on tokens without a loss, image tokens, padding
-            and the first token of each sample.
+        labels: (B, T) int64, unshifted; IGNORE_INDEX on tokens without a loss, image tokens,
+            padding and the first token of each sample.
         position_ids: (4, B, T) int64; row 0 counts from 0 in each segment, rows 1 to 3 are t, h,
             w of M-RoPE.
         mm_token_type_ids: (B, T) int64; 1 on image tokens, else 0.

@@ -215,7 +215,7 @@ def test_no_packs_and_empty_packs(assemble):
     assert made.cu_seqlens.tolist() == [0, 5, 10]
     assert made.max_seqlen == 5
     none = assemble([], seq_len=5)
-    assert none.input_ids_BT.shape == (0, 5)
+    assert none.input_ids.shape == (0, 5)
     assert none.cu_seqlens.tolist() == [0]
 
 
