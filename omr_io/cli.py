@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from omr_io.shards import ConvertProgress, ConvertSummary
     from omr_io.verify import VerifyReport
 
-EXIT_CODES = """Exit codes: 0 done (rows that were refused are named, counted and written to
-rejects.parquet); 1 the data is wrong as a whole; 2 usage; 3 a source cannot be read; 4 writing
-failed; 5 bytes on disk are not what was written; 130 interrupted."""
+EXIT_CODES = (
+    "Exit codes: 0 done (rows that were refused are named, counted and written to "
+    "rejects.parquet); 1 the data is wrong as a whole; 2 usage; 3 a source cannot be read; "
+    "4 writing failed; 5 bytes on disk are not what was written; 130 interrupted."
+)
 
 app = typer.Typer(
     name="omr-io",

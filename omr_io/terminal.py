@@ -57,7 +57,8 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
-        self._next = time.monotonic()
+        # A log gets no line from a command that is done before the first is due.
+        self._next = time.monotonic() + (0 if console.is_terminal else _LINE_SECONDS)
         if console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
