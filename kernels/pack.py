@@ -13,16 +13,21 @@ table, which stays in cache (K is a few hundred).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+
+from omr_io.types import EncodedSample, Int32Array
 
 SPAN_FIELDS = 9
 """Columns of a span, int32: destination (first flat position), source (first token in the buffer),
 text_position, mrope_position (both of its first token), kind, trained (0 or 1), merged grid height,
 merged grid width, segment."""
 
-KIND_TEXT, KIND_IMAGE, KIND_PADDING = 0, 1, 2
+_TEXT, _IMAGE, _PADDING = 0, 1, 2
 
 
 @triton.jit
@@ -42,6 +47,7 @@ def pack_kernel(
     IGNORE_INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One block of positions of every output; see `pack` for shapes and dtypes."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < num_positions
 
@@ -87,6 +93,60 @@ def pack_kernel(
     tl.store(rows + num_positions, t.to(id_type), mask=inside)
     tl.store(rows + 2 * num_positions, h.to(id_type), mask=inside)
     tl.store(rows + 3 * num_positions, w.to(id_type), mask=inside)
+
+
+def span_table(
+    packs: Sequence[Sequence[EncodedSample]], *, seq_len: int, image_token_id: int, merge_size: int
+) -> tuple[Int32Array, Int32Array]:
+    """The host's part: all samples' tokens one after another, and the spans that place them.
+
+    Args:
+        packs: B packs of samples that fit into seq_len tokens.
+
+    Returns:
+        tokens_V (V,) int32 and spans_KF (K, SPAN_FIELDS) int32, ordered by destination.
+    """
+    spans: list[tuple[int, ...]] = []
+    tokens: list[Int32Array] = [np.empty(0, np.int32)]
+    source = segment = 0
+    for number, samples in enumerate(packs):
+        at = number * seq_len
+        for sample in samples:
+            for first, mrope, kind, trained, height, width in _runs(
+                sample, image_token_id, merge_size
+            ):
+                place = (at + first, source + first, first, mrope)
+                spans.append((*place, kind, trained, height, width, segment))
+            tokens.append(sample.input_ids)
+            at += len(sample.input_ids)
+            source += len(sample.input_ids)
+            segment += 1
+        if at < (number + 1) * seq_len:
+            spans.append((at, 0, 0, 0, _PADDING, 0, 1, 1, segment))
+            segment += 1
+    return np.concatenate(tokens), np.asarray(spans, np.int32).reshape(-1, SPAN_FIELDS)
+
+
+def _runs(
+    sample: EncodedSample, image_token_id: int, merge_size: int
+) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(first token, M-RoPE position, kind, trained, height, width) of a sample's runs, in order."""
+    image = sample.input_ids == image_token_id
+    rule = np.where(image, 2, sample.trained.astype(np.int8))
+    starts = [0, *(np.flatnonzero(np.diff(rule)) + 1).tolist()]
+    grids = iter(sample.image_grid_thw.tolist())
+    mrope = 0
+    for first, stop in zip(starts, [*starts[1:], len(rule)], strict=True):
+        if not image[first]:
+            yield first, mrope, _TEXT, int(sample.trained[first]), 1, 1
+            mrope += stop - first
+            continue
+        while first < stop:  # images may follow one another without a token between them
+            frames, height, width = next(grids)
+            height, width = height // merge_size, width // merge_size
+            yield first, mrope, _IMAGE, 0, height, width
+            first += frames * height * width
+            mrope += max(height, width)
 
 
 def pack(

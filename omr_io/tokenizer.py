@@ -47,11 +47,18 @@ class Segment:
         content: a token id, emitted as it stands, or a text, encoded by itself.
         repeat: how many times the id is emitted; image placeholders are one segment. 1 for texts.
         trained: whether its tokens carry a loss.
+
+    Raises:
+        ConfigError: `repeat` is negative, or not 1 for a text.
     """
 
     content: int | str
     repeat: int = 1
     trained: bool = False
+
+    def __post_init__(self) -> None:
+        if self.repeat != 1 and (self.repeat < 0 or isinstance(self.content, str)):
+            raise ConfigError(f"a segment of {self.content!r} cannot repeat {self.repeat} times")
 
 
 class Tokenizer:

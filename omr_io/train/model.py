@@ -1,0 +1,271 @@
+"""Models: the demo model from a configuration, local Hugging Face folders, and the forward pass.
+
+Legend: B packs, T tokens, H hidden width, R rows that carry a label, V vocabulary, P patches,
+D patch width, N images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from omr_io.errors import ConfigError
+from omr_io.train.attention import use_varlen
+from omr_io.train.objectives import token_logprobs
+from omr_io.types import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Qwen3VLForConditionalGeneration
+
+
+class PackedBatch(Protocol):
+    """What the forward pass needs of `omr_io.batches.Batch`."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(B, T) int64, unshifted."""
+
+    @property
+    def num_label_tokens(self) -> int:
+        """Labels that are not IGNORE_INDEX; known on the host."""
+
+    def model_inputs(self) -> dict[str, Any]:
+        """The keyword arguments of the model's forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """The control tokens that a model's configuration names, as ids."""
+
+    image_pad: int
+    video_pad: int
+    vision_start: int
+    vision_end: int
+    eos: int
+    pad: int
+
+    @property
+    def banned(self) -> tuple[int, ...]:
+        """What must never be sampled: an image token without an image breaks the next forward."""
+        return (self.image_pad, self.video_pad, self.vision_start, self.vision_end)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoModelConfig:
+    """A Qwen3-VL small enough for a laptop's CPU: about 1.9 M parameters with 2,000 tokens.
+
+    The field names are those of transformers' Qwen3VLTextConfig and Qwen3VLVisionConfig.
+    `mrope_section` counts frequencies for t, h, w and sums to half the head's width.
+    `num_position_embeddings` is a square: the learned grid is interpolated to each image's own.
+    """
+
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    head_dim: int = 32
+    mrope_section: tuple[int, int, int] = (6, 5, 5)
+    rope_theta: float = 10_000.0
+    max_position_embeddings: int = 8192
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    vision_depth: int = 3
+    vision_hidden_size: int = 96
+    vision_intermediate_size: int = 192
+    vision_num_heads: int = 4
+    deepstack_visual_indexes: tuple[int, ...] = (0, 1)
+    num_position_embeddings: int = 256
+    patch_size: int = 16
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+
+    def __post_init__(self) -> None:
+        if 2 * sum(self.mrope_section) != self.head_dim:
+            raise ConfigError(
+                f"mrope_section {self.mrope_section} must sum to half of head_dim {self.head_dim}"
+            )
+        if round(self.num_position_embeddings**0.5) ** 2 != self.num_position_embeddings:
+            raise ConfigError("num_position_embeddings must be a square")
+
+
+def build_demo_model(
+    vocab_size: int, token_ids: TokenIds, *, seed: int, config: DemoModelConfig | None = None
+) -> Qwen3VLForConditionalGeneration:
+    """A randomly initialised Qwen3-VL in float32 on the CPU, with our attention set (`use_varlen`).
+
+    The same arguments give the same weights; the process' own random state is left as it was.
+
+    Raises:
+        ConfigError: an id is outside the vocabulary, or transformers is missing.
+    """
+    transformers = _transformers()
+    c = config or DemoModelConfig()
+    ids = (token_ids.eos, token_ids.pad, *token_ids.banned)
+    if not all(0 <= i < vocab_size for i in ids):
+        raise ConfigError(f"token ids {ids} are not all inside a vocabulary of {vocab_size}")
+    text = {
+        "vocab_size": vocab_size,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": c.rope_theta,
+            "mrope_section": list(c.mrope_section),
+            "mrope_interleaved": True,
+        },
+        "pad_token_id": token_ids.pad,
+        "eos_token_id": token_ids.eos,
+        **{name: getattr(c, name) for name in _TEXT_FIELDS},
+    }
+    vision = {
+        "depth": c.vision_depth,
+        "hidden_size": c.vision_hidden_size,
+        "intermediate_size": c.vision_intermediate_size,
+        "num_heads": c.vision_num_heads,
+        "out_hidden_size": c.hidden_size,
+        "deepstack_visual_indexes": list(c.deepstack_visual_indexes),
+        **{name: getattr(c, name) for name in _VISION_FIELDS},
+    }
+    full = transformers.Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_ids.image_pad,
+        video_token_id=token_ids.video_pad,
+        vision_start_token_id=token_ids.vision_start,
+        vision_end_token_id=token_ids.vision_end,
+        tie_word_embeddings=c.tie_word_embeddings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Qwen3VLForConditionalGeneration = transformers.Qwen3VLForConditionalGeneration(full)
+    use_varlen(model)
+    return model
+
+
+_TEXT_FIELDS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "initializer_range",
+)  # fmt: skip
+_VISION_FIELDS = (
+    "num_position_embeddings", "patch_size", "spatial_merge_size", "temporal_patch_size",
+    "initializer_range",
+)  # fmt: skip
+
+
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL from a local Hugging Face folder, with our attention set.
+
+    Nothing is downloaded, and only safetensors weights are read.
+
+    Raises:
+        ConfigError: no such folder, or another kind of model.
+    """
+    transformers = _transformers()
+    root = Path(folder)
+    if not (root / "config.json").is_file():
+        raise ConfigError(
+            f"{root} holds no config.json",
+            mend="Give a Hugging Face model folder, such as one written by `export_hf`",
+        )
+    classes = {
+        "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
+        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+        "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
+    }
+    kind = transformers.AutoConfig.from_pretrained(root, local_files_only=True).model_type
+    if kind not in classes:
+        raise ConfigError(f"model_type {kind!r} is not one of {', '.join(sorted(classes))}")
+    model: PreTrainedModel = classes[kind].from_pretrained(
+        root, dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    use_varlen(model)
+    return model
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            "transformers is not installed", mend="pip install 'omr_io[train]'"
+        ) from error
+    return transformers
+
+
+def forward(model: Any, batch: PackedBatch) -> Tensor:
+    """The last hidden states of packs, (B, T, H): before the language-model head.
+
+    A batch without images still runs the vision tower, on a dummy image of 4 x 4 patches whose
+    features are multiplied by zero: its parameters get zero gradients rather than none, and the
+    collectives of sharded training match between ranks.
+    """
+    inputs = dict(batch.model_inputs())
+    # A KV cache makes transformers build a plain causal mask, across samples.
+    inputs["use_cache"] = False
+    pixels = inputs.get("pixel_values")
+    without_images = pixels is None or pixels.shape[0] == 0
+    if without_images:
+        inputs = {name: x for name, x in inputs.items() if not name.startswith("image_")}
+        inputs.pop("pixel_values", None)
+    hidden_BTH: Tensor = model.model(**inputs).last_hidden_state
+    if without_images:
+        hidden_BTH = hidden_BTH + 0.0 * _dummy_image_features(model).to(hidden_BTH.dtype)
+    return hidden_BTH
+
+
+def _dummy_image_features(model: Any) -> Tensor:
+    """The sum of all the vision tower's outputs (deepstack's too) for a 4 x 4 grid of zeros."""
+    vision = model.config.vision_config
+    in_channels = getattr(vision, "in_channels", None) or 3
+    width = in_channels * vision.temporal_patch_size * vision.patch_size**2
+    parameter = next(model.model.visual.parameters())
+    pixels_PD = torch.zeros(16, width, dtype=parameter.dtype, device=parameter.device)
+    grid_N3 = torch.tensor([[1, 4, 4]], device=parameter.device)
+    output = model.model.get_image_features(pixels_PD, grid_N3, return_dict=True)
+    total = torch.cat(tuple(output.pooler_output)).sum()
+    for features in getattr(output, "deepstack_features", None) or ():
+        total = total + torch.cat(tuple(features)).sum()
+    return total
+
+
+def label_rows(labels_BT: Tensor, num_label_tokens: int) -> tuple[Tensor, Tensor]:
+    """Which hidden states predict a label, and what they should predict.
+
+    Row t predicts the label of t + 1. That is safe over flattened packs, since the first token of
+    every sample is never a label.
+
+    Args:
+        labels_BT: (B, T) int64, unshifted, IGNORE_INDEX where there is no loss.
+        num_label_tokens: how many labels there are; from the host, so that nothing syncs.
+
+    Returns:
+        rows_R, targets_R: (R,) int64 into the flattened B * T, and (R,) int64 token ids.
+    """
+    targets = labels_BT.flatten()[1:]
+    rows_R = torch.nonzero_static(targets != IGNORE_INDEX, size=num_label_tokens).squeeze(1)
+    return rows_R, targets[rows_R]
+
+
+def label_logprobs(
+    model: Any,
+    batch: PackedBatch,
+    *,
+    temperature: float = 1.0,
+    banned: tuple[int, ...] = (),
+) -> Tensor:
+    """Log-probabilities of a batch's labels, (R,) float32 in the order of the flattened labels.
+
+    Only rows that carry a label meet the language-model head.
+
+    Args:
+        temperature, banned: as for `token_logprobs`; those of the rollout, for RL.
+    """
+    hidden_BTH = forward(model, batch)
+    rows_R, targets_R = label_rows(batch.labels, batch.num_label_tokens)
+    hidden_RH = hidden_BTH.flatten(0, 1)[rows_R]
+    return token_logprobs(
+        hidden_RH, model.lm_head.weight, targets_R, temperature=temperature, banned=banned
+    )

@@ -1,0 +1,187 @@
+"""Losses: supervised fine-tuning and GRPO, with one global normaliser.
+
+A loss is a sum over this rank's tokens divided by the number of label tokens of the whole step,
+over all ranks and accumulation steps. Gradients then add up to the same however a step is cut.
+
+Legend: R rows that carry a label, H hidden width, V vocabulary, G completions of one prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from omr_io.errors import ConfigError
+
+MAX_LOGITS = 2**26
+"""Logits held at a time, in numbers: 256 MiB of float32."""
+
+
+def token_logprobs(
+    hidden_RH: Tensor,
+    lm_head_weight_VH: Tensor,
+    targets_R: Tensor,
+    *,
+    chunk: int | None = None,
+    temperature: float = 1.0,
+    banned: tuple[int, ...] = (),
+) -> Tensor:
+    """log softmax(hidden @ weight.T / temperature)[target], (R,) float32.
+
+    The logits of at most `chunk` rows exist at a time; with several chunks the backward pass
+    computes them again instead of keeping them.
+
+    Args:
+        hidden_RH: (R, H) the last hidden states of rows that predict a label.
+        targets_R: (R,) int64 token ids.
+        chunk: rows at a time; None keeps to MAX_LOGITS numbers.
+        temperature: the sampler's, above 0.
+        banned: ids with probability 0, the sampler's; no target may be one of them.
+    """
+    if temperature <= 0:
+        raise ConfigError(f"temperature must be above 0, not {temperature}")
+    rows = chunk or max(1, MAX_LOGITS // lm_head_weight_VH.shape[0])
+    if hidden_RH.shape[0] <= rows:
+        return _chunk_logprobs(hidden_RH, lm_head_weight_VH, targets_R, temperature, banned)
+    parts = [
+        checkpoint(
+            _chunk_logprobs, hidden, lm_head_weight_VH, targets, temperature, banned,
+            use_reentrant=False, preserve_rng_state=False,
+        )
+        for hidden, targets in zip(torch.split(hidden_RH, rows), torch.split(targets_R, rows), strict=True)
+    ]  # fmt: skip
+    return torch.cat(parts)
+
+
+def _chunk_logprobs(
+    hidden_RH: Tensor,
+    weight_VH: Tensor,
+    targets_R: Tensor,
+    temperature: float,
+    banned: tuple[int, ...],
+) -> Tensor:
+    logits_RV = (hidden_RH @ weight_VH.to(hidden_RH.dtype).T).float() / temperature
+    if banned:
+        index = torch.tensor(banned, device=logits_RV.device)
+        logits_RV = logits_RV.index_fill(1, index, float("-inf"))
+    return logits_RV.gather(1, targets_R[:, None]).squeeze(1) - logits_RV.logsumexp(1)
+
+
+def sft_loss(logprobs_R: Tensor, global_label_tokens: int) -> Tensor:
+    """Cross entropy: minus the sum of this part's label log-probabilities over the step's labels.
+
+    Args:
+        logprobs_R: (R,) from `label_logprobs`; R may be 0.
+        global_label_tokens: label tokens of the whole optimiser step, all ranks and accumulation
+            steps together. Under data parallelism that *averages* gradients, multiply the loss by
+            the number of ranks.
+
+    Returns:
+        A scalar. Summed over all parts it is the mean loss a label token; so are its gradients,
+        however the step is cut into parts.
+    """
+    _check_count(global_label_tokens)
+    return -logprobs_R.sum() / global_label_tokens
+
+
+def group_advantages(rewards_G: Tensor, *, scale_by_std: bool = True) -> Tensor:
+    """Advantages within a group: reward minus the group's mean, over its standard deviation.
+
+    GRPO (Shao et al. 2024, arXiv:2402.03300, section 4.1.2), with the sample standard deviation
+    plus 1e-4; without scaling it is Dr. GRPO's (Liu et al. 2025, arXiv:2503.20783).
+
+    Args:
+        rewards_G: (..., G) float; a group along the last axis, G at least 2.
+
+    Returns:
+        (..., G); exactly 0 for a group whose rewards are all equal.
+    """
+    if rewards_G.shape[-1] < 2:
+        raise ConfigError(
+            "a group needs at least 2 completions", mend="Set group_size to 2 or more"
+        )
+    # The mean of equal numbers is not always that number in floating point.
+    equal = (rewards_G == rewards_G[..., :1]).all(-1, keepdim=True)
+    advantages = rewards_G - rewards_G.mean(-1, keepdim=True)
+    if scale_by_std:
+        advantages = advantages / (rewards_G.std(-1, keepdim=True) + 1e-4)
+    return advantages.masked_fill(equal, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """A GRPO loss and what to watch; all are scalars, and all but `loss` are detached.
+
+    The shares and means are sums over this part divided by `global_tokens`: add them over parts.
+    """
+
+    loss: Tensor
+    clip_share: Tensor
+    mean_ratio: Tensor
+    kl: Tensor
+
+
+def grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    global_tokens: int,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    beta: float = 0.0,
+    reference_logprobs: Tensor | None = None,
+) -> PolicyLoss:
+    """Token-level clipped policy loss with a global normaliser.
+
+    The sum over tokens of -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + beta KL, over
+    `global_tokens`; r = exp(logprobs - old_logprobs). Clip-higher and the token-level sum are
+    DAPO's (Yu et al. 2025, arXiv:2503.14476); KL is the estimator exp(d) - d - 1 with
+    d = reference - policy (Schulman, "Approximating KL divergence", k3).
+
+    Args:
+        logprobs, old_logprobs, advantages, mask: one shape, or shapes that broadcast to that of
+            `logprobs`. `mask` is True on tokens of completions. `old_logprobs` are detached here.
+        global_tokens: completion tokens of the whole optimiser step, all ranks and parts.
+        beta: weight of KL; above 0 it needs `reference_logprobs`.
+
+    Raises:
+        ConfigError: `beta` and `reference_logprobs` do not fit each other, or a bad count.
+    """
+    _check_count(global_tokens)
+    if (beta > 0) != (reference_logprobs is not None):
+        raise ConfigError(
+            "beta above 0 needs reference_logprobs, and beta 0 must not have them",
+            mend="Give both or neither: a reference model that is not used only costs time",
+        )
+    keep = mask.expand_as(logprobs).bool()
+    # Masked positions may hold anything, even inf: select before the arithmetic, or 0 * inf is NaN.
+    log_ratio = torch.where(keep, logprobs - old_logprobs.detach(), 0.0)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    weight = torch.where(keep, advantages.expand_as(logprobs), 0.0)
+    losses = -torch.minimum(ratio * weight, clipped * weight)
+    kl = torch.zeros_like(ratio)
+    if reference_logprobs is not None:
+        difference = torch.where(keep, reference_logprobs.detach() - logprobs, 0.0)
+        kl = difference.exp() - difference - 1
+        losses = losses + beta * kl
+    changed = keep & (clipped * weight < ratio * weight)
+    return PolicyLoss(
+        loss=torch.where(keep, losses, 0.0).sum() / global_tokens,
+        clip_share=changed.sum() / global_tokens,
+        mean_ratio=torch.where(keep, ratio, 0.0).detach().sum() / global_tokens,
+        kl=kl.detach().sum() / global_tokens,
+    )
+
+
+def _check_count(tokens: int) -> None:
+    if tokens < 1:
+        raise ConfigError(
+            f"a step must have at least one label token, not {tokens}",
+            mend="Skip a step without labels on all ranks",
+        )

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models as tiny
+import torch
+
+from omr_io.errors import ConfigError
+from omr_io.train.attention import use_varlen
+from omr_io.train.model import (
+    DemoModelConfig,
+    TokenIds,
+    build_demo_model,
+    forward,
+    label_logprobs,
+    label_rows,
+    load_model,
+)
+
+IDS = TokenIds(tiny.IMAGE, tiny.VIDEO, tiny.START, tiny.END, tiny.EOS, tiny.PAD)
+
+
+def test_the_demo_model_is_small_and_the_same_for_a_seed() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    a, b, c = (build_demo_model(2000, IDS, seed=s) for s in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 1.5e6 < sum(p.numel() for p in a.parameters()) < 2.1e6
+    pairs = list(zip(a.parameters(), b.parameters(), c.parameters(), strict=True))
+    assert all(torch.equal(x, y) for x, y, _ in pairs)
+    assert any(not torch.equal(x, z) for x, _, z in pairs)
+    assert a.config.image_token_id == tiny.IMAGE
+    rope = a.config.text_config.rope_parameters
+    assert rope["mrope_section"] == [6, 5, 5]
+    assert a.model.language_model.rotary_emb.mrope_section == [6, 5, 5]
+
+
+def test_wrong_configurations_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="vocabulary of 6"):
+        build_demo_model(6, IDS, seed=0)
+    with pytest.raises(ConfigError, match="half of head_dim"):
+        DemoModelConfig(mrope_section=(4, 4, 4))
+    with pytest.raises(ConfigError, match="square"):
+        DemoModelConfig(num_position_embeddings=200)
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match="'llama' is not one of"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_a_folder_gives_the_model_back(family: str, tmp_path: Path) -> None:
+    model = tiny.tiny_model(family).eval()
+    model.save_pretrained(tmp_path)
+    loaded: Any = load_model(tmp_path).eval()
+    batch = tiny.pack(model, [[tiny.tiny_sample([(4, 6)], 5, 0), tiny.tiny_sample([(4, 4)], 3, 1)]])
+    use_varlen(model)
+    assert torch.equal(forward(model, batch), forward(loaded, batch))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_label_logprobs_equal_one_sample_at_a_time(family: str) -> None:
+    oracle = tiny.tiny_model(family).eval()
+    model = copy.deepcopy(oracle)
+    use_varlen(model)
+    samples = [tiny.tiny_sample([(4, 4 + 2 * i)], 3 + i, i) for i in range(4)]
+    # Four rows of two packs; sample 1 ends its pack without padding.
+    batch = tiny.pack(model, [samples[:2], samples[2:]])
+    got = label_logprobs(model, batch)
+    expected = []
+    for sample in samples:
+        logprobs = tiny.alone(oracle, sample).log_softmax(-1)
+        for position, label in enumerate(sample.labels.tolist()):
+            if label != -100:
+                expected.append(logprobs[position - 1, label])
+    assert torch.allclose(got, torch.stack(expected), atol=1e-5)
+
+
+def test_label_rows_without_labels() -> None:
+    rows, targets = label_rows(torch.full((2, 4), -100), 0)
+    assert rows.shape == targets.shape == (0,)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_batch_without_images_gives_the_vision_tower_zero_gradients(family: str) -> None:
+    model = tiny.tiny_model(family)
+    use_varlen(model)
+    words = tiny.pack(model, [[tiny.tiny_sample([], 6, 0)]])
+    assert "pixel_values" not in words.model_inputs()
+    plain = model.model(**words.model_inputs()).last_hidden_state
+    hidden = forward(model, words)
+    assert torch.equal(hidden, plain)
+    hidden.sum().backward()
+    unused = [n for n, p in model.model.named_parameters() if p.grad is None]
+    assert unused == []
+    grads = [p.grad for p in model.model.visual.parameters()]
+    assert all(bool((g == 0).all()) for g in grads if g is not None)
