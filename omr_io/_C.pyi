@@ -1,9 +1,9 @@
+# ruff: noqa: N999
 """The C++ core (csrc/bindings.cpp)."""
-
-from typing_extensions import Buffer
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 class TarFormatError(ValueError):
     """A malformed tar; args are (reason: str, offset: int)."""

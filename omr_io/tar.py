@@ -1,4 +1,4 @@
-"""The members of a tar, by the strict C++ scanner: damage is an error, never an early end of file."""
+"""The members of a tar, by the strict C++ scanner: damage is an error, not an end of file."""
 
 from __future__ import annotations
 

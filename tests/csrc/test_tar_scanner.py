@@ -107,6 +107,13 @@ def member_headers(tar: bytes) -> list[int]:
     return offsets
 
 
+def scan_or_error(tar: bytearray) -> TarTable | TarError:
+    try:
+        return scan_tar(tar, "a.tar")
+    except TarError as error:
+        return error
+
+
 @pytest.mark.parametrize("kind", TARS)
 def test_no_header_flip_is_silent(kind):
     """600 one-bit flips: an error with an offset, or exactly the same members."""
@@ -119,16 +126,14 @@ def test_no_header_flip_is_silent(kind):
         at, bit = rng.choice(headers) + rng.randrange(BLOCK), rng.randrange(8)
         damaged = bytearray(tar)
         damaged[at] ^= 1 << bit
-        try:
-            table = scan_tar(damaged, "a.tar")
-        except TarError as error:
-            assert error.where is not None
-            assert error.where.shard == "a.tar"
+        outcome = scan_or_error(damaged)
+        if isinstance(outcome, TarError):
+            assert outcome.where.shard == "a.tar"
             # The damaged block itself is named.
-            assert at // BLOCK == error.where.offset // BLOCK
+            assert at // BLOCK == outcome.where.offset // BLOCK
             errors += 1
         else:
-            assert content(bytes(damaged), table) == whole
+            assert content(bytes(damaged), outcome) == whole
     assert errors >= 590  # the rest hit spare bits of the checksum's own field
 
 
