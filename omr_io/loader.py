@@ -1,10 +1,10 @@
 """The loader: an iterator of batches whose whole state is a few integers and fingerprints.
 
-    loader = omr_io.DataLoader("shards/train", tokenizer="tokenizer/", vision=VisionConfig(),
-                               seq_len=4096, packs_per_step=64)
-    for epoch in range(loader.epoch, 2):
-        for batch in loader:
-            ...
+loader = omr_io.DataLoader("shards/train", tokenizer="tokenizer/", vision=VisionConfig(),
+                           seq_len=4096, packs_per_step=64)
+for epoch in range(loader.epoch, 2):
+    for batch in loader:
+        ...
 """
 
 from __future__ import annotations
@@ -117,9 +117,7 @@ class DataLoader:
         self._fingerprint = state.fingerprints(
             self._shards, self._chat, vision, self.lengths, self._planning
         )
-        self._encoder = SampleEncoder(
-            self._shards, self._chat, vision, self._decoder, self.lengths
-        )
+        self._encoder = SampleEncoder(self._shards, self._chat, vision, self._decoder, self.lengths)
         self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
         self._meter = Meter()
         self._position = Position(0, 0, 0)

@@ -111,9 +111,7 @@ class SampleEncoder:
     def _encode(self, numbers: Sequence[int], completion: str | None) -> list[EncodedSample]:
         texts = [self._text(number, completion) for number in numbers]
         pixels = self._decode(numbers)
-        return [
-            self._join(sample, images) for sample, images in zip(texts, pixels, strict=True)
-        ]
+        return [self._join(sample, images) for sample, images in zip(texts, pixels, strict=True)]
 
     def _text(self, number: int, completion: str | None) -> EncodedSample:
         record = self.shard_set.read_record(number, images=False)
