@@ -83,7 +83,28 @@ class RecordError(DataError):
 
 
 class ImageError(DataError):
-    """An image that cannot be decoded, or that is over a cap."""
+    """An image that cannot be decoded, or that is over a cap.
+
+    Args:
+        reason: a short stable slug for counting: "image-empty", "image-format" (unknown or not
+            supported), "image-truncated", "image-corrupt", "image-too-large", "image-too-narrow"
+            or "image-changed" (the bytes are not the image that was planned).
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: Where | None = None,
+        mend: str | None = None,
+        reason: str = "image-corrupt",
+    ) -> None:
+        super().__init__(what, where=where, mend=mend)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The third item is the state: pickle and copy put it into the rebuilt error's __dict__.
+        return (*super().__reduce__(), {"reason": self.reason})
 
 
 class SampleTooLongError(DataError):
@@ -117,7 +138,7 @@ class FailureBudgetError(DataError):
 
 
 class TrainingError(OmrError):
-    """Training cannot go on: a loss or gradient that is not finite, a checkpoint that is corrupt."""
+    """Training cannot go on: a loss or gradient is not finite, a checkpoint is corrupt."""
 
 
 class OmrWarning(UserWarning):

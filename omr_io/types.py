@@ -118,9 +118,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """An image that could not be decoded; the loader puts a blank of the planned size there."""
+    """An image that could not be decoded; the loader puts a blank of the planned size there.
+
+    `reason` is a stable slug for counting (see `ImageError`), `detail` says it in words.
+    """
 
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +149,37 @@ class EncodedSample:
     pixel_values: Float32Array | None
     image_grid_thw: Int64Array
     failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedArrays:
+    """A list of packs, assembled on the host: what every implementation of `omr_io.ops` makes.
+
+    Legend: B packs, T seq_len, S segments (samples and padding tails), P patches, D patch width,
+    N images.
+
+    Attributes:
+        input_ids: (B, T) int64; a pack's samples one after the other, then the padding id.
+        labels: (B, T) int64, unshifted; IGNORE_INDEX on tokens without a loss, image tokens,
+            padding and the first token of each sample.
+        position_ids: (4, B, T) int64; row 0 counts from 0 in each segment, rows 1 to 3 are t, h,
+            w of M-RoPE.
+        mm_token_type_ids: (B, T) int64; 1 on image tokens, else 0.
+        cu_seqlens: (S + 1,) int32; segment s is tokens cu_seqlens[s] to cu_seqlens[s + 1] of the
+            flattened (B x T).
+        max_seqlen: tokens of the longest segment.
+        pixel_values: (P, D) float32, all images in the order of their placeholders; (0, 0)
+            without.
+        image_grid_thw: (N, 3) int64.
+        num_label_tokens: labels that are not IGNORE_INDEX.
+    """
+
+    input_ids: Int64Array
+    labels: Int64Array
+    position_ids: Int64Array
+    mm_token_type_ids: Int64Array
+    cu_seqlens: Int32Array
+    max_seqlen: int
+    pixel_values: Float32Array
+    image_grid_thw: Int64Array
+    num_label_tokens: int

@@ -1,1 +1,1 @@
-"""Slow, obvious oracles: the definition that every fast path is tested against. Never on a hot path."""
+"""Slow, obvious oracles that every fast path is tested against; never on a hot path."""

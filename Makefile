@@ -1,0 +1,84 @@
+# `make demo` and `make test` do everything a fresh machine needs: virtual environment, pinned
+# packages (CUDA torch where a GPU is found, CPU torch elsewhere), the C++ core.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+CONSTRAINTS := constraints/$(if $(GPU),cuda,cpu).txt
+EXTRAS := demo,dali,triton,train,webdataset,dev
+BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS)
+# The extension is rebuilt when any of these changes.
+CORE := pyproject.toml csrc/CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.hpp)
+
+DEMO := runs/demo
+
+.PHONY: help demo data test test-slow lint format bench clean check-system
+
+help:
+	@echo "make demo      nothing to a trained, evaluated model in about 10 minutes on 2 CPU cores"
+	@echo "make test      the fast tests        make test-slow  the slow ones"
+	@echo "make lint      ruff and mypy         make bench     benchmarks, JSON in benchmarks/results"
+
+check-system:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing. Install it: apt-get install python3 python3-venv python3-dev"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or later is needed, $(PYTHON) is older. Choose another: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: Python's venv module is missing. Install it: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "error: Python's C headers are missing. Install them: apt-get install python3-dev"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { echo "error: a C++20 compiler is missing. Install it: apt-get install g++"; exit 1; }
+
+$(VENV)/.packages: constraints/cpu.txt constraints/cuda.txt pyproject.toml | check-system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages of $(CONSTRAINTS) into $(VENV) (once, about 600 MB for the CPU)"
+	@$(PIP) $(BUILD_TOOLS)
+	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.core: $(CORE) | $(VENV)/.packages
+	@echo "building the C++ core"
+	@$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.packages $(VENV)/.core
+
+data/demo.parquet: | install
+	@$(BIN)/omr-io demo-corpus $@
+
+data/demo-shards/manifest.json: data/demo.parquet
+	@$(BIN)/omr-io convert --overwrite data/demo.parquet data/demo-shards
+	@$(BIN)/omr-io verify data/demo-shards
+
+data/demo-test-shards/manifest.json: data/demo.parquet
+	@$(BIN)/omr-io convert --overwrite --split test data/demo-test.parquet data/demo-test-shards
+	@$(BIN)/omr-io verify data/demo-test-shards
+
+data: data/demo-shards/manifest.json data/demo-test-shards/manifest.json
+
+demo: data
+	@$(BIN)/python train_example.py --config recipes/demo.yaml
+
+# Two processes, one thread each: a laptop's two cores, and the tests' own threads stay honest.
+PYTEST := OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2
+
+test: install
+	@$(PYTEST)
+
+test-slow: install
+	@$(PYTEST) -m "slow and not gpu"
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: install
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install
+	@$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf build data runs .mypy_cache .ruff_cache .pytest_cache

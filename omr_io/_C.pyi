@@ -1,0 +1,22 @@
+# ruff: noqa: N999
+"""The C++ core (csrc/bindings.cpp)."""
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+class TarFormatError(ValueError):
+    """A malformed tar; args are (reason: str, offset: int)."""
+
+def scan_tar(
+    tar: Buffer, *, max_name: int = 4096, max_extended: int = 1048576
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    """List the regular files of a tar held in a contiguous buffer of bytes.
+
+    Returns:
+        The names as they stand in the tar, and an (N, 3) int64 table of header offset, data offset
+        and size, all in bytes.
+
+    Raises:
+        TarFormatError: the tar is malformed; see csrc/tar_scanner.hpp.
+    """

@@ -1,0 +1,279 @@
+"""The memory-mapped index of a shard set, and reading that trusts nothing.
+
+Legend: n samples, N images of all samples together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+
+from omr_io.errors import IntegrityError, Where
+from omr_io.layout import INDEX_NAME, INDEX_SCHEMA, Manifest, Part, read_manifest
+from omr_io.sample_json import decode_record
+from omr_io.storage import LocalStorage, Storage
+from omr_io.types import ImageInfo, Int32Array, Int64Array, Record, UInt8Array
+
+__all__ = ["Part", "ShardSet"]
+
+_MEND = "Run `omr-io verify` on the set; copy it again, or convert again"
+
+
+class ShardSet:
+    """A shard set opened for reading: a sequence of samples. Thread-safe, fork-safe, picklable.
+
+    Use `ShardSet.open`. As a context manager it closes its descriptors at the end.
+
+    Attributes:
+        manifest: what the set says about itself.
+        fingerprint: 16 hex digits that stand for the whole content.
+        shard_names: of the tars, in order.
+        sample_shards: (n,) int32, each sample's place in `shard_names`; never decreasing.
+        image_offsets: (n+1,) int64; sample i's images are image_offsets[i]:image_offsets[i+1] of
+            image_widths, image_heights: (N,) int32, pixels as stored;
+            image_orientations: (N,) int32, EXIF 1 to 8;
+            image_hashes: (N, 16) uint8, the first bytes of the SHA-256 of the encoded image.
+        question_bytes, reasoning_bytes, num_options: (n,) int32; the texts' sizes are in bytes
+            of UTF-8.
+    """
+
+    def __init__(self, manifest: Manifest, table: pa.Table, storage: Storage, path: Path) -> None:
+        self.manifest = manifest
+        self.fingerprint = manifest.fingerprint
+        self.shard_names = tuple(shard.name for shard in manifest.shards)
+        self._storage = storage
+        self._path = path
+        columns = {name: table.column(name).combine_chunks() for name in INDEX_SCHEMA.names}
+        self._keys = columns["key"]
+        self._answers = columns["answer"]
+        self.sample_shards: Int32Array = columns["shard"].to_numpy()
+        self.question_bytes: Int32Array = columns["question_bytes"].to_numpy()
+        self.reasoning_bytes: Int32Array = columns["reasoning_bytes"].to_numpy()
+        self.num_options: Int32Array = columns["num_options"].to_numpy().astype(np.int32)
+        self.image_offsets = _offsets(columns["images"])
+        images = columns["images"].flatten()
+        self.image_widths: Int32Array = images.field("width").to_numpy()
+        self.image_heights: Int32Array = images.field("height").to_numpy()
+        self.image_orientations: Int32Array = (
+            images.field("orientation").to_numpy().astype(np.int32)
+        )
+        self.image_hashes = _bytes_matrix(images.field("sha256"))
+        self._formats, self._modes = images.field("format"), images.field("mode")
+        self._part_offsets = _offsets(columns["parts"])
+        parts = columns["parts"].flatten()
+        self._names = parts.field("name")
+        self._starts, self._sizes, self._crcs = (
+            parts.field(name).to_numpy() for name in ("offset", "size", "crc32c")
+        )
+
+    @classmethod
+    def open(cls, path: str | Path) -> ShardSet:
+        """Open a shard set's folder and check that its files belong together.
+
+        The manifest, the index (by hash) and the size of every shard are checked here, a part's
+        length and CRC-32C when it is read.
+
+        Raises:
+            SourceError: there is no shard set, it is unfinished, or of an unknown version.
+            IntegrityError: a file is missing, cut short or not the one that was written.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        storage = LocalStorage(folder)
+        for shard in manifest.shards:
+            _check_size(storage, shard.name, shard.bytes)
+        return open_index(folder, manifest)
+
+    def _check_counts(self) -> None:
+        counted = np.bincount(self.sample_shards, minlength=len(self.shard_names)).tolist()
+        expected = [shard.samples for shard in self.manifest.shards]
+        ordered = bool(np.all(np.diff(self.sample_shards) >= 0))
+        images = self.manifest.counts["images"]
+        samples = self.manifest.counts["samples"]
+        if counted != expected or sum(expected) != samples or not ordered:
+            what = f"the index has {counted} samples a shard, the manifest {expected}"
+            raise IntegrityError(what, where=Where(source=INDEX_NAME), mend=_MEND)
+        if len(self.image_widths) != images:
+            what = f"the index has {len(self.image_widths)} images, the manifest {images}"
+            raise IntegrityError(what, where=Where(source=INDEX_NAME), mend=_MEND)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, i: int) -> str:
+        """The key of sample i, 0 <= i < len(self)."""
+        return str(self._keys[self._row(i)].as_py())
+
+    def answer(self, i: int) -> str:
+        """The letter of the right option of sample i."""
+        return str(self._answers[self._row(i)].as_py())
+
+    def answers(self) -> list[str]:
+        """The letters of the right options of all n samples."""
+        return list(self._answers.to_pylist())
+
+    def image_formats(self) -> list[str]:
+        """The formats of all N images, "jpeg", "png", ...."""
+        return list(self._formats.to_pylist())
+
+    def shard(self, i: int) -> str:
+        """The file name of the shard that holds sample i."""
+        return self.shard_names[int(self.sample_shards[self._row(i)])]
+
+    def parts(self, i: int) -> tuple[Part, ...]:
+        """The parts of sample i: its images in order, the JSON last."""
+        begin, end = self._part_offsets[self._row(i) : i + 2].tolist()
+        return tuple(
+            Part(*values)
+            for values in zip(
+                self._names[begin:end].to_pylist(),
+                self._starts[begin:end].tolist(),
+                self._sizes[begin:end].tolist(),
+                self._crcs[begin:end].tolist(),
+                strict=True,
+            )
+        )
+
+    def images(self, i: int) -> tuple[ImageInfo, ...]:
+        """What the headers of sample i's images say."""
+        begin, end = self.image_offsets[self._row(i) : i + 2].tolist()
+        return tuple(
+            ImageInfo(*values)
+            for values in zip(
+                self.image_widths[begin:end].tolist(),
+                self.image_heights[begin:end].tolist(),
+                self._formats[begin:end].to_pylist(),
+                self._modes[begin:end].to_pylist(),
+                self.image_orientations[begin:end].tolist(),
+                strict=True,
+            )
+        )
+
+    def read_record(self, i: int, images: bool = True) -> Record:
+        """Read sample i back as the record that it was.
+
+        Args:
+            i: 0 <= i < len(self).
+            images: False reads the text only and leaves `Record.images` empty.
+
+        Raises:
+            IntegrityError: with shard, key and part, if a byte is not what was written.
+        """
+        parts = self.parts(i)
+        data = self._read(i, parts if images else parts[-1:])
+        try:
+            record, _ = decode_record(data[-1], data[:-1] if images else None)
+        except IntegrityError as error:
+            where = Where(shard=self.shard(i), key=self.key(i), part=parts[-1].name)
+            raise IntegrityError(error.what, where=where, mend=_MEND) from None
+        return record
+
+    def read_images(self, i: int) -> tuple[bytes, ...]:
+        """The encoded images of sample i, in order; errors as in `read_record`."""
+        return self._read(i, self.parts(i)[:-1])
+
+    def _read(self, i: int, parts: tuple[Part, ...]) -> tuple[bytes, ...]:
+        """Read neighbouring parts at once and check each."""
+        if not parts:
+            return ()
+        shard, start = self.shard(i), parts[0].offset
+        try:
+            span = self._storage.read(shard, start, parts[-1].offset + parts[-1].size - start)
+        except IntegrityError as error:
+            where = Where(shard=shard, key=self.key(i), part=parts[0].name, offset=start)
+            raise IntegrityError(error.what, where=where, mend=error.mend or _MEND) from error
+        data = []
+        for part in parts:
+            piece = span[part.offset - start : part.offset - start + part.size]
+            if google_crc32c.value(piece) != part.crc32c:
+                where = Where(shard=shard, key=self.key(i), part=part.name, offset=part.offset)
+                what = f"the {part.size} bytes do not match their CRC-32C"
+                raise IntegrityError(what, where=where, mend=_MEND)
+            data.append(piece)
+        return tuple(data)
+
+    def _row(self, i: int) -> int:
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        return i
+
+    def close(self) -> None:
+        """Close the descriptors; reading again opens them anew."""
+        self._storage.close()
+
+    def __enter__(self) -> ShardSet:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._path, self.fingerprint)
+
+
+def open_index(folder: Path, manifest: Manifest) -> ShardSet:
+    """Open a set without looking at its shards; `ShardSet.open` is what readers want.
+
+    Raises:
+        IntegrityError: the index is missing, broken, or not the manifest's.
+    """
+    storage = LocalStorage(folder)
+    shards = ShardSet(manifest, _read_index(folder, manifest, storage), storage, folder)
+    shards._check_counts()
+    return shards
+
+
+def _reopen(path: Path, fingerprint: str) -> ShardSet:
+    shards = ShardSet.open(path)
+    if shards.fingerprint != fingerprint:
+        raise IntegrityError("the set was replaced since it was opened", where=Where(str(path)))
+    return shards
+
+
+def _check_size(storage: Storage, name: str, expected: int) -> None:
+    size = storage.size(name)
+    if size != expected:
+        what = f"the file has {size} bytes, the manifest says {expected}"
+        raise IntegrityError(what, where=Where(shard=name), mend=_MEND)
+
+
+def _read_index(folder: Path, manifest: Manifest, storage: Storage) -> pa.Table:
+    """Map index.arrow. Its hash is checked first: Arrow may crash on bytes it did not write."""
+    where = Where(source=str(folder / manifest.index.name))
+    _check_size(storage, manifest.index.name, manifest.index.bytes)
+    try:
+        with (folder / manifest.index.name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != manifest.index.sha256:
+            raise IntegrityError("the index is not what was written", where=where, mend=_MEND)
+        with pa.memory_map(str(folder / manifest.index.name)) as mapped:
+            table = pa.ipc.open_file(mapped).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise IntegrityError(f"the index cannot be read: {error}", where=where) from error
+    if not table.schema.equals(INDEX_SCHEMA):
+        raise IntegrityError("the index has another schema", where=where, mend=_MEND)
+    return table
+
+
+def _offsets(lists: pa.ListArray) -> Int64Array:
+    offsets: Int64Array = lists.offsets.to_numpy().astype(np.int64)
+    offsets -= offsets[0]
+    return offsets
+
+
+def _bytes_matrix(column: pa.FixedSizeBinaryArray) -> UInt8Array:
+    width = column.type.byte_width
+    raw = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+    begin = column.offset * width
+    return raw[begin : begin + len(column) * width].reshape(-1, width)

@@ -1,0 +1,217 @@
+"""What a shard set looks like on disk: file names, the index's schema, the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from omr_io.errors import IntegrityError, SourceError, Where
+
+FORMAT = "omr_io shard set"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.arrow"
+REJECTS_NAME = "rejects.parquet"
+MARKER_NAME = ".omr-io-unfinished"
+
+IMAGE_HASH_BYTES = 16
+"""The index keeps this much of an image's SHA-256: enough to tell equal images apart."""
+
+EXTENSIONS = {
+    "jpeg": "jpg", "jpeg-progressive": "jpg", "png": "png", "webp": "webp", "tiff": "tiff",
+    "bmp": "bmp", "gif": "gif",
+}  # fmt: skip
+
+_PART = pa.struct(
+    [
+        pa.field("name", pa.utf8(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("crc32c", pa.uint32(), nullable=False),
+    ]
+)
+_IMAGE = pa.struct(
+    [
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("format", pa.utf8(), nullable=False),
+        pa.field("mode", pa.utf8(), nullable=False),
+        pa.field("orientation", pa.int8(), nullable=False),
+        pa.field("sha256", pa.binary(IMAGE_HASH_BYTES), nullable=False),
+    ]
+)
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),  # its place in the manifest's list
+        pa.field("key", pa.utf8(), nullable=False),
+        pa.field("parts", pa.list_(_PART), nullable=False),  # images in order, the JSON last
+        pa.field("images", pa.list_(_IMAGE), nullable=False),
+        pa.field("question_bytes", pa.int32(), nullable=False),
+        pa.field("reasoning_bytes", pa.int32(), nullable=False),
+        pa.field("num_options", pa.int16(), nullable=False),
+        pa.field("answer", pa.utf8(), nullable=False),
+    ],
+    metadata={"omr_io": str(VERSION)},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a sample: its name in the tar, where its data is, and its CRC-32C.
+
+    `offset` and `size` are in bytes, `offset` from the start of the shard.
+    """
+
+    name: str
+    offset: int
+    size: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """A file of the set: its size in bytes and the hex digits of its SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A shard: the tar, its number of samples, and its DALI index."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+    idx: FileDigest
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What manifest.json says; written last, so that its presence means the set is complete.
+
+    Attributes:
+        split: the split that all samples belong to.
+        shards: in the order of the index.
+        index, rejects: digests; rejects is None when no row was refused.
+        sources: names of the files that were converted.
+        source_fingerprint: of those files; "" when records came from elsewhere.
+        options: those of `ConvertOptions` that change the content.
+        counts: "rows" read, "samples" and "images" written, rows "refused".
+        refusals: refused rows by reason.
+    """
+
+    split: str
+    shards: tuple[ShardEntry, ...]
+    index: FileDigest
+    rejects: FileDigest | None
+    sources: tuple[str, ...]
+    source_fingerprint: str
+    options: Mapping[str, object]
+    counts: Mapping[str, int]
+    refusals: Mapping[str, int]
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: a pure function of the fields, ending in a digest of them."""
+        fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        return _dump({**fields, "digest": _digest(fields)})
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the whole content of the set."""
+        fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        return _digest(fields)[:16]
+
+    def files(self) -> tuple[FileDigest, ...]:
+        """Every file of the set but the manifest itself."""
+        shards = [
+            entry
+            for shard in self.shards
+            for entry in (FileDigest(shard.name, shard.bytes, shard.sha256), shard.idx)
+        ]
+        return (*shards, self.index, *([] if self.rejects is None else [self.rejects]))
+
+
+def _dump(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(fields, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    text = json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a folder's manifest.json.
+
+    Raises:
+        SourceError: there is none, with what to do; or its version is unknown.
+        IntegrityError: it is not what was written.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise _not_a_set(folder) from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    where = Where(source=str(path))
+    mend = "Convert again, or copy the set again"
+    try:
+        fields = json.loads(data)
+        if fields.pop("format") != FORMAT:
+            raise SourceError("this is not the manifest of an omr_io shard set", where=where)
+        version = fields.pop("version")
+        if version != VERSION:
+            raise SourceError(
+                f"the set has format version {version!r}, this omr_io reads {VERSION}",
+                where=where,
+                mend="Use the omr_io that wrote it, or convert again",
+            )
+        digest = fields.pop("digest")
+        manifest = _parse(fields)
+        whole = _dump({"format": FORMAT, "version": VERSION, **fields, "digest": digest})
+        if manifest.to_bytes() != data or whole != data:
+            raise IntegrityError("the manifest was changed after writing", where=where, mend=mend)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"broken manifest: {error!r}", where=where, mend=mend) from None
+    return manifest
+
+
+def _parse(fields: Mapping[str, Any]) -> Manifest:
+    values = dict(fields)
+    values["shards"] = tuple(
+        ShardEntry(**{**shard, "idx": FileDigest(**shard["idx"])}) for shard in fields["shards"]
+    )
+    values["index"] = FileDigest(**fields["index"])
+    rejects = fields["rejects"]
+    values["rejects"] = None if rejects is None else FileDigest(**rejects)
+    values["sources"] = tuple(fields["sources"])
+    return Manifest(**values)
+
+
+def _not_a_set(folder: Path) -> SourceError:
+    if not folder.is_dir():
+        return SourceError(f"{folder} does not exist or is no folder")
+    if (folder / MARKER_NAME).exists():
+        return SourceError(
+            f"{folder} holds an unfinished conversion", mend="Run `omr-io convert` on it again"
+        )
+    if next(folder.glob("*.tar"), None) is not None:
+        return SourceError(
+            f"{folder} holds tars but no {MANIFEST_NAME}: it is no omr_io shard set",
+            mend="Make one from the corpus' Parquet with `omr-io convert`",
+        )
+    return SourceError(
+        f"{folder} is no shard set: it has no {MANIFEST_NAME}",
+        mend="Give the folder that `omr-io convert` wrote",
+    )

@@ -1,0 +1,145 @@
+"""The definition of a batch: EncodedSamples in, `PackedArrays` out, one sample after the other.
+
+Legend: B packs, T seq_len, t tokens of one sample, P patches, D patch width, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from omr_io.errors import DataError, SampleTooLongError, Where
+from omr_io.types import IGNORE_INDEX, EncodedSample, Float32Array, Int64Array, PackedArrays
+
+
+def pack(
+    packs: Sequence[Sequence[EncodedSample]],
+    *,
+    seq_len: int,
+    pad_id: int,
+    image_token_id: int,
+    merge_size: int,
+) -> PackedArrays:
+    """Lay each pack's samples into one row of seq_len tokens; the rest of the row is padding.
+
+    Args:
+        packs: B packs, each a sequence of samples; a pack may be empty.
+        seq_len: T.
+        pad_id: the token id of padding.
+        image_token_id: the id of image placeholders.
+        merge_size: merge_size x merge_size patches make one image token.
+
+    Raises:
+        SampleTooLongError: the samples of a pack have more than seq_len tokens together.
+        DataError: a sample's placeholders are not what its image_grid_thw says.
+    """
+    shape = (len(packs), seq_len)
+    input_ids_BT = np.full(shape, pad_id, np.int64)
+    labels_BT = np.full(shape, IGNORE_INDEX, np.int64)
+    position_ids_4BT = np.zeros((4, *shape), np.int64)
+    mm_token_type_ids_BT = np.zeros(shape, np.int64)
+    ends = [0]
+    for row, samples in enumerate(packs):
+        start = 0
+        for sample in samples:
+            stop = start + len(sample.input_ids)
+            if stop > seq_len:
+                raise SampleTooLongError(
+                    f"a pack holds more than {seq_len} tokens", where=Where(key=sample.key)
+                )
+            input_ids_BT[row, start:stop] = sample.input_ids
+            labels_BT[row, start:stop] = sample_labels(sample, image_token_id)
+            position_ids_4BT[0, row, start:stop] = np.arange(stop - start)
+            position_ids_4BT[1:, row, start:stop] = mrope_positions(
+                sample, image_token_id, merge_size
+            )
+            mm_token_type_ids_BT[row, start:stop] = sample.input_ids == image_token_id
+            ends.append(row * seq_len + stop)
+            start = stop
+        if start < seq_len:
+            position_ids_4BT[:, row, start:] = np.arange(seq_len - start)
+            ends.append((row + 1) * seq_len)
+    samples_flat = [sample for samples in packs for sample in samples]
+    cu_seqlens = np.asarray(ends, np.int32)
+    return PackedArrays(
+        input_ids=input_ids_BT,
+        labels=labels_BT,
+        position_ids=position_ids_4BT,
+        mm_token_type_ids=mm_token_type_ids_BT,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
+        pixel_values=_pixels(samples_flat),
+        image_grid_thw=np.concatenate(
+            [np.empty((0, 3), np.int64), *(sample.image_grid_thw for sample in samples_flat)]
+        ),
+        num_label_tokens=int((labels_BT != IGNORE_INDEX).sum()),
+    )
+
+
+def sample_labels(sample: EncodedSample, image_token_id: int) -> Int64Array:
+    """(t,) int64: the token where it is trained, else IGNORE_INDEX; never the first, never images.
+
+    The first token has no label because a causal model predicts token i from those before it, and
+    in a pack those would belong to another sample.
+    """
+    trained = sample.trained & (sample.input_ids != image_token_id)
+    trained[:1] = False
+    return np.where(trained, sample.input_ids, IGNORE_INDEX).astype(np.int64)
+
+
+def mrope_positions(sample: EncodedSample, image_token_id: int, merge_size: int) -> Int64Array:
+    """(3, t) int64: M-RoPE's t, h, w of one sample, as in transformers' `get_rope_index`.
+
+    The rule for still images is the same in Qwen2-VL, Qwen2.5-VL and Qwen3-VL: text counts on, the
+    same in all three rows; an image's merged patches stand at (frame, row, column) from where the
+    text stopped; the text after it goes on at the larger of its sides (arXiv 2409.12191).
+    """
+    is_image = (sample.input_ids == image_token_id).tolist()
+    grids = iter(sample.image_grid_thw.tolist())
+    positions_3t = np.zeros((3, len(is_image)), np.int64)
+    place = 0  # token
+    position = 0  # M-RoPE position of the next text token
+    while place < len(is_image):
+        if not is_image[place]:
+            positions_3t[:, place] = position
+            position += 1
+            place += 1
+            continue
+        frames, height, width = next(grids, (0, 0, 0))
+        rows, columns = height // merge_size, width // merge_size
+        count = frames * rows * columns
+        if not count or is_image[place : place + count] != [True] * count:
+            raise _mismatch(sample)
+        grid = np.indices((frames, rows, columns)).reshape(3, count)
+        positions_3t[:, place : place + count] = grid + position
+        position += max(rows, columns)
+        place += count
+    if next(grids, None) is not None:
+        raise _mismatch(sample)
+    return positions_3t
+
+
+def _mismatch(sample: EncodedSample) -> DataError:
+    return DataError(
+        "the image placeholders in input_ids are not those that image_grid_thw asks for",
+        where=Where(key=sample.key),
+        mend="The image sizes in the index differ from the chat format's placeholders: run verify",
+    )
+
+
+def _pixels(samples: Sequence[EncodedSample]) -> Float32Array:
+    """(P, D) float32: the patches of all samples, checked against their grids."""
+    parts = []
+    for sample in samples:
+        expected = int(sample.image_grid_thw.prod(axis=1).sum())
+        if sample.pixel_values is not None and len(sample.pixel_values) == expected:
+            parts.append(sample.pixel_values)
+        elif expected or sample.pixel_values is not None:
+            raise DataError(
+                f"image_grid_thw asks for {expected} patches, pixel_values has "
+                f"{'none' if sample.pixel_values is None else len(sample.pixel_values)}",
+                where=Where(key=sample.key),
+            )
+    parts = [part for part in parts if len(part)]
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)

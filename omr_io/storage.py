@@ -1,0 +1,262 @@
+"""Bytes of a shard set's files: positioned reads, and writing that is whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from omr_io.errors import DiskError, IntegrityError, Where
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+class Storage(Protocol):
+    """Where the files of a shard set are; `name` is a file's name within it."""
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`; IntegrityError if there are fewer."""
+        ...
+
+    def size(self, name: str) -> int:
+        """The file's size in bytes; IntegrityError if it is missing."""
+        ...
+
+    def close(self) -> None:
+        """Release all handles; reading again opens them anew."""
+        ...
+
+
+class LocalStorage:
+    """Files in a folder, read with pread through a bounded number of open descriptors.
+
+    Safe to share between threads, and across a fork: descriptors belong to the process that opened
+    them, and a child opens its own.
+
+    Args:
+        folder: the shard set's folder.
+        max_open: descriptors kept open; more are open only while that many threads read at once.
+    """
+
+    def __init__(self, folder: Path, max_open: int = 64) -> None:
+        self.folder = folder
+        self._max_open = max_open
+        # One table a process. A child of a fork must not take the parent's lock: another thread
+        # of the parent may have held it. dict.setdefault and pop are atomic.
+        self._tables: dict[int, _Descriptors] = {}
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Read exactly `size` bytes from `offset`.
+
+        Raises:
+            IntegrityError: the file is missing, ends too early or cannot be read.
+        """
+        where = Where(shard=name, offset=offset)
+        try:
+            with self._table().use(self.folder / name) as descriptor:
+                data = os.pread(descriptor, size, offset)
+                while len(data) < size:  # pread may stop short of the end, at 2 GiB for one
+                    more = os.pread(descriptor, size - len(data), offset + len(data))
+                    if not more:
+                        raise IntegrityError(
+                            f"{size} bytes are expected here and the file has {len(data)}",
+                            where=where,
+                            mend="The file was cut short: copy it again, or convert again",
+                        )
+                    data += more
+                return data
+        except FileNotFoundError:
+            raise IntegrityError("the file is missing", where=where) from None
+        except OSError as error:
+            raise IntegrityError(f"reading failed: {error.strerror}", where=where) from error
+
+    def size(self, name: str) -> int:
+        """The file's size in bytes.
+
+        Raises:
+            IntegrityError: the file is missing or out of reach.
+        """
+        try:
+            return (self.folder / name).stat().st_size
+        except OSError as error:
+            what = "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
+            raise IntegrityError(what, where=Where(shard=name)) from None
+
+    def close(self) -> None:
+        """Close this process's descriptors."""
+        table = self._tables.pop(os.getpid(), None)
+        if table is not None:
+            table.close()
+
+    def _table(self) -> _Descriptors:
+        pid = os.getpid()
+        table = self._tables.get(pid)
+        if table is None:
+            for other in [other for other in self._tables if other != pid]:
+                inherited = self._tables.pop(other, None)
+                if inherited is not None:
+                    inherited.close_idle()  # this process's copies; the parent keeps its own
+            table = self._tables.setdefault(pid, _Descriptors(self._max_open))
+        return table
+
+    def __getstate__(self) -> tuple[Path, int]:
+        return self.folder, self._max_open
+
+    def __setstate__(self, state: tuple[Path, int]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # __init__ did not finish
+            self.close()
+
+
+class _Descriptors:
+    """Open descriptors, least recently used first; one in use is never closed."""
+
+    def __init__(self, max_open: int) -> None:
+        self._max_open = max_open
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path -> [descriptor, users]
+        self._closed = False
+
+    @contextmanager
+    def use(self, path: Path) -> Iterator[int]:
+        with self._lock:
+            entry = self._open.get(path)
+            if entry is None:
+                entry = self._open[path] = [os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0]
+            self._open.move_to_end(path)
+            entry[1] += 1
+        try:
+            yield entry[0]
+        finally:
+            with self._lock:
+                entry[1] -= 1
+                self._close_spare()
+
+    def _close_spare(self) -> None:
+        limit = 0 if self._closed else self._max_open
+        idle = [path for path, (_, users) in self._open.items() if users == 0]
+        for path in idle[: max(0, len(self._open) - limit)]:
+            os.close(self._open.pop(path)[0])
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True  # readers still at work close theirs when they are done
+            self._close_spare()
+
+    def close_idle(self) -> None:
+        """For the child of a fork, where the lock may be held by a thread that is not there."""
+        while self._open:
+            _, (descriptor, _) = self._open.popitem()
+            os.close(descriptor)
+
+
+def disk_error(error: OSError, path: Path) -> DiskError:
+    """Say what failed in writing `path`, and what to do about it."""
+    advice = {
+        errno.ENOSPC: "Free space there or choose another folder, then run again",
+        errno.EDQUOT: "Your quota is used up: free space or choose another folder, then run again",
+        errno.EROFS: "The file system is read-only: choose another folder",
+        errno.EACCES: "You may not write there: choose another folder",
+        errno.EPERM: "You may not write there: choose another folder",
+        errno.EIO: "The device failed: check it before you write there again",
+        errno.EFBIG: "The file system cannot hold such files: use smaller shards",
+    }
+    what = f"writing {path} failed: {error.strerror or error}"
+    return DiskError(what, mend=advice.get(error.errno or 0))
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames and removals in a folder last through a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a DiskError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+class AtomicFile(io.RawIOBase):
+    """A file that under its name is either whole or absent, even after a crash.
+
+    It is written under a temporary name in the same folder; `commit` makes it last and renames it.
+    Closing without `commit` removes it. `num_bytes` and `sha256()` are of what was written.
+
+    Raises:
+        DiskError: from opening, writing and committing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_bytes = 0
+        self._hash = hashlib.sha256()
+        self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        with writing(path):
+            self._file = self._temporary.open("wb", buffering=1 << 20)
+
+    def writable(self) -> bool:
+        """True: `io` asks."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes written."""
+        return self.num_bytes
+
+    def write(self, data: Buffer, /) -> int:
+        """Write all of `data`."""
+        view = memoryview(data).cast("B")
+        with writing(self.path):
+            self._file.write(view)
+        self._hash.update(view)
+        self.num_bytes += len(view)
+        return len(view)
+
+    def sha256(self) -> str:
+        """Hex digits of the SHA-256 of all that was written so far."""
+        return self._hash.hexdigest()
+
+    def commit(self) -> None:
+        """Flush to the device, give the file its final name, and close."""
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self.path)
+            fsync_folder(self.path.parent)
+        self.close()
+
+    def close(self) -> None:
+        """Close, and remove the file unless it was committed."""
+        if not self.closed and not self._file.closed:
+            with suppress(OSError):  # what could not be flushed is thrown away
+                self._file.close()
+            with suppress(OSError):
+                self._temporary.unlink()
+        super().close()
+
+
+def write_atomically(path: Path, data: bytes) -> AtomicFile:
+    """Write a whole file as an `AtomicFile` and give that back for its size and hash."""
+    with AtomicFile(path) as file:
+        file.write(data)
+        file.commit()
+    return file

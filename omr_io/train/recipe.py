@@ -1,0 +1,180 @@
+"""The recipe: one YAML file as frozen dataclasses, checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omr_io.config import VisionConfig
+from omr_io.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class DataRecipe:
+    """Shard sets, and how samples become batches (see `omr_io.DataLoader`)."""
+
+    train: str
+    test: str
+    seq_len: int
+    packs_per_step: int
+    packs_per_batch: int | None = None
+    decoder: str = "cpu"
+    num_threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecipe:
+    """A Hugging Face folder, or None: the small Qwen3-VL of `omr_io.train.model`, from config.
+
+    `tokenizer` None trains a byte-level BPE of `vocab_size` entries on the training shards.
+    """
+
+    path: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int = 3072
+
+
+@dataclass(frozen=True, slots=True)
+class SFTRecipe:
+    """Supervised fine-tuning: AdamW, linear warm-up to `lr`, cosine to `min_lr_share` of it."""
+
+    steps: int
+    lr: float
+    warmup: float = 0.03
+    min_lr_share: float = 0.1
+    weight_decay: float = 0.01
+    beta2: float = 0.99
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class RLRecipe:
+    """GRPO: `group` completions of each of `prompts_per_step` prompts, one update a rollout.
+
+    Args:
+        beta: weight of the KL term against the SFT model; 0 keeps no reference model.
+        scale_by_std: divide a group's advantages by their standard deviation (GRPO) or not
+            (Dr.GRPO).
+    """
+
+    steps: int
+    lr: float
+    prompts_per_step: int
+    group: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    beta: float = 0.0
+    scale_by_std: bool = True
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecipe:
+    """Greedy completions of the test split; `batch` prompts at a time."""
+
+    max_new_tokens: int
+    batch: int = 64
+    shown: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All of a run. `name` is the folder under runs/."""
+
+    name: str
+    data: DataRecipe
+    sft: SFTRecipe
+    rl: RLRecipe
+    evaluation: EvaluationRecipe
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    seed: int = 0
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe; every key must be known and of its type.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, missing or of a wrong type.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise ConfigError("PyYAML is missing", mend="pip install omr_io[train]") from None
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(str(found) for found in Path("recipes").glob("*.yaml"))
+        raise ConfigError(
+            f"recipe {path} does not exist", mend=f"Recipes here: {', '.join(known) or 'none'}"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path} is not YAML: {error}") from error
+    recipe = _build(Recipe, document, str(path))
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _build(kind: type, document: object, place: str) -> object:
+    if not isinstance(document, dict):
+        raise ConfigError(f"{place} must be a mapping, not {type(document).__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in document:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            raise ConfigError(
+                f"{place}: unknown key {name!r}",
+                mend=f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(fields)}",
+            )
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in document
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{place}: missing {', '.join(missing)}")
+    values = {
+        name: _convert(hints[name], value, f"{place}: {name}") for name, value in document.items()
+    }
+    return kind(**values)
+
+
+def _convert(hint: Any, value: object, place: str) -> object:
+    """`value` as `hint`; YAML reads 1e-3 as text and 1 as an integer, both are floats to us."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _build(hint, value, place)
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in choices:
+            return None
+        return _convert(next(c for c in choices if c is not type(None)), value, place)
+    if origin is typing.Literal:
+        if value in choices:
+            return value
+        known = ", ".join(map(str, choices))
+        raise ConfigError(f"{place} is {value!r}", mend=f"Use one of {known}")
+    if origin is tuple and isinstance(value, list) and len(value) == len(choices):
+        return tuple(_convert(c, v, place) for c, v in zip(choices, value, strict=True))
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif hint in (int, str, bool) and type(value) is hint:
+        return value
+    wanted = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{place} is {value!r}", mend=f"It must be of type {wanted}")

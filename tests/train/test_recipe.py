@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from omr_io.errors import ConfigError
+from omr_io.train.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = """
+name: x
+data: {train: a, test: b, seq_len: 256, packs_per_step: 2}
+sft: {steps: 1, lr: 1e-3}
+rl: {steps: 1, lr: 1, prompts_per_step: 2, group: 2, max_new_tokens: 8}
+evaluation: {max_new_tokens: 8}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_recipe_in_the_tree_loads() -> None:
+    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        assert load_recipe(path).name == path.stem
+
+
+def test_numbers_are_floats_however_yaml_reads_them(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    assert recipe.sft.lr == 1e-3  # YAML 1.1 reads 1e-3 as text
+    assert recipe.rl.lr == 1.0
+    assert isinstance(recipe.rl.lr, float)
+
+
+def test_nested_values_become_tuples_and_dataclasses(tmp_path: Path) -> None:
+    text = MINIMAL + "vision: {family: qwen2_5_vl, patch_size: 14, image_mean: [0.1, 0.2, 0.3]}\n"
+    vision = load_recipe(write(tmp_path, text)).vision
+    assert (vision.family, vision.patch_size) == ("qwen2_5_vl", 14)
+    assert vision.image_mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (("steps: 1, lr: 1e-3", "steps: 1, lr: fast"), "sft: lr is 'fast'"),
+        (("steps: 1, lr: 1e-3", "steps: 1.5, lr: 1"), "sft: steps is 1.5"),
+        (("steps: 1, lr: 1e-3", "steps: yes, lr: 1"), "sft: steps is True"),
+        (("seq_len: 256", "seqlen: 256"), "Did you mean 'seq_len'"),
+        (("seq_len: 256, ", ""), "missing seq_len"),
+        (("name: x", "name: x\nvision: {family: llava}"), "qwen3_vl"),
+        (("name: x", "name: x\nvision: {image_mean: [1, 2]}"), "image_mean"),
+        (("name: x", "name: x\nmodel: 7"), "must be a mapping"),
+        (("name: x", "name: [x"), "not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_place(
+    tmp_path: Path, edit: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        load_recipe(write(tmp_path, MINIMAL.replace(*edit)))
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
+        load_recipe(tmp_path / "nowhere.yaml")

@@ -1,0 +1,241 @@
+"""Intervals against published values and scipy, coverage by simulation with a known truth."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from omr_io.errors import ConfigError
+from omr_io.train import statistics
+from omr_io.train.statistics import (
+    cluster_bootstrap,
+    majority_letter,
+    majority_letters,
+    paired_difference,
+    proportion_interval,
+    student_t_quantile,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 29), (15, 20), (81, 263), (148, 148)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_wilson_equals_scipy(successes: int, n: int, confidence: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    ours = wilson_interval(successes, n, confidence)
+    assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert ours.mean == successes / n
+
+
+def test_wilson_equals_newcombe_1998_table() -> None:
+    # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    for successes, n, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        ours = wilson_interval(successes, n)
+        assert (round(ours.low, 4), round(ours.high, 4)) == (low, high)
+
+
+@pytest.mark.parametrize("args", [(1, 0), (-1, 5), (6, 5), (1, 5, 1.0), (1, 5, 0.0)])
+def test_wilson_refuses_what_is_no_proportion(args: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError):
+        wilson_interval(*args)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 31, 200, 2000, 2001])
+def test_t_quantile_equals_scipy(freedom: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for probability in (0.6, 0.9, 0.975, 0.995):
+        expected = stats.t.ppf(probability, freedom)
+        tolerance = 1e-9 if freedom <= 2000 else 2e-3
+        assert student_t_quantile(probability, freedom) == pytest.approx(expected, rel=tolerance)
+
+
+def test_bootstrap_mean_is_over_items_not_clusters() -> None:
+    values = [1.0, 1.0, 1.0, 0.0]
+    assert cluster_bootstrap(values, ["a", "a", "a", "b"], seed=0).mean == 0.75
+
+
+def test_bootstrap_is_a_function_of_its_seed_and_not_of_the_order_of_items() -> None:
+    rng = np.random.default_rng(0)
+    values, clusters = rng.random(80), rng.integers(0, 9, 80)
+    first = cluster_bootstrap(values, clusters, seed=3)
+    order = rng.permutation(80)
+    again = cluster_bootstrap(values[order], clusters[order], seed=3)
+    assert (again.low, again.high) == pytest.approx((first.low, first.high), abs=1e-12)
+    other = cluster_bootstrap(values, clusters, seed=4)
+    assert (other.low, other.high) != (first.low, first.high)
+
+
+def test_bootstrap_of_many_single_items_is_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(2.0, 3.0, 1500)
+    ours = cluster_bootstrap(values, np.arange(1500), seed=0, resamples=8000)
+    half = 1.96 * values.std(ddof=1) / math.sqrt(1500)
+    assert ours.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert ours.high == pytest.approx(values.mean() + half, abs=0.02)
+
+
+def test_clusters_widen_the_interval() -> None:
+    rng = np.random.default_rng(2)
+    study_rates = rng.random(15)
+    values = (rng.random((15, 40)) < study_rates[:, None]).astype(float).ravel()
+    by_study = cluster_bootstrap(values, np.repeat(np.arange(15), 40), seed=0)
+    alone = cluster_bootstrap(values, np.arange(600), seed=0)
+    assert by_study.high - by_study.low > 3 * (alone.high - alone.low)
+
+
+def test_one_cluster_says_nothing() -> None:
+    one = cluster_bootstrap([1.0, 0.0], ["s", "s"], seed=0)
+    assert (one.mean, one.low, one.high) == (0.5, -math.inf, math.inf)
+    assert proportion_interval([1, 0], ["s", "s"], seed=0).high == 1.0
+    assert proportion_interval([1, 0], ["s", "s"], seed=0).low == 0.0
+
+
+def test_all_right_is_not_certainty() -> None:
+    clusters = np.repeat(np.arange(10), 30)
+    ours = proportion_interval(np.ones(300), clusters, seed=0)
+    assert ours.high == 1.0
+    assert ours.low == pytest.approx(wilson_interval(10, 10).low)  # 10 studies, not 300 items
+    none = proportion_interval(np.zeros(300), clusters, seed=0)
+    assert (none.low, none.high) == (0.0, pytest.approx(wilson_interval(0, 10).high))
+
+
+def test_clusters_that_agree_do_not_give_an_interval_of_no_width() -> None:
+    values = np.tile([1, 0], 10)
+    ours = proportion_interval(values, np.repeat(np.arange(10), 2), seed=0)
+    plain = wilson_interval(10, 20)
+    assert (ours.low, ours.high) == (plain.low, plain.high)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "options"),
+    [
+        ([], [], {}),
+        ([1.0], ["a", "b"], {}),
+        ([math.nan, 1.0], ["a", "b"], {}),
+        ([2.0, 1.0], ["a", "b"], {"bounds": (0.0, 1.0)}),
+        ([1.0, 0.0], ["a", "b"], {"resamples": 10}),
+        ([1.0, 0.0], ["a", "b"], {"confidence": 95.0}),
+    ],
+)
+def test_bootstrap_refuses(values: list[float], clusters: list[str], options: dict) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ConfigError):
+        cluster_bootstrap(values, clusters, seed=0, **options)
+
+
+def test_proportion_refuses_other_numbers() -> None:
+    with pytest.raises(ConfigError, match="zeros and ones"):
+        proportion_interval([0.5, 1.0], ["a", "b"], seed=0)
+
+
+def clustered_sample(
+    rng: np.random.Generator, num_clusters: int, rate: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Studies of 5 to 39 items; each study has its own rate, `rate` on average."""
+    sizes = rng.integers(5, 40, num_clusters)
+    rates = rng.beta(rate * 6, (1 - rate) * 6, num_clusters)
+    values = np.concatenate(
+        [rng.random(size) < own for size, own in zip(sizes, rates, strict=True)]
+    )
+    return values.astype(np.float64), np.repeat(np.arange(num_clusters), sizes)
+
+
+def coverage(num_clusters: int, runs: int) -> float:
+    rng = np.random.default_rng(num_clusters)
+    hits = 0
+    for run in range(runs):
+        values, clusters = clustered_sample(rng, num_clusters, 0.7)
+        ours = cluster_bootstrap(values, clusters, seed=run, resamples=600, bounds=(0.0, 1.0))
+        hits += ours.low <= 0.7 <= ours.high
+    return hits / runs
+
+
+@pytest.mark.parametrize("num_clusters", [3, 10, 30])
+def test_coverage_of_a_known_truth(num_clusters: int) -> None:
+    assert 0.88 <= coverage(num_clusters, 400) <= 0.99
+
+
+def test_coverage_without_the_small_cluster_correction_is_worse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corrected = coverage(8, 400)
+    monkeypatch.setattr(statistics, "_expanded_tail", lambda num_clusters, confidence: 0.025)
+    assert coverage(8, 400) < corrected - 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_clusters", [3, 4, 5, 6, 8, 12, 20, 50])
+def test_coverage_in_many_runs(num_clusters: int) -> None:
+    assert 0.90 <= coverage(num_clusters, 3000) <= 0.97
+
+
+def test_sign_flip_p_equals_brute_force() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.integers(0, 2, (2, 60)).astype(float)
+    clusters = rng.integers(0, 7, 60)
+    sums = [float((a - b)[clusters == k].sum()) for k in range(7)]
+    observed = abs(sum(sums))
+    patterns = list(itertools.product((-1, 1), repeat=7))
+    hits = sum(
+        abs(sum(sign * part for sign, part in zip(pattern, sums, strict=True))) >= observed
+        for pattern in patterns
+    )
+    assert paired_difference(a, b, clusters, seed=0).p == hits / len(patterns)
+
+
+def test_sampled_p_is_close_to_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(0.2, 1, 120), rng.normal(0, 1, 120)
+    clusters = rng.integers(0, 12, 120)
+    exact = paired_difference(a, b, clusters, seed=0).p
+    monkeypatch.setattr(statistics, "EXACT_CLUSTERS", 0)
+    drawn = paired_difference(a, b, clusters, seed=0, resamples=20000).p
+    assert drawn == pytest.approx(exact, abs=0.015)
+
+
+def test_p_is_small_for_a_real_difference_and_one_for_none() -> None:
+    clusters = np.repeat(np.arange(20), 10)
+    better = paired_difference(np.ones(200), np.zeros(200), clusters, seed=0, bounds=(-1, 1))
+    assert better.p == 1 / 2001  # never 0
+    assert better.interval.mean == 1.0
+    same = paired_difference(np.ones(200), np.ones(200), clusters, seed=0, bounds=(-1, 1))
+    assert same.p == 1.0
+    assert same.interval.low == -same.interval.high  # unseen studies may differ
+    assert same.interval.high > 0
+
+
+def test_p_under_no_difference_is_uniform() -> None:
+    rng = np.random.default_rng(8)
+    clusters = np.repeat(np.arange(10), 12)
+    hits = 0
+    for _ in range(300):
+        a, b = rng.integers(0, 2, (2, 120)).astype(float)
+        hits += paired_difference(a, b, clusters, seed=0, resamples=100).p <= 0.05
+    assert hits <= 300 * 0.05 + 3 * math.sqrt(300 * 0.05 * 0.95)
+
+
+def test_pairs_need_equal_lengths() -> None:
+    with pytest.raises(ConfigError, match="paired"):
+        paired_difference([1.0], [1.0, 0.0], ["a", "b"], seed=0)
+
+
+def test_majority_letter_breaks_ties_by_the_alphabet() -> None:
+    assert majority_letter("BACAB") == "A"
+    assert majority_letter("CCA") == "C"
+    with pytest.raises(ConfigError):
+        majority_letter([])
+
+
+def test_majority_letters_follow_the_number_of_options() -> None:
+    letters = majority_letters(["A", "D", "D", "D", "B", "B"], [2, 4, 4, 4, 2, 2])
+    assert dict(letters) == {0: "D", 2: "B", 4: "D"}  # 0: D 3 times, B 2
+    with pytest.raises(ConfigError):
+        majority_letters(["A"], [])
