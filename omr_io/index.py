@@ -114,6 +114,14 @@ class ShardSet:
         """The letter of the right option of sample i."""
         return str(self._answers[self._row(i)].as_py())
 
+    def answers(self) -> list[str]:
+        """The letters of the right options of all n samples."""
+        return list(self._answers.to_pylist())
+
+    def image_formats(self) -> list[str]:
+        """The formats of all N images, "jpeg", "png", ...."""
+        return list(self._formats.to_pylist())
+
     def shard(self, i: int) -> str:
         """The file name of the shard that holds sample i."""
         return self.shard_names[int(self.sample_shards[self._row(i)])]

@@ -172,16 +172,12 @@ class _Check:
             self.report(error.what, error.where or Where(shard=entry.name))
             return None
 
-    def _members(
-        self, entry: ShardEntry, shards: ShardSet, rows: range, table: TarTable
-    ) -> None:
+    def _members(self, entry: ShardEntry, shards: ShardSet, rows: range, table: TarTable) -> None:
         """The tar's own list against the index's."""
         in_tar = list(
             zip(table.names, table.data_offsets.tolist(), table.sizes.tolist(), strict=True)
         )
-        in_index = [
-            (part.name, part.offset, part.size) for i in rows for part in shards.parts(i)
-        ]
+        in_index = [(part.name, part.offset, part.size) for i in rows for part in shards.parts(i)]
         if in_tar == in_index:
             return
         for name, offset, size in sorted({*in_tar} ^ {*in_index}, key=lambda item: item[1]):
@@ -217,9 +213,7 @@ class _Check:
         for number in range(len(pieces) - 1):
             self._image(entry, shards, i, number, pieces[number])
 
-    def _json(
-        self, entry: ShardEntry, shards: ShardSet, i: int, pieces: Sequence[bytes]
-    ) -> None:
+    def _json(self, entry: ShardEntry, shards: ShardSet, i: int, pieces: Sequence[bytes]) -> None:
         key, parts = shards.key(i), shards.parts(i)
         where = _where(entry, key, parts[-1])
         try:
@@ -243,9 +237,7 @@ class _Check:
         if in_json != in_index:
             self.report("text lengths, options or answer are not the index's", where)
 
-    def _image(
-        self, entry: ShardEntry, shards: ShardSet, i: int, number: int, data: bytes
-    ) -> None:
+    def _image(self, entry: ShardEntry, shards: ShardSet, i: int, number: int, data: bytes) -> None:
         where = _where(entry, shards.key(i), shards.parts(i)[number])
         row = int(shards.image_offsets[i]) + number
         digest = hashlib.sha256(data).digest()[:IMAGE_HASH_BYTES]
@@ -277,6 +269,8 @@ def _mapped(path: Path) -> Iterator[memoryview]:
         if file.seek(0, 2) == 0:
             yield memoryview(b"")  # an empty file cannot be mapped
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as view:
-                yield view
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
+            yield view
