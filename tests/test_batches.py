@@ -232,3 +232,14 @@ def test_metadata_options_that_cannot_be_right(batch):
         batch.vision_inputs(num_position_embeddings=24)
     with pytest.raises(ConfigError, match="window_size"):
         batch.vision_inputs(window_size=3)
+
+
+@pytest.mark.gpu
+def test_pinned_batches_go_to_the_device(batch):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    moved = batch.pin_memory().to("cuda")
+    torch.cuda.synchronize()
+    for name in ("input_ids", "position_ids", "pixel_values", "cu_seqlens"):
+        assert getattr(moved, name).is_cuda
+        assert torch.equal(getattr(moved, name).cpu(), getattr(batch, name))
