@@ -176,3 +176,14 @@ def test_ids_that_other_readers_would_merge_stay_apart(tmp_path):
     assert [json.loads(sample["json"])["id"] for sample in webdataset_samples(tmp_path)] == ids
     texts = dali_samples(tmp_path, ["json"])
     assert [json.loads(text)["id"] for (text,) in texts] == ids
+
+
+def test_datasets_keeps_an_extra_field_that_comes_late(tmp_path, offline):
+    """Nested fields that it first meets after five samples it would drop, hence extra as text."""
+    records = [
+        dataclasses.replace(item, extra={"a": None} if i < 10 else {"a": "x", "b": i})
+        for i, item in enumerate(single_records(12))
+    ]
+    write(tmp_path / "set", records)
+    rows = list(load(tmp_path / "set", tmp_path / "cache", False))
+    assert [json.loads(row["json"]["extra"]) for row in rows] == [item.extra for item in records]

@@ -69,6 +69,7 @@ def test_the_json_has_always_the_same_fields(tmp_path):
         assert value["id"] == item.id
         assert value["rubric"] == [dataclasses.asdict(unit) for unit in item.rubric]
         assert [image["name"] for image in value["images"]] == [i.name for i in item.images]
+        assert json.loads(value["extra"]) == item.extra
         assert "é".encode() in text  # not escaped
 
 

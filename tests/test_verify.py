@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import random
 from pathlib import Path
 
@@ -204,11 +203,11 @@ def test_what_cannot_be_checked_at_all(folder, tmp_path):
 
 
 def test_no_descriptor_is_left_open(folder):
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     verify(folder, decode=True)
     (folder / "train-000002.tar").write_bytes(b"")
     verify(folder)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_single_shard_of_single_images(tmp_path):
