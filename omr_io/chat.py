@@ -179,7 +179,8 @@ class ChatFormat:
             record: its question, and its completion; its images may have been left unread.
             image_tokens: for each image the number of its merged patches, at least 1.
             completion: "corpus" takes `corpus_completion(record)`, None gives the generation
-                prompt, anything else is the completion itself.
+                prompt, anything else is the completion itself (which thus cannot be the one
+                word "corpus").
 
         Raises:
             ConfigError: a count below 1, or counts that do not match `record.images`.

@@ -64,16 +64,7 @@ def find_columns(
         SourceError: a column is missing, appears twice, or has a type that cannot be read.
     """
     where = Where(source=source)
-    names = list(schema.names)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SourceError(f"the column {twice[0]} appears twice", where=where)
-    unknown = [name for name in omit if name not in names]
-    if unknown:
-        raise SourceError(
-            f"there is no column {unknown[0]} to omit; there are: {', '.join(names)}", where=where
-        )
-    kept = [name for name in names if name not in omit]
+    kept = _kept(list(schema.names), omit, where)
 
     def first(*aliases: str) -> str | None:
         return next((name for name in aliases if name in kept), None)
@@ -82,8 +73,10 @@ def find_columns(
     found = {"image": image, "question": first("question"), "answer": first("answer")}
     if need_reasoning:
         found["reasoning"] = reasoning
-    _check_present(found, kept, where)
     axes = tuple(axis for axis in AXES if axis in kept)
+    if axes:  # a misspelt axis must not vanish among the extra columns
+        found |= {axis: first(axis) for axis in AXES}
+    _check_present(found, kept, where)
     taken = {image, "question", "answer", reasoning, "id", *axes}
     columns = Columns(
         image=str(image),
@@ -117,6 +110,18 @@ def plain(value: object) -> object:
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     return value
+
+
+def _kept(names: list[str], omit: Sequence[str], where: Where) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SourceError(f"the column {twice[0]} appears twice", where=where)
+    unknown = [name for name in omit if name not in names]
+    if unknown:
+        raise SourceError(
+            f"there is no column {unknown[0]} to omit; there are: {', '.join(names)}", where=where
+        )
+    return [name for name in names if name not in omit]
 
 
 def _check_present(found: dict[str, str | None], names: list[str], where: Where) -> None:

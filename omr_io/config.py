@@ -64,17 +64,18 @@ class VisionConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> VisionConfig:
-        """Read a Hugging Face model folder's preprocessor_config.json and config.json.
+        """Read a Hugging Face model folder: config.json, and the image processor's file.
 
         Args:
-            folder: a local folder holding both files.
+            folder: a local folder holding config.json and processor_config.json (transformers 5's
+                processors) or preprocessor_config.json.
             changes: fields to override, such as `max_pixels`.
 
         Raises:
-            ConfigError: a file is missing, or names a family that is not implemented.
+            ConfigError: a file or a field is missing, or names what is not implemented.
         """
         root = Path(folder)
-        processor = _read_json(root / "preprocessor_config.json")
+        processor = _image_processor(root)
         family = _read_json(root / "config.json").get("model_type")
         if family not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
             raise ConfigError(
@@ -84,16 +85,47 @@ class VisionConfig:
         size = processor.get("size") or {}
         fields: dict[str, Any] = {
             "family": family,
-            "patch_size": processor["patch_size"],
-            "merge_size": processor["merge_size"],
-            "temporal_patch_size": processor["temporal_patch_size"],
-            "min_pixels": processor.get("min_pixels") or size["shortest_edge"],
-            "max_pixels": processor.get("max_pixels") or size["longest_edge"],
-            "image_mean": tuple(processor["image_mean"]),
-            "image_std": tuple(processor["image_std"]),
+            "min_pixels": processor.get("min_pixels") or size.get("shortest_edge"),
+            "max_pixels": processor.get("max_pixels") or size.get("longest_edge"),
             "rescale_factor": processor.get("rescale_factor", 1 / 255),
         }
-        return cls(**(fields | changes))
+        names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+        fields |= {name: processor.get(name) for name in names}
+        fields |= changes
+        missing = sorted(name for name, value in fields.items() if value is None)
+        if set(missing) - {"pass_order"}:
+            raise ConfigError(
+                f"the image processor's configuration in {root} lacks {', '.join(missing)}",
+                mend="Save the processor again with transformers, or give the fields by name",
+            )
+        for name in ("image_mean", "image_std"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+
+def _image_processor(root: Path) -> dict[str, Any]:
+    """The image processor's fields, from where transformers 5 looks: processor_config.json first.
+
+    Fields that change pixels and that we do not implement are refused, not ignored.
+    """
+    fields: Any = None
+    if (root / "processor_config.json").exists():
+        fields = _read_json(root / "processor_config.json").get("image_processor")
+    if fields is None:
+        fields = _read_json(root / "preprocessor_config.json")
+    expected = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
+    wrong = [
+        f"{name}={fields[name]!r}"
+        for name, value in expected.items()
+        if fields.get(name, value) != value
+    ]
+    kind = fields.get("image_processor_type", "Qwen2VLImageProcessor")
+    if wrong or not kind.startswith(("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")):
+        raise ConfigError(
+            f"the image processor in {root} is not implemented: {', '.join([kind, *wrong])}",
+            mend="Use a Qwen2VLImageProcessor that resizes (bicubic), rescales and normalizes",
+        )
+    return dict(fields)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from omr_io.types import Record, Refusal
 
 __all__ = ["ReadOptions", "count_rows", "list_sources", "read_parquet", "source_fingerprint"]
 
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES = 8 << 20
 _MAX_BATCH_ROWS = 1024
 _CORRUPT = "The file is corrupt: fetch or write it again"
 
@@ -31,11 +31,15 @@ def read_parquet(
 ) -> Iterator[tuple[int, Record | Refusal]]:
     """Read one Parquet file of OpenMedReason's schema, row by row.
 
-    Memory is bounded by some 16 MiB of rows (or one row, if larger) and Parquet's own pages, not
-    by the file or its row groups. Columns: image (struct<bytes, path>; or images: a list of them,
-    may be empty), question, answer, reasoning (or reasoning_trace), and optionally id (string or
-    integer), perception, knowledge and rationale; every other column goes to `Record.extra` as
-    plain JSON values (dates, times and decimals as text; NaN and infinities as None).
+    Memory is bounded by some 8 MiB of rows (or one row, if larger) and the current Parquet page of
+    each column, a few times over, not by the file or its row groups. (Writers may make pages
+    large: pyarrow puts at least 1024 values in one unless told otherwise.)
+
+    Columns: image (struct<bytes, path>; or images: a list of them, may be empty), question, answer,
+    reasoning (or reasoning_trace), and optionally id (string or integer) and all of perception,
+    knowledge and rationale (lists of units, or JSON text); every other column goes to
+    `Record.extra` as plain JSON values (dates, times and decimals as text; NaN and infinities as
+    None). The answer becomes a bare letter; question and reasoning stay as they stand.
 
     Without an id column, row 17 of train-00000.parquet has the id "train-00000-00000017": the
     file name without its suffix, a hyphen, the row number from 0 in at least eight digits.
@@ -46,7 +50,8 @@ def read_parquet(
 
     Returns:
         An iterator of (row number from 0, Record or Refusal), one for each row, in order. The
-        file and its schema are checked before this function returns.
+        file and its schema are checked before this function returns; no file stays open until
+        the iterator starts.
 
     Raises:
         SourceError: the file is missing, cut short or not Parquet; a column is missing or has a
@@ -54,6 +59,12 @@ def read_parquet(
     """
     options = options or ReadOptions()
     path = Path(path)
+    _open(path, options)[0].close()
+    return _rows(path, options)
+
+
+def _open(path: Path, options: ReadOptions) -> tuple[Any, Columns]:
+    """The opened ParquetFile and its columns, checked."""
     file = open_parquet(path)
     try:
         columns = find_columns(
@@ -68,12 +79,12 @@ def read_parquet(
     except SourceError:
         file.close()
         raise
-    return _rows(path, file, columns, options)
+    return file, columns
 
 
-def _rows(
-    path: Path, file: Any, columns: Columns, options: ReadOptions
-) -> Iterator[tuple[int, Record | Refusal]]:
+def _rows(path: Path, options: ReadOptions) -> Iterator[tuple[int, Record | Refusal]]:
+    # Opened only now: a caller may hold the iterators of thousands of files, checked, at once.
+    file, columns = _open(path, options)
     names = list(columns.casts)
     row = 0
     with file:

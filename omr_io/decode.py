@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
@@ -119,7 +120,9 @@ class DaliDecoder:
         self._cpu = CpuDecoder(exif, max_pixels)
         self._lock = threading.Lock()
         self._pipeline: Any = None
-        self._owner = 0  # the process that built the pipeline: its threads do not survive a fork
+        self._lost: list[Any] = []
+        decoder = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forget(decoder()))
 
     def decode(
         self, images: Sequence[bytes], infos: Sequence[ImageInfo]
@@ -163,14 +166,13 @@ class DaliDecoder:
 
     def _run(self, images: list[bytes]) -> list[UInt8Array]:
         with self._lock:
-            if self._pipeline is None or self._owner != os.getpid():
-                self._pipeline, self._owner = self._build(), os.getpid()
+            if self._pipeline is None:
+                self._pipeline = self._build()
             try:
                 views = [np.frombuffer(data, dtype=np.uint8) for data in images]
                 self._pipeline.feed_input("encoded", views)
                 (output,) = self._pipeline.run()
-                # Copies: DALI writes the next batch into the same memory.
-                return [np.array(output.at(i)) for i in range(len(images))]
+                return [output.at(i) for i in range(len(images))]  # at() copies
             except BaseException:
                 self._pipeline = None
                 raise
@@ -213,6 +215,17 @@ class DaliDecoder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _forget(decoder: DaliDecoder | None) -> None:
+    """In a forked child: threads do not survive a fork, so the parent's pipeline is of no use.
+
+    Nor can it be freed, which would wait for those threads forever.
+    """
+    if decoder is not None:
+        decoder._lost.append(decoder._pipeline)
+        decoder._pipeline = None
+        decoder._lock = threading.Lock()  # another thread may have held the old one
 
 
 def make_decoder(name: DecoderName | str, vision: VisionConfig) -> Decoder:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from omr_io.errors import DataError, TokenizerError
 
@@ -16,7 +17,7 @@ def build(source: str) -> tokenizers.Tokenizer:
     """A tokenizer of our own whose text never yields a special=True token.
 
     Raises:
-        TokenizerError: not a tokenizer.json, or one whose ids are random.
+        TokenizerError: not a tokenizer.json, or one whose ids are random or that loses text.
     """
     try:
         model = dict(dict(json.loads(source))["model"])
@@ -31,11 +32,25 @@ def build(source: str) -> tokenizers.Tokenizer:
             f"the model asks for BPE dropout {model['dropout']}, so that its ids are random",
             mend='Set "dropout" to null in tokenizer.json',
         )
+    _require_all_bytes(backend, model)
     backend.no_truncation()
     backend.no_padding()
     # Of a match with a special=True token nothing is cut out of the text: it stays plain text.
     backend.encode_special_tokens = True
     return backend
+
+
+def _require_all_bytes(backend: tokenizers.Tokenizer, model: Mapping[str, Any]) -> None:
+    """Refuse a vocabulary without some bytes: Hugging Face drops them from a text in silence."""
+    if model.get("type", "BPE") != "BPE" or model.get("unk_token") or model.get("byte_fallback"):
+        return
+    vocab = backend.get_vocab(with_added_tokens=False)
+    missing = sum(letter not in vocab for letter in ByteLevel.alphabet())
+    if missing:
+        raise TokenizerError(
+            f"{missing} of the 256 bytes have no token, so that text with them would be lost",
+            mend="Use a byte-level BPE such as Qwen's, or one of `train_bpe`",
+        )
 
 
 _DEFAULTS: Mapping[str, tuple[object, ...]] = {

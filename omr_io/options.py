@@ -29,7 +29,6 @@ _LINE_LABEL = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])[.):])(.*)", re.DOTALL)
 _INLINE_LABEL = re.compile(r"(?<!\S)(?:(\()([A-Z])\)|([A-Z])([.)]))(?=\s|$)")
 _LETTER = re.compile(r"\(([A-Z])\)|([A-Z])[.):]?")
 _LEADING_LETTER = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\s")
-_TRACE_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +85,12 @@ def trace_letter(reasoning: str) -> str | None:
     Returns:
         The upper-case letter, or None if the trace has no such element or it holds no letter.
     """
-    answers = _TRACE_ANSWER.findall(reasoning)
-    if not answers:
+    # Not a regular expression: many opening tags without a closing one would cost it quadratically.
+    end = reasoning.rfind("</answer>")
+    start = reasoning.rfind("<answer>", 0, max(end, 0))
+    if start < 0:
         return None
-    text = answers[-1].strip()
+    text = reasoning[start + len("<answer>") : end].strip()
     match = _LEADING_LETTER.match(text)
     return parse_letter(text) if match is None else match[1] or match[2]
 

@@ -277,7 +277,8 @@ def _from_root(root: Path, name: str, max_bytes: int) -> bytes:
             )
         return file.read_bytes()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, up to Python 3.12
-        raise _RowError("unreadable-image", f"{_short(name)} cannot be read: {error}") from None
+        why = getattr(error, "strerror", None) or "a loop of links"
+        raise _RowError("unreadable-image", f"{_short(name)} cannot be read: {why}") from None
 
 
 def _short(text: str) -> str:

@@ -36,6 +36,7 @@ _COMPANIONS = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_MAX_VOCAB_SIZE = 1 << 24  # a corrupt id must not ask for gigabytes of tables
 _CHUNK = 1024  # texts handed to Hugging Face at a time: bounds the memory of its Encoding objects
 
 
@@ -78,10 +79,13 @@ class Tokenizer:
         self._source = source
         self._companions = dict(companions or {})
         self._backend = build(source)
-        ids = np.array(sorted(self._backend.get_vocab(with_added_tokens=True).values()))
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        ids = np.fromiter(vocab.values(), dtype=np.int64)
         added = self._backend.get_added_tokens_decoder()
-        self.vocab_size = int(ids[-1]) + 1 if len(ids) else 0
+        self.vocab_size = int(ids.max(initial=-1)) + 1
         """V: one more than the largest id, so that it sizes an embedding."""
+        if self.vocab_size > _MAX_VOCAB_SIZE:
+            raise TokenizerError(f"a token has the id {self.vocab_size - 1}: no real vocabulary's")
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         """The ids of the control tokens, which no text can yield."""
         self._known_V = np.zeros(self.vocab_size, dtype=np.bool_)

@@ -188,6 +188,10 @@ def test_not_a_letter(text: str) -> None:
         ("<answer>C", None),
         ("no answer", None),
         ("<answer></answer>", None),
+        ("</answer>", None),
+        ("</answer><answer>A", None),
+        ("<answer>A</answer><answer>B", "A"),
+        ("<answer>A</answer><answer>B</answer>", "B"),
     ],
 )
 def test_letter_of_a_trace(reasoning: str, letter: str | None) -> None:
@@ -199,3 +203,4 @@ def test_long_adversarial_text_takes_linear_time() -> None:
     with pytest.raises(RecordError):
         parse_options(question)
     assert parse_options(" " * 200_000 + "x") == ("x", ())
+    assert trace_letter("<answer>" * 100_000) is None

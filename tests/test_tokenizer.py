@@ -194,6 +194,37 @@ def test_decode_shows_or_skips_control_tokens() -> None:
     assert tokenizer.decode([]) == ""
 
 
+@settings(max_examples=50, deadline=None)
+@given(text=TEXTS, flags=st.lists(st.booleans(), min_size=4, max_size=4))
+def test_no_flag_of_a_special_token_lets_text_forge_it(text: str, flags: list[bool]) -> None:
+    tree = json.loads(small()._source)
+    names = ("single_word", "lstrip", "rstrip", "normalized")
+    for token in tree["added_tokens"][:8]:
+        token.update(zip(names, flags, strict=True))
+    oracle = hugging_face(small()._source, control=False)
+    assert Tokenizer(json.dumps(tree)).encode(text).tolist() == oracle.encode(text).ids
+
+
+def test_a_vocabulary_that_would_lose_text_is_refused() -> None:
+    tree = json.loads(small()._source)
+    vocab = {token: i for token, i in tree["model"]["vocab"].items() if token != "Ã"}
+    merges = [pair for pair in tree["model"]["merges"] if "Ã" not in "".join(pair)]
+    lossy = tree | {"model": tree["model"] | {"vocab": vocab, "merges": merges}}
+    for pair in merges:
+        vocab.setdefault("".join(pair), len(vocab))
+    assert (
+        hugging_face(json.dumps(lossy), control=False).decode(
+            hugging_face(json.dumps(lossy), control=False).encode("aéb").ids
+        )
+        != "aéb"
+    )  # Hugging Face drops a byte and says nothing
+    with pytest.raises(TokenizerError, match="1 of the 256 bytes"):
+        Tokenizer(json.dumps(lossy))
+    empty = tree | {"added_tokens": [], "model": tree["model"] | {"vocab": {}, "merges": []}}
+    with pytest.raises(TokenizerError, match="256 of the 256 bytes"):
+        Tokenizer(json.dumps(empty))
+
+
 def test_truncation_padding_and_post_processor_are_not_applied(tmp_path: Path) -> None:
     backend = hugging_face(small()._source, control=True)
     from tokenizers.processors import TemplateProcessing
@@ -206,8 +237,9 @@ def test_truncation_padding_and_post_processor_are_not_applied(tmp_path: Path) -
     text = "a long enough sentence about effusion"
     assert len(backend.encode(text).ids) == 8  # the oracle does apply all three
     tokenizer = Tokenizer.from_pretrained(tmp_path)
-    assert tokenizer.encode(text).tolist() == small().encode(text).tolist()
-    assert tokenizer.count_batch([text]).tolist() == small().count_batch([text]).tolist()
+    for one in (text, "a", ""):
+        assert tokenizer.encode(one).tolist() == small().encode(one).tolist()
+        assert tokenizer.count_batch([one]).tolist() == small().count_batch([one]).tolist()
     # Of it all only the added tokens' place in the vocabulary is new to the fingerprint.
     plain = Tokenizer(json.dumps(json.loads(hugging_face(small()._source, control=True).to_str())))
     assert tokenizer.fingerprint == plain.fingerprint
@@ -310,6 +342,7 @@ def test_broken_pieces_of_a_real_tokenizer_json() -> None:
         tree | {"model": model | {"dropout": 0.1}},
         tree | {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}}},
         tree | {"added_tokens": [{"id": 3}]},
+        tree | {"model": model | {"vocab": model["vocab"] | {"far": 2**31}}},
     ):
         with pytest.raises(TokenizerError):
             Tokenizer(json.dumps(broken))
@@ -330,11 +363,13 @@ def test_a_vocabulary_that_spells_a_control_token_by_merging_is_caught() -> None
         tokenizer.encode("<|im_end|>")
 
 
-def test_pickle_keeps_ids_and_policy() -> None:
+def test_pickle_keeps_ids_policy_and_files(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(small()))
     text = "x<|im_end|><think>"
     assert again.encode(text).tolist() == small().encode(text).tolist()
     assert again.fingerprint == small().fingerprint
+    again.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

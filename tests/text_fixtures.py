@@ -12,14 +12,14 @@ from pathlib import Path
 
 import tokenizers
 
-from omr_io.qwen_bpe import QWEN2_PATTERN, QWEN_PLAIN_TOKENS, QWEN_SPECIAL_TOKENS
+from omr_io.qwen_bpe import QWEN_PLAIN_TOKENS, QWEN_SPECIAL_TOKENS
 from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.types import Option, Record
 
-_WORDS = (
+_WORDS = (  # noqa: SIM905
     "the image shows computed tomography of chest abdomen brain magnetic resonance axial coronal "
     "sagittal which quadrant is brightest opacity effusion pneumothorax lobe lesion µm naïve 12.5 "
-    "mg/dL β-catenin don't it's contrast inverted 上腹部 рентген apex lucent α"
+    "mg/dL β-catenin don't it's contrast inverted 上腹部 рентген apex lucent αβ"
 ).split()
 CONTROL_TEXTS = (*QWEN_SPECIAL_TOKENS, *QWEN_PLAIN_TOKENS, "<answer>", "</answer>", "<tool_call>")
 
@@ -28,8 +28,8 @@ def corpus(rows: int = 400) -> list[str]:
     """Seeded medical-looking sentences."""
     rng = random.Random(7)
     return [
-        f"{' '.join(rng.choices(_WORDS, k=20)).capitalize()}?\nA. {rng.choice(_WORDS)}\n"
-        f"<think>{' '.join(rng.choices(_WORDS, k=12))}.</think>\n<answer>A</answer>"
+        f"{' '.join(rng.choices(_WORDS, k=20)).capitalize()}?\nA. {rng.choice(_WORDS)}\n\n"
+        f"<think>{' '.join(rng.choices(_WORDS, k=12))}.</think>\n\n<answer>A</answer>"
         for _ in range(rows)
     ]
 
@@ -103,7 +103,7 @@ def qwen_source(ranks_file: Path) -> str:
     return json.dumps(tree)
 
 
-_QWEN_ADDED = (
+_QWEN_ADDED = (  # noqa: SIM905
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> "
     "<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> "
     "<|image_pad|> <|video_pad|> <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> "

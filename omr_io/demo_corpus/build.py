@@ -24,7 +24,7 @@ from omr_io.demo_corpus.questions import (
     rubric,
 )
 from omr_io.demo_corpus.studies import Progress, Study, collect
-from omr_io.demo_corpus.table import write_table
+from omr_io.demo_corpus.table import make_folder, write_table
 from omr_io.errors import ConfigError, DataError
 
 TRIES = 60
@@ -92,6 +92,7 @@ def build(
     started = time.perf_counter()
     out = Path(out)
     _check(out, train_rows, test_rows, answer_bias)
+    make_folder(out.parent)
     studies, left_out = collect(extra, progress)
     splits = split_studies(studies, seed)
     paths: dict[Split, Path] = {"train": out, "test": out.with_name(f"{out.stem}-test.parquet")}
@@ -136,7 +137,6 @@ def _make(row: Row, split: Split, number: int, seed: int, used: set[bytes]) -> d
         "study": study.name,
         "task": row.task,
         "modality": study.modality or "unknown",
-        "num_options": item.num_options,
     }
     return made | (rubric(_fact(row), item, name) if split == "test" else {})
 

@@ -48,6 +48,8 @@ _SCALES: dict[Task, tuple[float, float]] = {
 }
 """How much of each side of the view a crop keeps: what identifies a picture needs most of it."""
 
+_MARGINS: dict[Task, float] = {"quadrant": QUADRANT_MARGIN, "half": HALF_MARGIN}
+
 MIN_CONTRAST = 8.0
 """Least standard deviation of a crop, in grey levels: below it there is nothing to see."""
 
@@ -57,11 +59,10 @@ _MIRRORED: dict[str, str] = {"left": "right", "right": "left", "upper": "lower",
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """An encoded image and its Pillow mode as stored."""
+    """An encoded image and the extension of its format, without the dot."""
 
     data: bytes
     suffix: str
-    mode: str
 
 
 def draw(
@@ -76,21 +77,27 @@ def draw(
         None when the crop shows too little, or its lead is under the margin once stored.
     """
     pixels = _crop(view.pixels, *_SCALES[task], rng)
-    pixels = _resize(pixels, rng)
+    if task in ("quadrant", "half", "inversion") and rng.random() < 0.5:
+        pixels = np.swapaxes(pixels, 0, 1)
+    pixels = _resize(np.ascontiguousarray(pixels), rng)
     if pixels.std() < MIN_CONTRAST or (task == "inversion" and not shows_background(pixels)):
         return None
-    if task in ("quadrant", "half"):
-        pixels = _mirror_to(pixels, _answer(pixels, task, target)[0], target)
-    else:
-        pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
+    margin = _MARGINS.get(task)
+    if margin is not None:
+        answer, lead = _answer(pixels, task, target)
+        if lead < margin:
+            return None
+        pixels = _mirror_to(pixels, answer, target)
+    elif rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
     if task == "inversion":
         pixels = pixels[::-1] if rng.random() < 0.5 else pixels
         pixels = 255 - pixels if target == "yes" else pixels
     drawing = _encode(np.ascontiguousarray(pixels), storage, rng)
-    if task in ("quadrant", "half"):
+    if margin is not None:
         with Image.open(io.BytesIO(drawing.data)) as stored:
             answer, lead = _answer(rgb(stored), task, target)
-        if answer != target or lead < (QUADRANT_MARGIN if task == "quadrant" else HALF_MARGIN):
+        if answer != target or lead < margin:
             return None
     return drawing
 
@@ -150,4 +157,4 @@ def _encode(pixels: UInt8Array, storage: Storage, rng: np.random.Generator) -> D
     kind = "JPEG" if storage.startswith("jpeg") else "PNG"
     stored = io.BytesIO()
     picture.save(stored, kind, **options)
-    return Drawing(stored.getvalue(), "jpg" if kind == "JPEG" else "png", picture.mode)
+    return Drawing(stored.getvalue(), "jpg" if kind == "JPEG" else "png")

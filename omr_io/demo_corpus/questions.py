@@ -113,7 +113,6 @@ class Item:
     question: str
     reasoning: str
     answer: str
-    num_options: int
 
 
 def brightness(pixels_hw3: UInt8Array) -> Float64Array:
@@ -227,7 +226,6 @@ def compose(
         question=stem + options,
         reasoning=f"<think>{trace}</think><answer>{letter}</answer>",
         answer=letter,
-        num_options=num_options,
     )
 
 

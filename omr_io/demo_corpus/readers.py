@@ -27,7 +27,7 @@ _ACROSS: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
 """The plane that lies across the x, y and z axes of the patient."""
 
 MAX_SIDE = 512
-"""Views are scaled down to this many pixels: crops of 96 to 256 pixels need no more."""
+"""Views are scaled down to a short side of this many pixels: crops of 96 to 256 need no more."""
 
 MIN_SIDE = 24
 MAX_ASPECT = 5.0
@@ -62,7 +62,7 @@ class View:
 
     Attributes:
         pixels: (H, W) grey or (H, W, 3) RGB, uint8, as displayed: windowed, bright where the file's
-            photometric interpretation says bright. Sides are at most MAX_SIDE.
+            photometric interpretation says bright. The short side is at most MAX_SIDE.
         plane: the anatomical plane, where the file says it and it is not oblique.
     """
 
@@ -111,9 +111,11 @@ def read_volume(path: Path) -> Reading:
     import nibabel
 
     with quiet():
-        image = nibabel.as_closest_canonical(nibabel.load(path))
+        image = nibabel.load(path)
+        while len(image.shape) > 3:
+            image = image.slicer[..., 0]
+        image = nibabel.as_closest_canonical(image)
         volume = np.asarray(image.dataobj, dtype=np.float64)
-    volume = volume.reshape(*volume.shape[:3], -1)[..., 0] if volume.ndim > 3 else volume
     if volume.ndim != 3:
         raise ImageError("not a volume of three axes", where=Where(source=str(path)))
     shown = _stretch(np.nan_to_num(volume))
@@ -228,9 +230,11 @@ def _shrink(pixels: UInt8Array) -> UInt8Array:
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
         raise ImageError(f"{width} x {height} pixels: too small or too narrow")
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX, reducing_gap=None)
-    return np.asarray(picture)
+    if min(height, width) <= MAX_SIDE:
+        return pixels
+    factor = MAX_SIDE / min(height, width)
+    size = (round(width * factor), round(height * factor))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
 
 def crop_region(view: View, region: tuple[float, float, float, float]) -> View:

@@ -2,8 +2,8 @@
 
 Two tables decide, so that the corpus is the same on every machine. `SHIPPED` names every file
 taken, one study a line; `LEFT_OUT` says why the other files of the same folders are not. All of
-them were looked at. Only files that pydicom, NumPy and Pillow decode by themselves are taken: lossless JPEG
-and JPEG-LS need plugins, some of them under the GPL.
+them were looked at. Only files that pydicom, NumPy and Pillow decode by themselves are taken:
+lossless JPEG and JPEG-LS need plugins, some of them under the GPL.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ SHIPPED: tuple[Shipped, ...] = (
         body_part=NOT_SAID,  # its field says BRAIN; the picture shows the arteries of the neck
         region=(0.02, 0.40, 0.80, 0.60),
     ),
+    # Nothing says who was scanned in nibabel's four volumes; their pictures are not alike.
     Shipped("mr-brain-t1", "nibabel", "anatomical.nii", "volume", "MR", "head"),
     Shipped("mr-brain-epi", "nibabel", "example4d+orig.HEAD", "volume", "MR", "head"),
     Shipped("mr-brain-axial", "nibabel", "example4d.nii.gz", "volume", "MR", "head"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,18 @@ def schema(*, rubric: bool) -> Any:
     return pa.schema(columns)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, before the work whose result goes there.
+
+    Raises:
+        DiskError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{folder} cannot be made: {error.strerror or error}") from error
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], *, rubric: bool) -> None:
     """Write rows under a temporary name, sync, then rename: a file of that name is complete.
 
@@ -52,7 +65,6 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], *, rubric: bool) 
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=fields)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             pq.write_table(table, file, compression="zstd", row_group_size=500)
             file.flush()
@@ -64,5 +76,6 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], *, rubric: bool) 
         finally:
             os.close(folder)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -67,8 +67,10 @@ def plan_segments(cu_seqlens: tuple[int, ...]) -> SegmentPlan:
     starts = [start for _, start in spans]
     if starts == sorted(starts):
         return SegmentPlan(groups, None, None)
-    order = torch.cat([torch.arange(start, start + length) for length, start in spans])
-    return SegmentPlan(groups, order, torch.argsort(order))
+    # The plan outlives this call: made in inference mode, its tensors would break a later backward.
+    with torch.inference_mode(False):
+        order = torch.cat([torch.arange(start, start + length) for length, start in spans])
+        return SegmentPlan(groups, order, torch.argsort(order))
 
 
 def segment_attention(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, TrainingError
 from omr_io.train.attention import use_varlen
 from omr_io.train.objectives import token_logprobs
 from omr_io.types import IGNORE_INDEX
@@ -34,7 +34,12 @@ class PackedBatch(Protocol):
         """Labels that are not IGNORE_INDEX; known on the host."""
 
     def model_inputs(self) -> dict[str, Any]:
-        """The keyword arguments of the model's forward."""
+        """The keyword arguments of the model's forward; no pixel_values if there are no images."""
+
+    def vision_inputs(
+        self, *, window_size: int | None = None, num_position_embeddings: int | None = None
+    ) -> dict[str, Any]:
+        """The vision tower's metadata, planned on the host; {} to let the tower compute it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,32 +203,34 @@ def _transformers() -> Any:
 def forward(model: Any, batch: PackedBatch) -> Tensor:
     """The last hidden states of packs, (B, T, H): before the language-model head.
 
-    A batch without images still runs the vision tower, on a dummy image of 4 x 4 patches whose
-    features are multiplied by zero: its parameters get zero gradients rather than none, and the
+    A batch without images still runs the vision tower, on a small dummy image whose features are
+    multiplied by zero: its parameters get zero gradients rather than none, and the
     collectives of sharded training match between ranks.
     """
-    inputs = dict(batch.model_inputs())
+    inputs = batch.model_inputs()
+    has_images = "pixel_values" in inputs
+    if has_images:
+        vision = model.config.vision_config
+        inputs |= batch.vision_inputs(
+            window_size=getattr(vision, "window_size", None),
+            num_position_embeddings=getattr(vision, "num_position_embeddings", None),
+        )
     # A KV cache makes transformers build a plain causal mask, across samples.
-    inputs["use_cache"] = False
-    pixels = inputs.get("pixel_values")
-    without_images = pixels is None or pixels.shape[0] == 0
-    if without_images:
-        inputs = {name: x for name, x in inputs.items() if not name.startswith("image_")}
-        inputs.pop("pixel_values", None)
-    hidden_BTH: Tensor = model.model(**inputs).last_hidden_state
-    if without_images:
+    hidden_BTH: Tensor = model.model(**(inputs | {"use_cache": False})).last_hidden_state
+    if not has_images:
         hidden_BTH = hidden_BTH + 0.0 * _dummy_image_features(model).to(hidden_BTH.dtype)
     return hidden_BTH
 
 
 def _dummy_image_features(model: Any) -> Tensor:
-    """The sum of all the vision tower's outputs (deepstack's too) for a 4 x 4 grid of zeros."""
+    """The sum of all the vision tower's outputs, deepstack's too, for a grid of 2 x 2 tokens."""
     vision = model.config.vision_config
     in_channels = getattr(vision, "in_channels", None) or 3
     width = in_channels * vision.temporal_patch_size * vision.patch_size**2
     parameter = next(model.model.visual.parameters())
-    pixels_PD = torch.zeros(16, width, dtype=parameter.dtype, device=parameter.device)
-    grid_N3 = torch.tensor([[1, 4, 4]], device=parameter.device)
+    side = 2 * vision.spatial_merge_size
+    pixels_PD = torch.zeros(side * side, width, dtype=parameter.dtype, device=parameter.device)
+    grid_N3 = torch.tensor([[1, side, side]], device=parameter.device)
     output = model.model.get_image_features(pixels_PD, grid_N3, return_dict=True)
     total = torch.cat(tuple(output.pooler_output)).sum()
     for features in getattr(output, "deepstack_features", None) or ():
@@ -243,9 +250,19 @@ def label_rows(labels_BT: Tensor, num_label_tokens: int) -> tuple[Tensor, Tensor
 
     Returns:
         rows_R, targets_R: (R,) int64 into the flattened B * T, and (R,) int64 token ids.
+
+    Raises:
+        TrainingError: the count is not that of the labels (seen on the CPU only: on CUDA, looking
+            would sync).
     """
     targets = labels_BT.flatten()[1:]
-    rows_R = torch.nonzero_static(targets != IGNORE_INDEX, size=num_label_tokens).squeeze(1)
+    trained = targets != IGNORE_INDEX
+    if not trained.is_cuda and (count := int(trained.sum())) != num_label_tokens:
+        raise TrainingError(
+            f"{count} labels can be predicted, but the batch counts {num_label_tokens}",
+            mend="num_label_tokens counts labels that are not IGNORE_INDEX; a first token has none",
+        )
+    rows_R = torch.nonzero_static(trained, size=num_label_tokens).squeeze(1)
     return rows_R, targets[rows_R]
 
 

@@ -46,12 +46,13 @@ def token_logprobs(
     rows = chunk or max(1, MAX_LOGITS // lm_head_weight_VH.shape[0])
     if hidden_RH.shape[0] <= rows:
         return _chunk_logprobs(hidden_RH, lm_head_weight_VH, targets_R, temperature, banned)
+    chunks = zip(torch.split(hidden_RH, rows), torch.split(targets_R, rows), strict=True)
     parts = [
         checkpoint(
             _chunk_logprobs, hidden, lm_head_weight_VH, targets, temperature, banned,
             use_reentrant=False, preserve_rng_state=False,
         )
-        for hidden, targets in zip(torch.split(hidden_RH, rows), torch.split(targets_R, rows), strict=True)
+        for hidden, targets in chunks
     ]  # fmt: skip
     return torch.cat(parts)
 

@@ -1,4 +1,4 @@
-"""OpenMedReason's TraceScore from a judge's words on rubric units; asking a judge is not done here."""
+"""OpenMedReason's TraceScore from a judge's words on rubric units."""
 
 from __future__ import annotations
 

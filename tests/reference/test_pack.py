@@ -1,7 +1,10 @@
 """The reference assembly against transformers' own get_rope_index, and against the contract."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,81 +57,9 @@ def assemble(request):
     return run
 
 
-def rope_models():
-    """A tiny random model of each family that computes M-RoPE for images."""
-    import torch
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLModel,
-        Qwen2VLConfig,
-        Qwen2VLModel,
-        Qwen3VLConfig,
-        Qwen3VLModel,
-    )
-
-    text = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 100,
-    }
-    vision = {"depth": 1, "num_heads": 2, "patch_size": 2, "spatial_merge_size": 2}
-    ids = {"image_token_id": IMAGE, "video_token_id": 5, "vision_start_token_id": START}
-    torch.manual_seed(0)
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3]}
-    made = {
-        "qwen2_vl": Qwen2VLModel(
-            Qwen2VLConfig(
-                text_config=text | {"rope_parameters": rope},
-                vision_config=vision | {"embed_dim": 32, "hidden_size": 32},
-                **ids,
-            )
-        ),
-        "qwen2_5_vl": Qwen2_5_VLModel(
-            Qwen2_5_VLConfig(
-                text_config=text | {"rope_parameters": rope},
-                vision_config=vision
-                | {
-                    "hidden_size": 32,
-                    "intermediate_size": 32,
-                    "out_hidden_size": 32,
-                    "window_size": 8,
-                    "fullatt_block_indexes": [0],
-                },
-                **ids,
-            )
-        ),
-        "qwen3_vl": Qwen3VLModel(
-            Qwen3VLConfig(
-                text_config=text
-                | {"head_dim": 16, "rope_parameters": rope | {"mrope_interleaved": True}},
-                vision_config=vision
-                | {
-                    "hidden_size": 32,
-                    "intermediate_size": 32,
-                    "out_hidden_size": 32,
-                    "num_position_embeddings": 16,
-                    "deepstack_visual_indexes": [0],
-                },
-                **ids,
-            )
-        ),
-    }
-    return {family: model.eval() for family, model in made.items()}
-
-
-@pytest.fixture(scope="module")
-def models():
-    return rope_models()
-
-
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_mrope_equals_get_rope_index(models, family, assemble):
-    import torch
-
-    model = models[family]
+def test_mrope_equals_get_rope_index(tiny_models, family, assemble):
+    model = tiny_models[family].model
 
     @settings(max_examples=60, deadline=None)
     @given(samples())
@@ -220,8 +151,6 @@ def test_no_packs_and_empty_packs(assemble):
 
 
 def broken(**changes) -> EncodedSample:
-    import dataclasses
-
     return dataclasses.replace(make_sample("bad", [(1, 4, 4)], [2, 3]), **changes)
 
 

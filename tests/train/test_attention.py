@@ -192,6 +192,15 @@ def test_equal_segments_share_a_call() -> None:
     assert plan_segments((0, 2, 6)).order is None  # sorted already
 
 
+def test_a_plan_made_in_inference_mode_serves_training() -> None:
+    q = torch.randn(10, 2, 4)
+    with torch.inference_mode():
+        segment_attention(q, q, q, (0, 7, 10), causal=True)
+    x = q.clone().requires_grad_()
+    segment_attention(x, x, x, (0, 7, 10), causal=True).sum().backward()
+    assert x.grad is not None
+
+
 def test_what_it_cannot_do_is_an_error() -> None:
     module = torch.nn.Module()
     q = torch.zeros(1, 2, 6, 4)

@@ -8,7 +8,7 @@ import pytest
 import tiny_models as tiny
 import torch
 
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, TrainingError
 from omr_io.train.attention import use_varlen
 from omr_io.train.model import (
     DemoModelConfig,
@@ -84,6 +84,8 @@ def test_label_logprobs_equal_one_sample_at_a_time(family: str) -> None:
 def test_label_rows_without_labels() -> None:
     rows, targets = label_rows(torch.full((2, 4), -100), 0)
     assert rows.shape == targets.shape == (0,)
+    with pytest.raises(TrainingError, match="0 labels can be predicted, but the batch counts 1"):
+        label_rows(torch.full((2, 4), -100), 1)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -139,6 +139,9 @@ class TinyBatch:
             inputs |= {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
         return inputs
 
+    def vision_inputs(self, **_kwargs: int | None) -> dict[str, Any]:
+        return {}
+
 
 def pack(model: Any, packs: list[list[Sample]], seq_len: int | None = None) -> TinyBatch:
     """Samples into packs of `seq_len` (None: the longest pack), padded; padding is a segment."""
