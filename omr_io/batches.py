@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError
-from omr_io.types import PackedArrays
+from omr_io.errors import ConfigError, DataError, Where
+from omr_io.types import EncodedSample, Float32Array, PackedArrays
 from omr_io.vision_tower import Grid, vision_arrays
 
 
@@ -177,21 +177,26 @@ class Batch:
 
 def make_batch(
     arrays: PackedArrays,
+    packs: Sequence[Sequence[EncodedSample]],
     *,
     vision: VisionConfig,
-    keys: Sequence[Sequence[str]],
-    num_tokens: int,
     step_label_tokens: int,
     epoch: int,
     step: int,
     micro_step: int,
     failures: Sequence[Failure] = (),
 ) -> Batch:
-    """Wrap assembled packs as a batch; shares their memory. A batch without images gets a dummy.
+    """Wrap packs and what was assembled from them as a batch; shares their memory.
 
-    The dummy is one image of 2 x 2 merged patches (a 4 x 4 grid at merge_size 2), all zeros.
+    Without images it gets a dummy: one of 2 x 2 merged patches (a 4 x 4 grid at merge_size 2), all
+    zeros.
+
+    Raises:
+        DataError: a sample's patches are not as many as its grids ask for.
     """
-    pixel_values, grids_N3 = arrays.pixel_values, arrays.image_grid_thw
+    samples = [sample for pack in packs for sample in pack]
+    grids_N3 = np.concatenate([np.empty((0, 3), np.int64), *(s.image_grid_thw for s in samples)])
+    pixel_values = join_patches(samples)
     has_dummy_image = not len(grids_N3)
     if has_dummy_image:
         side = 2 * vision.merge_size
@@ -208,8 +213,8 @@ def make_batch(
         mm_token_type_ids=torch.from_numpy(arrays.mm_token_type_ids),
         has_dummy_image=has_dummy_image,
         grids=tuple((frames, rows, columns) for frames, rows, columns in grids_N3.tolist()),
-        keys=tuple(tuple(row) for row in keys),
-        num_tokens=num_tokens,
+        keys=tuple(tuple(sample.key for sample in pack) for pack in packs),
+        num_tokens=sum(len(sample.input_ids) for sample in samples),
         num_label_tokens=arrays.num_label_tokens,
         step_label_tokens=step_label_tokens,
         epoch=epoch,
@@ -218,3 +223,34 @@ def make_batch(
         failures=tuple(failures),
         vision=vision,
     )
+
+
+def join_patches(samples: Sequence[EncodedSample]) -> Float32Array:
+    """(P, D) float32: the patches of all samples in order; (0, 0) without any.
+
+    Samples that were encoded together hold neighbouring rows of one array, which is then given
+    back as it is: at 15 MB an image a copy would cost more than the decoding.
+
+    Raises:
+        DataError: a sample's patches are not as many as its grids ask for.
+    """
+    parts = []
+    for sample in samples:
+        expected = int(sample.image_grid_thw.prod(axis=1).sum())
+        found = 0 if sample.pixel_values is None else len(sample.pixel_values)
+        if found != expected:
+            raise DataError(
+                f"image_grid_thw asks for {expected} patches, pixel_values has {found}",
+                where=Where(key=sample.key),
+            )
+        if sample.pixel_values is not None and found:
+            parts.append(sample.pixel_values)
+    if not parts:
+        return np.empty((0, 0), np.float32)
+    base, end = parts[0].base, parts[0].ctypes.data
+    for part in parts:
+        if base is None or part.base is not base or part.ctypes.data != end:
+            return np.concatenate(parts)
+        end += part.nbytes
+    rows = sum(len(part) for part in parts)
+    return np.lib.stride_tricks.as_strided(parts[0], (rows, parts[0].shape[1]))

@@ -45,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 def main() -> None:
     """Run the command line; an `OmrError` becomes one line and its exit code."""
     try:
-        app()
+        app(prog_name="omr-io")
     except OmrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -69,7 +69,7 @@ def _common(
 @app.command(epilog=EXIT_CODES)
 def convert(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC...", help="Parquet files, folders, glob patterns.")
+        list[str], typer.Argument(metavar="SRC", help="Parquet files, folders, glob patterns.")
     ],
     out: Annotated[Path, typer.Argument(help="The shard set's folder: new or empty.")],
     split: Annotated[str, typer.Option(help="The split's name; shards are SPLIT-000000.tar.")] = (
@@ -132,7 +132,8 @@ def _print_convert(summary: ConvertSummary, to: Console) -> None:
         for item in summary.examples:
             line = f"  {item.source} row {item.row}: {item.reason}: {item.detail}"
             to.print(printable(line), soft_wrap=True, markup=False, highlight=False)
-        to.print(f"All of them are in {summary.folder / 'rejects.parquet'}", soft_wrap=True)
+        where = f"All of them are in {summary.folder / 'rejects.parquet'}"
+        to.print(where, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -253,9 +253,8 @@ class DataLoader:
         ]
         batch = make_batch(
             arrays,
+            rows,
             vision=self.vision,
-            keys=[[sample.key for sample in row] for row in rows],
-            num_tokens=int(self.lengths.tokens[numbers].sum()) if numbers else 0,
             step_label_tokens=int(plan.step_label_tokens[place.step]),
             epoch=place.epoch,
             step=place.step,

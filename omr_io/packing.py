@@ -12,6 +12,7 @@ Legend: n samples, p packs, s steps, G packs a step.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -171,13 +172,13 @@ class Plan:
         packs = self.step_packs(step)
         share = self.packs_per_step // world_size
         costs = self.pack_costs[packs.start : packs.stop]
-        loads = [0] * world_size
         taken: list[list[int]] = [[] for _ in range(world_size)]
+        open_ranks = [(0, r) for r in range(world_size)]  # a heap of (cost so far, rank)
         for place in np.argsort(-costs, kind="stable").tolist():
-            open_ranks = (r for r in range(world_size) if len(taken[r]) < share)
-            lightest = min(open_ranks, key=lambda r: (loads[r], r))
+            load, lightest = heapq.heappop(open_ranks)
             taken[lightest].append(packs[place])
-            loads[lightest] += int(costs[place])
+            if len(taken[lightest]) < share:
+                heapq.heappush(open_ranks, (load + int(costs[place]), lightest))
         return tuple(taken[rank])
 
 

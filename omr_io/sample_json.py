@@ -1,4 +1,9 @@
-"""KEY.json: a record without its image bytes, always with the same fields in the same order."""
+"""KEY.json: a record without its image bytes, always with the same fields in the same order.
+
+`extra` is a JSON object as text. Its fields differ from corpus to corpus and row to row, and
+`datasets` takes the types of nested fields from the first five samples: it would drop a field
+that comes later without a word, and refuse a value where it first saw null.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ FIELDS = (
 
 
 def encode_record(record: Record, image_parts: Sequence[str]) -> bytes:
-    """The canonical JSON of a record: UTF-8, no white space, keys of `extra` sorted.
+    """The canonical JSON of a record: UTF-8, no white space, names in `extra` sorted.
 
     Args:
         record: its image bytes are left out; their names are kept.
@@ -30,29 +35,32 @@ def encode_record(record: Record, image_parts: Sequence[str]) -> bytes:
         {"part": part, "name": image.name}
         for part, image in zip(image_parts, record.images, strict=True)
     ]
-    fields: dict[str, Any] = {
-        "id": record.id,
-        "question": record.question,
-        "options": [{"letter": option.letter, "text": option.text} for option in record.options],
-        "answer": record.answer,
-        "reasoning": record.reasoning,
-        "rubric": [dataclasses.asdict(unit) for unit in record.rubric],
-        "images": images,
-        "source": record.source,
-        "extra": _sorted(dict(record.extra)),
-    }
     try:
-        text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8")
-    except (TypeError, ValueError) as error:
+        fields: dict[str, Any] = {
+            "id": record.id,
+            "question": record.question,
+            "options": [{"letter": item.letter, "text": item.text} for item in record.options],
+            "answer": record.answer,
+            "reasoning": record.reasoning,
+            "rubric": [dataclasses.asdict(unit) for unit in record.rubric],
+            "images": images,
+            "source": record.source,
+            "extra": _dump(_sorted(dict(record.extra))),
+        }
+        return _dump(fields).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
         raise RecordError(f"the row does not fit JSON: {error}") from None
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _sorted(value: Any) -> Any:
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             # json would turn 1 and "1" into the same name.
-            raise RecordError("the row does not fit JSON: a name in `extra` is not text")
+            raise TypeError("a name in `extra` is not text")
         return {key: _sorted(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
         return [_sorted(item) for item in value]
@@ -91,7 +99,7 @@ def decode_record(data: bytes, images: Sequence[bytes] | None) -> tuple[Record, 
             rubric=tuple(_unit(item) for item in fields["rubric"]),
             images=_named_images(named, images),
             source=fields["source"],
-            extra=dict(fields["extra"]),
+            extra=_object(fields["extra"]),
         )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise IntegrityError(f"the JSON is not a sample's: {error!r}") from None
@@ -113,6 +121,13 @@ def _unit(item: Any) -> RubricUnit:
     for field in dataclasses.fields(unit):
         _text(getattr(unit, field.name))
     return unit
+
+
+def _object(text: Any) -> dict[str, Any]:
+    value = json.loads(_text(text))
+    if not isinstance(value, dict):
+        raise TypeError("`extra` is not an object")
+    return value
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,7 @@ from omr_io.images import (
     image_grid_thw_from_sizes,
     num_image_tokens,
     oriented_sizes,
+    smart_resize,
 )
 from omr_io.index import ShardSet
 from omr_io.packing import Lengths
@@ -110,8 +111,15 @@ class SampleEncoder:
 
     def _encode(self, numbers: Sequence[int], completion: str | None) -> list[EncodedSample]:
         texts = [self._text(number, completion) for number in numbers]
-        pixels = self._decode(numbers)
-        return [self._join(sample, images) for sample, images in zip(texts, pixels, strict=True)]
+        decoded = self._decode(numbers)
+        num_patches = [int(text.image_grid_thw.prod(axis=1).sum()) for text in texts]
+        # One array for all, so that a batch made of these samples needs no copy of its pixels.
+        pixels_PD = np.empty((sum(num_patches), self.vision.patch_width), np.float32)
+        samples, start = [], 0
+        for text, images, count in zip(texts, decoded, num_patches, strict=True):
+            samples.append(self._fill(text, images, pixels_PD[start : start + count]))
+            start += count
+        return samples
 
     def _text(self, number: int, completion: str | None) -> EncodedSample:
         record = self.shard_set.read_record(number, images=False)
@@ -150,39 +158,42 @@ class SampleEncoder:
             for place, number in enumerate(numbers)
         ]
 
-    def _join(
-        self, sample: EncodedSample, images: Sequence[UInt8Array | ImageFailure]
+    def _fill(
+        self,
+        text: EncodedSample,
+        images: Sequence[UInt8Array | ImageFailure],
+        pixels_PD: Float32Array,
     ) -> EncodedSample:
-        """Put patches to a sample's text, or blanks and the reason where there are no pixels."""
-        parts: list[Float32Array] = []
+        """Write a sample's patches to pixels_PD, or blanks where there are no pixels."""
         reasons: list[str] = []
-        for place, (image, grid_3) in enumerate(zip(images, sample.image_grid_thw, strict=True)):
-            made = self._patches(image, grid_3)
-            if isinstance(made, ImageFailure):
+        start = 0
+        for place, (image, grid_3) in enumerate(zip(images, text.image_grid_thw, strict=True)):
+            out_PD = pixels_PD[start : start + int(grid_3.prod())]
+            failure = self._patches(image, grid_3, out_PD)
+            if failure is not None:
                 which = f"image {place}: " if len(images) > 1 else ""
-                reasons.append(f"{made.reason}: {which}{made.detail}")
-                made = blank_patches(grid_3, self.vision)
-            parts.append(made)
-        pixel_values = np.concatenate(parts) if parts else None
+                reasons.append(f"{failure.reason}: {which}{failure.detail}")
+                out_PD[:] = blank_patches(grid_3, self.vision)
+            start += len(out_PD)
+        sample = replace(text, pixel_values=pixels_PD if images else None)
         if not reasons:
-            return replace(sample, pixel_values=pixel_values)
-        return replace(
-            sample,
-            pixel_values=pixel_values,
-            trained=np.zeros_like(sample.trained),
-            failure="; ".join(reasons),
-        )
+            return sample
+        nothing = np.zeros_like(text.trained)
+        return replace(sample, trained=nothing, failure="; ".join(reasons))
 
     def _patches(
-        self, image: UInt8Array | ImageFailure, grid_3: Int64Array
-    ) -> Float32Array | ImageFailure:
+        self, image: UInt8Array | ImageFailure, grid_3: Int64Array, out_PD: Float32Array
+    ) -> ImageFailure | None:
         if isinstance(image, ImageFailure):
             return image
-        patches_PD = to_patches(image, self.vision)
-        planned = int(grid_3.prod())
-        if len(patches_PD) != planned:
-            return ImageFailure("image-changed", f"{len(patches_PD)} patches, planned {planned}")
-        return patches_PD
+        height, width = smart_resize(image.shape[0], image.shape[1], self.vision)
+        size = self.vision.patch_size
+        if (height // size, width // size) != (grid_3[1], grid_3[2]):
+            return ImageFailure(
+                "image-changed", f"{image.shape[1]}x{image.shape[0]} pixels, planned {grid_3[1:]}"
+            )
+        to_patches(image, self.vision, out=out_PD)
+        return None
 
 
 def _sums(values_N: Int64Array, offsets: Int64Array) -> Int64Array:

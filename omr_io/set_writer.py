@@ -141,7 +141,7 @@ class SetWriter:
     def _write_rejects(self) -> FileDigest | None:
         if not self.refusals:
             return None
-        rows = [dataclasses.asdict(refusal) for refusal in self.refusals]
+        rows = [_reject_row(refusal) for refusal in self.refusals]
         with AtomicFile(self._folder / REJECTS_NAME) as file:
             pq.write_table(pa.Table.from_pylist(rows, schema=_REJECTS_SCHEMA), file)
             file.commit()
@@ -168,6 +168,14 @@ def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> dict[str, A
         "reasoning_bytes": len(record.reasoning.encode()),
         "num_options": len(record.options),
         "answer": record.answer,
+    }
+
+
+def _reject_row(refusal: Refusal) -> dict[str, Any]:
+    # What is wrong with a row may be that its text is not Unicode.
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if type(value) is str else value
+        for name, value in dataclasses.asdict(refusal).items()
     }
 
 

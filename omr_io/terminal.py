@@ -63,7 +63,7 @@ class Reporter:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.fields[now]}"),
+                TextColumn("{task.fields[now]}", markup=False),
             )
             self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
 
@@ -75,7 +75,7 @@ class Reporter:
         if self._bar is None:
             if clock < self._next:
                 return  # the summary tells of the end
-            self._console.print(f"{stage}: {now}", soft_wrap=True, highlight=False)
+            self._console.print(f"{stage}: {now}", soft_wrap=True, markup=False, highlight=False)
             self._next = clock + _LINE_SECONDS
             return
         if self._task is None or stage != self._stage:

@@ -153,10 +153,9 @@ class EncodedSample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedArrays:
-    """A list of packs, assembled on the host: what every implementation of `omr_io.ops` makes.
+    """The integers of a list of packs: what every implementation of `omr_io.ops` makes.
 
-    Legend: B packs, T seq_len, S segments (samples and padding tails), P patches, D patch width,
-    N images.
+    Legend: B packs, T seq_len, S segments (samples and padding tails).
 
     Attributes:
         input_ids: (B, T) int64; a pack's samples one after the other, then the padding id.
@@ -168,9 +167,6 @@ class PackedArrays:
         cu_seqlens: (S + 1,) int32; segment s is tokens cu_seqlens[s] to cu_seqlens[s + 1] of the
             flattened (B x T).
         max_seqlen: tokens of the longest segment.
-        pixel_values: (P, D) float32, all images in the order of their placeholders; (0, 0)
-            without.
-        image_grid_thw: (N, 3) int64.
         num_label_tokens: labels that are not IGNORE_INDEX.
     """
 
@@ -180,6 +176,4 @@ class PackedArrays:
     mm_token_type_ids: Int64Array
     cu_seqlens: Int32Array
     max_seqlen: int
-    pixel_values: Float32Array
-    image_grid_thw: Int64Array
     num_label_tokens: int

@@ -51,7 +51,9 @@ def mixed_records(count: int = 30) -> list[Record]:
     out = []
     for number in range(count):
         how_many = (1, 1, 1, 0, 2, 1, 3, 1)[number % 8]
-        names = [formats[(number + place) % 6 if number % 4 == 0 else 0] for place in range(how_many)]
+        names = [
+            formats[(number + place) % 6 if number % 4 == 0 else 0] for place in range(how_many)
+        ]
         out.append(
             record(number, [encoded(number * 4 + place, name) for place, name in enumerate(names)])
         )
@@ -63,9 +65,7 @@ def single_records(count: int = 20) -> list[Record]:
     return [record(number, [encoded(number)]) for number in range(count)]
 
 
-def write(
-    folder: Path, records: Iterable[Record | Refusal], **options
-) -> ConvertSummary:
+def write(folder: Path, records: Iterable[Record | Refusal], **options) -> ConvertSummary:
     return write_shard_set(enumerate(records), folder, ConvertOptions(**options))
 
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omr_io.batches import Batch, make_batch
+from omr_io.batches import Batch, join_patches, make_batch
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, DataError
 from omr_io.ops import pack_implementation
 from omr_io.types import IGNORE_INDEX, EncodedSample
 from omr_io.vision_tower import vision_arrays
@@ -44,9 +44,8 @@ def assemble(packs, tokens, seq_len) -> Batch:
     )
     return make_batch(
         arrays,
+        packs,
         vision=VISION,
-        keys=[[sample.key for sample in pack] for pack in packs],
-        num_tokens=sum(len(sample.input_ids) for pack in packs for sample in pack),
         step_label_tokens=arrays.num_label_tokens,
         epoch=0,
         step=3,
@@ -189,6 +188,35 @@ def test_a_batch_without_images_has_a_dummy_that_trains_the_tower_by_zero(
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
+def test_patches_are_joined_and_copied_only_if_they_must(tiny_tokens):
+    samples = [
+        make_sample(tiny_tokens, "a", [(1, 4, 8)], 5, seed=1),
+        make_sample(tiny_tokens, "b", [], 7, seed=2),
+        make_sample(tiny_tokens, "c", [(1, 8, 4), (1, 12, 20)], 3, seed=3),
+    ]
+    expected = np.concatenate([s.pixel_values for s in samples if s.pixel_values is not None])
+    joined = join_patches(samples)
+    np.testing.assert_array_equal(joined, expected)
+    whole = np.concatenate([np.zeros((3, VISION.patch_width), np.float32), expected])
+    views = [
+        dataclasses.replace(samples[0], pixel_values=whole[3:35]),
+        dataclasses.replace(samples[1], pixel_values=whole[35:35]),
+        dataclasses.replace(samples[2], pixel_values=whole[35:]),
+    ]
+    np.testing.assert_array_equal(join_patches(views), expected)
+    assert np.shares_memory(join_patches(views), whole)
+    swapped = join_patches(views[::-1])
+    np.testing.assert_array_equal(swapped, np.concatenate([expected[32:], expected[:32]]))
+    assert join_patches([samples[1]]).shape == (0, 0)
+
+
+@pytest.mark.parametrize("pixels", [None, np.zeros((15, VISION.patch_width), np.float32)])
+def test_patches_that_are_not_as_many_as_the_grid_says(tiny_tokens, pixels):
+    sample = make_sample(tiny_tokens, "bad", [(1, 4, 4)], 3)
+    with pytest.raises(DataError, match="bad"):
+        join_patches([dataclasses.replace(sample, pixel_values=pixels)])
+
+
 def test_to_moves_every_tensor(batch):
     moved = batch.to("meta")
     for field in dataclasses.fields(Batch):
@@ -204,3 +232,14 @@ def test_metadata_options_that_cannot_be_right(batch):
         batch.vision_inputs(num_position_embeddings=24)
     with pytest.raises(ConfigError, match="window_size"):
         batch.vision_inputs(window_size=3)
+
+
+@pytest.mark.gpu
+def test_pinned_batches_go_to_the_device(batch):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    moved = batch.pin_memory().to("cuda")
+    torch.cuda.synchronize()
+    for name in ("input_ids", "position_ids", "pixel_values", "cu_seqlens"):
+        assert getattr(moved, name).is_cuda
+        assert torch.equal(getattr(moved, name).cpu(), getattr(batch, name))

@@ -166,6 +166,12 @@ def test_threads_change_nothing(make, threads):
         assert_streams_equal(epochs(loader, 2), epochs(make(), 2))
 
 
+def test_the_decoder_changes_nothing(make):
+    pytest.importorskip("nvidia.dali")
+    with make(decoder="dali", num_threads=2) as loader:
+        assert_streams_equal(loader, make())
+
+
 @pytest.mark.parametrize("threads", [0, 3])
 def test_a_resumed_stream_equals_the_uninterrupted_one_at_every_batch(make, threads):
     options = {"packs_per_batch": 2, "num_threads": threads}

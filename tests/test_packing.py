@@ -120,6 +120,20 @@ def test_ranks_are_balanced_by_cost():
         assert (np.diff(costs) <= 0).all()
 
 
+def test_ranks_are_dealt_by_the_slow_rule():
+    made = plan(corpus_like(900), seq_len=4096, packs_per_step=12)
+    for step in range(made.num_steps):
+        ranks = [[] for _ in range(3)]
+        left = {pack: int(made.pack_costs[pack]) for pack in made.step_packs(step)}
+        while left:
+            dearest = max(left, key=lambda pack: (left[pack], -pack))
+            open_ranks = [r for r in range(3) if len(ranks[r]) < 4]
+            loads = [sum(int(made.pack_costs[pack]) for pack in packs) for packs in ranks]
+            ranks[min(open_ranks, key=lambda r: (loads[r], r))].append(dearest)
+            del left[dearest]
+        assert [made.rank_packs(step, r, 3) for r in range(3)] == list(map(tuple, ranks))
+
+
 def test_cost_model_is_quadratic_in_each_sample():
     cost = CostModel(text_linear=3, text_quadratic=1, vision_linear=10, vision_quadratic=100)
     made = plan(make_lengths([5, 7], [1, 0]), cost=cost, packs_per_step=1)

@@ -156,7 +156,7 @@ def test_an_atomic_file_is_whole_or_absent(tmp_path):
 
 
 def test_what_fails_in_writing_is_named(tmp_path):
-    with pytest.raises(DiskError, match="no/a.bin failed: No such file"):
+    with pytest.raises(DiskError, match=r"no/a\.bin failed: No such file"):
         AtomicFile(tmp_path / "no" / "a.bin")
     full = disk_error(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "a.tar")
     assert "a.tar failed: No space left on device. Free space" in str(full)
@@ -168,6 +168,6 @@ def test_a_full_disk(tmp_path):
     (tmp_path / "a.bin.tmp").symlink_to("/dev/full")
     with AtomicFile(tmp_path / "a.bin") as file:
         file.write(b"x" * 100)  # buffered
-        with pytest.raises(DiskError, match="No space left on device. Free space"):
+        with pytest.raises(DiskError, match=r"No space left on device\. Free space"):
             file.commit()
     assert list(tmp_path.iterdir()) == []

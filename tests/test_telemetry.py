@@ -1,16 +1,22 @@
 """Counts and times, with a clock made of a list."""
 
+import numpy as np
+
 from omr_io.batches import Failure, make_batch
 from omr_io.config import VisionConfig
 from omr_io.ops import pack_implementation
 from omr_io.telemetry import LoaderStats, Meter
+from omr_io.types import EncodedSample
 
 
-def empty_batch(failures=()):
-    arrays = pack_implementation()([[], []], seq_len=8, pad_id=0, image_token_id=1, merge_size=2)
+def small_batch(failures=()):
+    ids = np.arange(2, 8, dtype=np.int32)
+    sample = EncodedSample("a", ids, ids > 4, None, np.empty((0, 3), np.int64))
+    packs = [[sample], []]
+    arrays = pack_implementation()(packs, seq_len=8, pad_id=0, image_token_id=1, merge_size=2)
     return make_batch(
-        arrays, vision=VisionConfig(), keys=[["a"], []], num_tokens=6, step_label_tokens=3,
-        epoch=0, step=0, micro_step=0, failures=failures,
+        arrays, packs, vision=VisionConfig(), step_label_tokens=3, epoch=0, step=0, micro_step=0,
+        failures=failures,
     )  # fmt: skip
 
 
@@ -21,16 +27,17 @@ def test_counts_add_up_and_waiting_is_told_from_working():
     assert meter.snapshot() == LoaderStats()
     assert meter.snapshot().efficiency == meter.snapshot().wait_share == 0.0
     failure = Failure("train-000000.tar", "a", "image-truncated: short")
-    for batch, size in ((empty_batch(), 100), (empty_batch([failure]), 50)):
+    for batch, size in ((small_batch(), 100), (small_batch([failure]), 50)):
         meter.start_waiting()
         meter.deliver(batch, size)
     meter.start_waiting()
     meter.pause()
     meter.start_waiting()
-    meter.deliver(empty_batch(), 1)
+    meter.deliver(small_batch(), 1)
     stats = meter.snapshot()
     assert (stats.batches, stats.samples, stats.images, stats.failures) == (3, 3, 0, 1)
-    assert (stats.tokens, stats.capacity, stats.bytes_read) == (18, 48, 151)
+    assert (stats.tokens, stats.label_tokens) == (18, 9)
+    assert (stats.capacity, stats.bytes_read) == (48, 151)
     assert stats.efficiency == 18 / 48
     assert stats.seconds == 13.0
     assert stats.waited_seconds == 6.0

@@ -1,6 +1,6 @@
 """The definition of a batch: EncodedSamples in, `PackedArrays` out, one sample after the other.
 
-Legend: B packs, T seq_len, t tokens of one sample, P patches, D patch width, N images.
+Legend: B packs, T seq_len, t tokens of one sample.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from omr_io.errors import DataError, SampleTooLongError, Where
-from omr_io.types import IGNORE_INDEX, EncodedSample, Float32Array, Int64Array, PackedArrays
+from omr_io.types import IGNORE_INDEX, EncodedSample, Int64Array, PackedArrays
 
 
 def pack(
@@ -60,7 +60,6 @@ def pack(
         if start < seq_len:
             position_ids_4BT[:, row, start:] = np.arange(seq_len - start)
             ends.append((row + 1) * seq_len)
-    samples_flat = [sample for samples in packs for sample in samples]
     cu_seqlens = np.asarray(ends, np.int32)
     return PackedArrays(
         input_ids=input_ids_BT,
@@ -69,10 +68,6 @@ def pack(
         mm_token_type_ids=mm_token_type_ids_BT,
         cu_seqlens=cu_seqlens,
         max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
-        pixel_values=_pixels(samples_flat),
-        image_grid_thw=np.concatenate(
-            [np.empty((0, 3), np.int64), *(sample.image_grid_thw for sample in samples_flat)]
-        ),
         num_label_tokens=int((labels_BT != IGNORE_INDEX).sum()),
     )
 
@@ -126,20 +121,3 @@ def _mismatch(sample: EncodedSample) -> DataError:
         where=Where(key=sample.key),
         mend="The image sizes in the index differ from the chat format's placeholders: run verify",
     )
-
-
-def _pixels(samples: Sequence[EncodedSample]) -> Float32Array:
-    """(P, D) float32: the patches of all samples, checked against their grids."""
-    parts = []
-    for sample in samples:
-        expected = int(sample.image_grid_thw.prod(axis=1).sum())
-        if sample.pixel_values is not None and len(sample.pixel_values) == expected:
-            parts.append(sample.pixel_values)
-        elif expected or sample.pixel_values is not None:
-            raise DataError(
-                f"image_grid_thw asks for {expected} patches, pixel_values has "
-                f"{'none' if sample.pixel_values is None else len(sample.pixel_values)}",
-                where=Where(key=sample.key),
-            )
-    parts = [part for part in parts if len(part)]
-    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)

@@ -1,0 +1,238 @@
+"""The command line: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from shard_sets import contents, encoded, record, single_records, write
+
+from omr_io import __version__, cli
+from omr_io.terminal import Reporter, human_bytes, printable
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+SCHEMA = pa.schema(
+    [("image", IMAGE), *((name, pa.string()) for name in ("question", "reasoning", "answer"))]
+)
+
+
+def corpus(path: Path, images: list[bytes | None]) -> Path:
+    rows = [
+        {
+            "image": {"bytes": data, "path": f"{number}.jpg"},
+            "question": f"Which, {number}?\nA. one\nB. two",
+            "reasoning": "<think>So.</think>\n<answer>A</answer>",
+            "answer": "A",
+        }
+        for number, data in enumerate(images)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    return path
+
+
+@pytest.fixture
+def omr_io(monkeypatch, capsys):
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["omr-io", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as done:
+            code = done.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_convert_prints_counts_and_names_what_it_refused(omr_io, tmp_path):
+    jpeg = encoded(1, size=(64, 64))
+    source = corpus(tmp_path / "train.parquet", [jpeg, None, jpeg[:900], jpeg])
+    code, out, err = omr_io("convert", source, tmp_path / "set")
+    assert code == 0  # refused rows are reported, not an error
+    lines = [line.split() for line in out.splitlines()]
+    assert ["rows", "4"] in lines
+    assert ["samples", "2"] in lines
+    assert ["refused", "2"] in lines
+    assert "2 rows were refused" in out
+    assert "train.parquet row 1: " in out
+    assert "train.parquet row 2: image-truncated: " in out
+    assert str(tmp_path / "set" / "rejects.parquet") in out.replace("\n", "")
+    assert err == ""
+    code, out, _ = omr_io("verify", tmp_path / "set", "--decode")
+    assert code == 0
+    assert ["problems", "none"] in [line.split() for line in out.splitlines()]
+
+
+def test_json(omr_io, tmp_path):
+    source = corpus(tmp_path / "train.parquet", [encoded(1), encoded(2)])
+    code, out, err = omr_io("convert", "--json", source, tmp_path / "set")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["samples"] == 2
+    _, out, _ = omr_io("info", tmp_path / "set", "--json")
+    about = json.loads(out)
+    assert about["formats"] == {"jpeg": 2}
+    assert about["answers"] == {"A": 2}
+    assert about["pixels"] == {"low": 768, "median": 768, "high": 768}
+    code, out, _ = omr_io("verify", tmp_path / "set", "--json")
+    assert (code, json.loads(out)["problems"]) == (0, [])
+
+
+def test_info_counts_what_is_there(omr_io, tmp_path):
+    rows = [*single_records(4), record(9, [encoded(1), encoded(8, "PNG")]), record(10, [b"x"])]
+    write(tmp_path / "set", rows)
+    code, out, _ = omr_io("info", tmp_path / "set")
+    assert code == 0
+    text = {line[:20].strip(): line[20:].strip() for line in out.splitlines()}
+    assert text["samples"] == "5"
+    assert text["images"] == "6 (jpeg: 5, png: 1)"
+    assert text["repeated images"] == "1"
+    assert text["answers"] == "A: 2, B: 3"
+    assert text["rows refused"] == "image-format: 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["convert", "{tmp}/none.parquet", "{tmp}/out"], 3, "none.parquet"),
+        (["convert", "{tmp}/columns.parquet", "{tmp}/out"], 3, "image"),
+        (["convert", "{tmp}/good.parquet", "{tmp}/set"], 2, "already holds a complete shard set"),
+        (["convert", "{tmp}/good.parquet", "{tmp}/good.parquet/set"], 4, "Not a directory"),
+        (["convert", "{tmp}/bad.parquet", "{tmp}/out"], 1, "not one of 1 rows became a sample"),
+        (["convert", "--check", "maybe", "{tmp}/good.parquet", "{tmp}/out"], 2, "check 'maybe'"),
+        (["info", "{tmp}"], 3, "no shard set"),
+        (["info", "{tmp}/cut"], 5, "train-000000.tar"),
+        (["verify", "{tmp}/none"], 3, "does not exist"),
+    ],
+)
+def test_errors_are_one_line_with_an_exit_code(omr_io, tmp_path, arguments, code, words):
+    corpus(tmp_path / "good.parquet", [encoded(1)])
+    corpus(tmp_path / "bad.parquet", [b"no image"])
+    pq.write_table(pa.table({"question": ["x"]}), tmp_path / "columns.parquet")
+    write(tmp_path / "set", single_records(2))
+    write(tmp_path / "cut", single_records(2))
+    cut = tmp_path / "cut" / "train-000000.tar"
+    cut.write_bytes(cut.read_bytes()[:-512])
+    got, out, err = omr_io(*(str(part).format(tmp=tmp_path) for part in arguments))
+    assert got == code
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["convert"], ["info", "--nonsense", "x"]])
+def test_usage(omr_io, arguments):
+    code, out, err = omr_io(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: omr-io" in err
+
+
+def test_verify_names_problems(omr_io, tmp_path):
+    write(tmp_path / "set", single_records(3))
+    path = tmp_path / "set" / "train-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 4
+    path.write_bytes(data)
+    code, out, err = omr_io("verify", tmp_path / "set")
+    assert (code, err) == (5, "")
+    assert "CRC-32C (shard train-000000.tar, key case%2E0000, part case%2E0000.jpg" in out
+    code, out, _ = omr_io("verify", tmp_path / "set", "--json")
+    assert code == 5
+    assert json.loads(out)["problems"][0]["where"]["shard"] == "train-000000.tar"
+
+
+def test_version_and_help(omr_io):
+    assert omr_io("--version") == (0, f"omr-io {__version__}\n", "")
+    code, out, _ = omr_io("convert", "--help")
+    assert code == 0
+    assert "Exit codes" in out
+    assert "--overwrite" in out
+
+
+def test_text_from_the_data_cannot_drive_the_terminal(omr_io, tmp_path):
+    assert printable("a\x1b[31m\nb\udc80é") == "a\\x1b[31m\\nb\\udc80é"
+    image = pa.array([{"bytes": b"", "path": "x"}], IMAGE)
+    nasty = "\x1b]0;owned\x07[bold]"
+    columns = {"image": image, "question": [nasty], "reasoning": [nasty], "answer": [nasty]}
+    pq.write_table(
+        pa.table({**columns, "id": [nasty]}, schema=SCHEMA.append(pa.field("id", pa.string()))),
+        tmp_path / "a.parquet",
+    )
+    code, out, err = omr_io("convert", tmp_path / "a.parquet", tmp_path / "set")
+    assert code == 1
+    assert "\x1b" not in out + err
+    assert "\x07" not in out + err
+
+
+def test_an_interrupted_run_exits_130_and_can_be_run_again(tmp_path):
+    source = corpus(tmp_path / "train.parquet", [encoded(i, size=(700, 700)) for i in range(120)])
+    command = [sys.executable, "-c", "from omr_io.cli import main; main()"]
+    arguments = ["convert", str(source), str(tmp_path / "set"), "--max-shard-samples", "1"]
+    process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("set/*.tar")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "manifest.json" not in contents(tmp_path / "set")
+    assert not list(tmp_path.glob("set/*.tmp"))
+    done = subprocess.run([*command, *arguments], capture_output=True)
+    assert done.returncode == 0
+
+
+def test_demo_corpus_passes_its_options_on(omr_io, tmp_path, monkeypatch):
+    import omr_io.demo_corpus as package
+
+    real, calls = package.build, {}
+
+    def build(out, **options):
+        calls.update(options)
+        return real(out, **options)
+
+    monkeypatch.setattr(package, "build", build)
+    code, out, _ = omr_io(
+        "demo-corpus", tmp_path / "d.parquet", "--train-rows", 12, "--test-rows", 6, "--seed", 3,
+        "--answer-bias", 0.7,
+    )  # fmt: skip
+    assert code == 0
+    assert "12 rows from" in out
+    assert (calls["seed"], calls["answer_bias"], calls["extra"]) == (3, 0.7, ())
+    code, out, _ = omr_io("convert", tmp_path / "d.parquet", tmp_path / "set", "--json")
+    assert (code, json.loads(out)["samples"]) == (0, 12)
+
+
+def test_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere(monkeypatch):
+    clock = iter(float(second) for second in range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    plain = Console(file=io.StringIO(), width=40)
+    with Reporter(plain) as reporter:
+        for row in range(30):
+            reporter.update("convert", row, 100, f"{row} of 100 rows [x]")
+    lines = plain.file.getvalue().splitlines()
+    assert lines == [f"convert: {row} of 100 rows [x]" for row in (9, 19, 29)]
+    monkeypatch.undo()
+    bar = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with Reporter(bar) as reporter:
+        reporter.update("convert", 50, 100, "50 of 100 rows")
+        reporter.update("convert", 100, 100, "100 of 100 rows")
+    assert "100 of 100 rows" in bar.file.getvalue()
+
+
+def test_human_bytes():
+    assert [human_bytes(n) for n in (0, 1023, 1024, 1536 * 1024, 1 << 30, 1 << 42)] == [
+        "0 B", "1023 B", "1.0 KiB", "1.5 MiB", "1.0 GiB", "4.0 TiB",
+    ]  # fmt: skip
