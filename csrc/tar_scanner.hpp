@@ -45,7 +45,8 @@ private:
 // (path, size and linkpath, local and global).
 //
 // Throws TarFormatError for any malformed header, wrong checksum, data past the end, missing or
-// non-zero trailer, and anything but zeros after the trailer.
+// non-zero trailer, and anything but zeros after the trailer. What tar itself does not protect, the
+// payload of files and of extended headers, is left to the hashes of whoever calls.
 [[nodiscard]] std::vector<TarMember> scan_tar(std::span<const std::uint8_t> tar,
                                               const TarLimits& limits = {});
 

@@ -64,7 +64,11 @@ def prepare_rows(
 
     def first() -> tuple[int, Prepared | Refusal]:
         row, item = waiting.popleft()
-        return row, item if isinstance(item, Refusal) else item.result()
+        try:
+            return row, item if isinstance(item, Refusal) else item.result()
+        except Exception as error:
+            error.add_note(f"while preparing row {row}")
+            raise
 
     with ThreadPoolExecutor(threads, thread_name_prefix="omr-io-check") as pool:
         try:

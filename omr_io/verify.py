@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import google_crc32c
 import pyarrow.parquet as pq
@@ -118,19 +119,21 @@ class _Check:
                 self.report("this tar is not part of the set", Where(shard=path.name))
 
     def _digest_matches(self, file: FileDigest) -> bool:
-        where = Where(source=file.name)
+        return self._readable(file, Where(source=file.name)) == "as written"
+
+    def _readable(self, file: FileDigest, where: Where) -> Literal["no", "changed", "as written"]:
         try:
             with (self._root / file.name).open("rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
                 size = opened.tell()
         except OSError as error:
             self.report(f"the file cannot be read: {error.strerror}", where)
-            return False
+            return "no"
         if size != file.bytes:
             self.report(f"the file has {size} bytes, the manifest says {file.bytes}", where)
         elif digest != file.sha256:
             self.report("the file's SHA-256 is not the manifest's", where)
-        return size == file.bytes and digest == file.sha256
+        return "as written" if (size, digest) == (file.bytes, file.sha256) else "changed"
 
     def open_index(self) -> ShardSet | None:
         """The index, or None if it is broken: then tars are checked on their own."""
@@ -145,25 +148,19 @@ class _Check:
     def shard(self, entry: ShardEntry, shards: ShardSet | None, rows: range) -> None:
         """One tar: as a whole, its members, and its samples."""
         self._digest_matches(entry.idx)
-        try:
-            with _mapped(self._root / entry.name) as data:
-                self._whole(entry, data)
-                table = self._scan(entry, data)
-                if shards is not None:
-                    if table is not None:
-                        self._members(entry, shards, rows, table)
-                    self._idx(entry, shards, rows)
-                    for i in rows:
-                        self._sample(entry, shards, i, data)
-        except OSError as error:
-            self.report(f"the file cannot be read: {error.strerror}", Where(shard=entry.name))
-
-    def _whole(self, entry: ShardEntry, data: memoryview) -> None:
-        where = Where(shard=entry.name)
-        if len(data) != entry.bytes:
-            self.report(f"the file has {len(data)} bytes, the manifest says {entry.bytes}", where)
-        elif hashlib.sha256(data).hexdigest() != entry.sha256:
-            self.report("the file's SHA-256 is not the manifest's", where)
+        # Plain reads first: a device that fails gives them an error, and a map a dead process.
+        tar = FileDigest(entry.name, entry.bytes, entry.sha256)
+        if self._readable(tar, Where(shard=entry.name)) == "no":
+            return
+        with _mapped(self._root / entry.name) as data:
+            table = self._scan(entry, data)
+            if shards is None:
+                return
+            if table is not None:
+                self._members(entry, shards, rows, table)
+            self._idx(entry, shards, rows)
+            for i in rows:
+                self._sample(entry, shards, i, data)
 
     def _scan(self, entry: ShardEntry, data: memoryview) -> TarTable | None:
         try:
@@ -180,8 +177,9 @@ class _Check:
         in_index = [(part.name, part.offset, part.size) for i in rows for part in shards.parts(i)]
         if in_tar == in_index:
             return
+        tar_only = {*in_tar} - {*in_index}
         for name, offset, size in sorted({*in_tar} ^ {*in_index}, key=lambda item: item[1]):
-            has = "tar" if (name, offset, size) in in_tar else "index"
+            has = "tar" if (name, offset, size) in tar_only else "index"
             what = f"only the {has} has this part, of {size} bytes"
             self.report(what, Where(shard=entry.name, part=name, offset=offset))
         if sorted(in_tar) == sorted(in_index):

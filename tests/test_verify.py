@@ -213,3 +213,12 @@ def test_no_descriptor_is_left_open(folder):
 def test_a_single_shard_of_single_images(tmp_path):
     write(tmp_path / "set", single_records(3))
     assert verify(tmp_path / "set").ok
+
+
+def test_a_shard_that_cannot_be_read_does_not_end_the_check(folder):
+    (folder / "train-000000.tar").unlink()
+    (folder / "train-000000.tar").mkdir()
+    (folder / "train-000002.idx").unlink()
+    text = found(verify(folder))
+    assert "cannot be read: Is a directory (shard train-000000.tar)" in text
+    assert "train-000002.idx" in text
