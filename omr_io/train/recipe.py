@@ -51,6 +51,8 @@ class SFTRecipe:
     beta2: float = 0.99
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
+    evaluate_every: int = 100
+    log_every: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +76,36 @@ class RLRecipe:
     beta: float = 0.0
     scale_by_std: bool = True
     warmup: float = 0.1
+    min_lr_share: float = 0.1
     weight_decay: float = 0.0
+    beta2: float = 0.99
     max_grad_norm: float = 1.0
+    rollout_batch: int = 64
     checkpoint_every: int = 10
+    log_every: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecipe:
-    """Greedy completions of the test split; `batch` prompts at a time."""
+    """Completions of the test split.
+
+    Args:
+        max_new_tokens: where a completion is cut.
+        batch: prompts at a time.
+        samples: completions sampled of each prompt to compare rewards before and after RL.
+        shown: samples in the report's grid.
+        cluster_field, task_field: columns of the corpus: items of one cluster (a study) are not
+            independent, and accuracy is shown by task. None: cluster by image, one task.
+        clusters: what the clusters are called in the report.
+    """
 
     max_new_tokens: int
     batch: int = 64
+    samples: int = 2
     shown: int = 12
+    cluster_field: str | None = None
+    task_field: str | None = None
+    clusters: str = "images"
 
 
 @dataclass(frozen=True, slots=True)

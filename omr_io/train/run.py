@@ -1,0 +1,256 @@
+"""A run of the recipe: its folder, its model, and where it stands. Loops are in train_example.py.
+
+    runs/NAME/
+        tokenizer/      trained on the shards, unless the recipe names one
+        checkpoints/    the newest ones; see omr_io.train.checkpoint
+        history.jsonl   one line a step; see omr_io.train.history
+        sft-model/, model/   Hugging Face folders: after SFT, and at the end
+        report.html
+
+Legend: R tokens with a loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from omr_io.batches import Batch, make_batch
+from omr_io.chat import corpus_completion
+from omr_io.errors import ConfigError, DiskError
+from omr_io.index import ShardSet
+from omr_io.loader import DataLoader
+from omr_io.ops import pack_implementation
+from omr_io.packing import Lengths, plan_epoch
+from omr_io.patches import blank_patches
+from omr_io.samples import SampleEncoder
+from omr_io.tokenizer import Tokenizer, train_bpe
+from omr_io.train.checkpoint import export_hf
+from omr_io.train.model import TokenIds, build_demo_model, load_model
+from omr_io.train.recipe import Recipe
+from omr_io.train.rollout import Completion
+from omr_io.types import EncodedSample
+
+Phase = Literal["sft", "rl"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run stands: `step` steps of `phase` are done."""
+
+    phase: Phase
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the loops share.
+
+    Attributes:
+        folder: runs/NAME.
+        device: where the model is.
+        model: a transformers vision-language model; the one thing here that changes.
+        ids: the control tokens.
+        loader: packs of the training split.
+        prompts: the training split sample by sample, for rollouts.
+        held_out: the test split, for evaluation.
+    """
+
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    model: Any
+    ids: TokenIds
+    loader: DataLoader
+    prompts: SampleEncoder
+    held_out: SampleEncoder
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.folder / "checkpoints"
+
+    def text(self, completion: Completion) -> str:
+        """A completion as the parser sees it: without control tokens."""
+        tokenizer = self.held_out.chat.tokenizer
+        return tokenizer.decode(completion.ids, skip_special_tokens=True)
+
+    def export(self, name: str) -> None:
+        """Write the model as it is now as a Hugging Face folder of this name."""
+        export_hf(self.folder / name, self.model, self.held_out.chat.tokenizer, self.recipe.vision)
+
+
+def say(text: str) -> None:
+    """A line of progress, at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def start_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """An empty folder for a new run; an earlier run is never lost without being asked for.
+
+    Raises:
+        ConfigError: there is an earlier run and neither `resume` nor `overwrite`.
+        DiskError: the folder cannot be made.
+    """
+    try:
+        if overwrite and folder.exists():
+            shutil.rmtree(folder)
+        if not resume and folder.exists() and any(folder.iterdir()):
+            raise ConfigError(
+                f"{folder} holds an earlier run",
+                mend="Continue it with --resume, delete it with --overwrite, or rename the recipe",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot make {folder}: {error.strerror}") from error
+
+
+def get_tokenizer(recipe: Recipe, train_set: ShardSet, folder: Path) -> Tokenizer:
+    """The recipe's tokenizer, or a byte-level BPE trained on the shards and kept in `folder`."""
+    if recipe.model.tokenizer or recipe.model.path:
+        return Tokenizer.from_pretrained(recipe.model.tokenizer or str(recipe.model.path))
+    kept = folder / "tokenizer"
+    if not (kept / "tokenizer.json").exists():
+        records = (train_set.read_record(i, images=False) for i in range(len(train_set)))
+        texts = (text for r in records for text in (r.question, corpus_completion(r)))
+        train_bpe(texts, vocab_size=recipe.model.vocab_size).save(kept)
+    return Tokenizer.from_pretrained(kept)
+
+
+def get_token_ids(tokenizer: Tokenizer) -> TokenIds:
+    """Qwen's control tokens.
+
+    Raises:
+        TokenizerError: one is missing.
+    """
+    return TokenIds(
+        image_pad=tokenizer.token_id("<|image_pad|>"),
+        video_pad=tokenizer.token_id("<|video_pad|>"),
+        vision_start=tokenizer.token_id("<|vision_start|>"),
+        vision_end=tokenizer.token_id("<|vision_end|>"),
+        eos=tokenizer.token_id("<|im_end|>"),
+        pad=tokenizer.token_id("<|endoftext|>"),
+    )
+
+
+def get_model(recipe: Recipe, tokenizer: Tokenizer, ids: TokenIds) -> Any:
+    """The recipe's model, its attention set to packs."""
+    if recipe.model.path is not None:
+        return load_model(recipe.model.path)
+    return build_demo_model(tokenizer.vocab_size, ids, seed=recipe.seed)
+
+
+def blind(prompt: EncodedSample, encoder: SampleEncoder) -> EncodedSample:
+    """The prompt with a blank for every image, of its size: what the text alone gives away."""
+    blanks = [blank_patches(grid, encoder.vision) for grid in prompt.image_grid_thw]
+    if not blanks:
+        return prompt
+    return dataclasses.replace(prompt, pixel_values=np.concatenate(blanks))
+
+
+def pack_rollouts(
+    prompts: Sequence[EncodedSample],
+    completions: Sequence[Completion],
+    *,
+    group: int,
+    seq_len: int,
+    packs_per_batch: int,
+    encoder: SampleEncoder,
+) -> Iterator[tuple[Batch, list[int]]]:
+    """Pack prompts with their completions by the loader's own plan.
+
+    Args:
+        completions: `group` of each prompt, groups together.
+
+    Yields:
+        a batch, and the completions in it in the order of its labels. Every token of a completion
+        is a label, so they are as many as `label_logprobs` returns.
+    """
+    chat = encoder.chat
+    samples = [
+        _rollout_sample(prompts[place // group], completion)
+        for place, completion in enumerate(completions)
+    ]
+    plan = plan_epoch(
+        _lengths(samples, chat.image_token_id),
+        epoch=0,
+        seed=0,
+        seq_len=seq_len,
+        packs_per_step=1,
+        keys=[sample.key for sample in samples],
+    )
+    for first in range(0, plan.num_packs, packs_per_batch):
+        packs = [plan.pack(n) for n in range(first, min(first + packs_per_batch, plan.num_packs))]
+        rows = [[samples[i] for i in pack] for pack in packs]
+        arrays = pack_implementation()(
+            rows,
+            seq_len=seq_len,
+            pad_id=chat.pad_token_id,
+            image_token_id=chat.image_token_id,
+            merge_size=encoder.vision.merge_size,
+        )
+        batch = make_batch(
+            arrays,
+            rows,
+            vision=encoder.vision,
+            step_label_tokens=sum(len(completion.ids) for completion in completions),
+            epoch=0,
+            step=0,
+            micro_step=first // packs_per_batch,
+        )
+        yield batch, [i for pack in packs for i in pack]
+
+
+def _rollout_sample(prompt: EncodedSample, completion: Completion) -> EncodedSample:
+    trained = np.zeros(len(prompt.input_ids) + len(completion.ids), np.bool_)
+    trained[len(prompt.input_ids) :] = True
+    input_ids = np.concatenate([prompt.input_ids, completion.ids]).astype(np.int32)
+    return dataclasses.replace(prompt, input_ids=input_ids, trained=trained)
+
+
+def _lengths(samples: Sequence[EncodedSample], image_token_id: int) -> Lengths:
+    def column(of: Callable[[EncodedSample], int]) -> Any:
+        return np.asarray([of(sample) for sample in samples], np.int64)
+
+    return Lengths(
+        text_tokens=column(lambda s: int((s.input_ids != image_token_id).sum())),
+        image_tokens=column(lambda s: int((s.input_ids == image_token_id).sum())),
+        label_tokens=column(lambda s: int(s.trained.sum())),
+        patches=column(lambda s: int(s.image_grid_thw.prod(axis=1).sum())),
+    )
+
+
+def new_optimizer(model: Any, *, lr: float, weight_decay: float, beta2: float) -> Any:
+    """AdamW; norms, biases and other vectors are not decayed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2))
+
+
+def cached_json(path: Path, make: Callable[[], list[Any]]) -> list[Any]:
+    """What `make` gives, kept at `path` so that a resumed run need not make it again."""
+    if path.exists():
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    made = make()
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(made, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror}") from error
+    return made

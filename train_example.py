@@ -1,0 +1,455 @@
+"""The full recipe, to be read top to bottom: SFT on packs, GRPO on prompts, evaluation, a report.
+
+    python train_example.py --config recipes/demo.yaml            # a new run in runs/demo
+    python train_example.py --config recipes/demo.yaml --resume   # after a stop of any kind
+
+Everything random depends on the recipe's seed and the step alone, so a resumed run goes on exactly
+as the uninterrupted one would have.
+
+Legend: R tokens with a loss, C completions (prompts_per_step x group).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import omr_io
+from omr_io.batches import Batch
+from omr_io.chat import ChatFormat
+from omr_io.decode import make_decoder
+from omr_io.errors import OmrError, TrainingError
+from omr_io.index import ShardSet
+from omr_io.loader import DataLoader
+from omr_io.samples import SampleEncoder
+from omr_io.train.checkpoint import (
+    CheckpointState,
+    load_latest,
+    save_checkpoint,
+    set_random_state,
+)
+from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
+from omr_io.train.history import History, curve, read_history
+from omr_io.train.model import label_logprobs, load_model
+from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
+from omr_io.train.recipe import RLRecipe, SFTRecipe, load_recipe
+from omr_io.train.report import (
+    Example,
+    Report,
+    Throughput,
+    choose_items,
+    print_summary,
+    write_report,
+)
+from omr_io.train.rewards import parse_answer, reward
+from omr_io.train.rollout import generate
+from omr_io.train.run import (
+    Place,
+    Run,
+    blind,
+    cached_json,
+    get_model,
+    get_token_ids,
+    get_tokenizer,
+    new_optimizer,
+    pack_rollouts,
+    say,
+    start_folder,
+)
+from omr_io.train.statistics import majority_letters
+
+
+def main() -> None:
+    """Run a recipe; an `OmrError` becomes one line and its exit code."""
+    parser = argparse.ArgumentParser(description="SFT, RL and evaluation by one recipe.")
+    parser.add_argument("--config", type=Path, required=True, help="a recipe: recipes/*.yaml")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    how.add_argument("--overwrite", action="store_true", help="delete an earlier run of this name")
+    arguments = parser.parse_args()
+    try:
+        train(arguments.config, resume=arguments.resume, overwrite=arguments.overwrite)
+    except OmrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """The whole recipe; everything it writes is in runs/NAME."""
+    recipe = load_recipe(config)
+    folder = Path("runs") / recipe.name
+    start_folder(folder, resume=resume, overwrite=overwrite)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with ShardSet.open(recipe.data.train) as train_set, ShardSet.open(recipe.data.test) as test_set:
+        tokenizer = get_tokenizer(recipe, train_set, folder)
+        ids = get_token_ids(tokenizer)
+        model = get_model(recipe, tokenizer, ids).to(device)
+        chat = ChatFormat.for_family(recipe.vision.family, tokenizer)
+        decoder = make_decoder(recipe.data.decoder, recipe.vision)
+        loader = DataLoader(
+            train_set,
+            chat=chat,
+            vision=recipe.vision,
+            seq_len=recipe.data.seq_len,
+            packs_per_step=recipe.data.packs_per_step,
+            packs_per_batch=recipe.data.packs_per_batch,
+            decoder=decoder,
+            num_threads=recipe.data.num_threads,
+            seed=recipe.seed,
+        )
+        run = Run(
+            recipe=recipe,
+            folder=folder,
+            device=device,
+            model=model,
+            ids=ids,
+            loader=loader,
+            prompts=SampleEncoder(train_set, chat, recipe.vision, decoder),
+            held_out=SampleEncoder(test_set, chat, recipe.vision, decoder),
+        )
+        saved = load_latest(run.checkpoints) if resume else None
+        if saved is None:
+            place = Place("sft", 0)
+            history = History.create(folder / "history.jsonl")
+        else:
+            place = Place(**saved.progress["place"])
+            model.load_state_dict(saved.model)
+            loader.load_state_dict(saved.progress["loader"])
+            set_random_state(saved.rng)
+            history = History.resume(folder / "history.jsonl", phase=place.phase, step=place.step)
+            say(f"resumed after {place.phase} step {place.step}")
+        with history, loader:
+            if place.phase == "sft":
+                fine_tune(run, history, place.step, saved)
+                place, saved = Place("rl", 0), None
+            before = sampled_rewards(run, "before-rl.json")
+            reinforce(run, history, place.step, saved)
+            after = sampled_rewards(run, "after-rl.json")
+            report(run, config, before, after)
+
+
+# Supervised fine-tuning
+
+
+def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | None) -> None:
+    """SFT on packs. A step's loss: the sum over its label tokens over their planned number."""
+    sft, model, loader = run.recipe.sft, run.model, run.loader
+    optimizer = new_optimizer(model, lr=sft.lr, weight_decay=sft.weight_decay, beta2=sft.beta2)
+    if saved is not None:
+        optimizer.load_state_dict(dict(saved.optimizer))
+    batches = endless(loader)
+    for step in range(done + 1, sft.steps + 1):
+        started, before = time.perf_counter(), loader.stats()
+        model.train()
+        set_learning_rate(optimizer, step, sft)
+        loss, keys = 0.0, []
+        for _ in range(loader.micro_steps):
+            batch = next(batches).to(run.device)
+            part = sft_loss(label_logprobs(model, batch), batch.step_label_tokens)
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+            keys += [key for pack in batch.keys for key in pack]
+        gradient_norm = update(model, optimizer, sft.max_grad_norm, loss, keys)
+        seconds, stats = time.perf_counter() - started, loader.stats()
+        tokens = stats.tokens - before.tokens
+        efficiency = tokens / (stats.capacity - before.capacity)
+        history.add(
+            "sft",
+            step,
+            loss=loss,
+            gradient_norm=gradient_norm,
+            learning_rate=optimizer.param_groups[0]["lr"],
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            packing_efficiency=efficiency,
+            data_wait_share=(stats.waited_seconds - before.waited_seconds) / seconds,
+        )
+        if step % sft.log_every == 0:
+            speed = f"{tokens / seconds:,.0f} tokens/s, packing {efficiency:.1%}"
+            say(f"sft {step}/{sft.steps}: loss {loss:.4f}, {speed}")
+        if step % sft.evaluate_every == 0:
+            items = completions_of(run)
+            accuracy = float(np.mean([item.correct for item in items]))
+            history.add("sft", step, held_out_accuracy=accuracy)
+            say(f"sft {step}/{sft.steps}: held-out accuracy {accuracy:.3f}")
+        if step % sft.checkpoint_every == 0 or step == sft.steps:
+            history.sync()
+            save(run, Place("sft", step), optimizer)
+    run.export("sft-model")
+
+
+def endless(loader: DataLoader) -> Iterator[Batch]:
+    """Batches of epoch after epoch, from where the loader stands."""
+    while True:
+        yield from loader
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, phase: SFTRecipe | RLRecipe
+) -> None:
+    """Linear warm-up to the phase's lr, then a cosine to `min_lr_share` of it, from step 1 on."""
+    warmup = max(1, round(phase.warmup * phase.steps))
+    share = step / warmup
+    if step > warmup:
+        done = (step - warmup) / max(1, phase.steps - warmup)
+        share = phase.min_lr_share + (1 - phase.min_lr_share) * (1 + math.cos(math.pi * done)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = phase.lr * share
+
+
+def update(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    loss: float,
+    keys: Sequence[str],
+) -> float:
+    """Clip and step. A loss or gradient that is not finite stops the run, weights unchanged."""
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            f"the loss is {loss} and the gradient norm {norm}; the weights were not changed",
+            mend=f"Look at the samples of this step, or lower the learning rate: {', '.join(keys)}",
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def save(run: Run, place: Place, optimizer: torch.optim.Optimizer) -> None:
+    """A checkpoint: all that the steps after `place` depend on."""
+    state = CheckpointState(
+        model=run.model.state_dict(),
+        optimizer=optimizer.state_dict(),
+        progress={"place": dataclasses.asdict(place), "loader": run.loader.state_dict()},
+    )
+    save_checkpoint(run.checkpoints, state)
+
+
+# Reinforcement learning
+
+
+def reinforce(run: Run, history: History, done: int, saved: CheckpointState | None) -> None:
+    """GRPO: groups of completions, advantages within each group, one update a rollout."""
+    rl, model, prompts, ids = run.recipe.rl, run.model, run.prompts, run.ids
+    optimizer = new_optimizer(model, lr=rl.lr, weight_decay=rl.weight_decay, beta2=rl.beta2)
+    if saved is not None:
+        optimizer.load_state_dict(dict(saved.optimizer))
+    reference_model = None
+    if rl.beta > 0:
+        reference_model = load_model(run.folder / "sft-model")
+        reference_model.to(run.device)  # type: ignore[arg-type]  # transformers' wrapper hides it
+    order = np.random.default_rng([run.recipe.seed, 1]).permutation(len(prompts.shard_set))
+    for step in range(done + 1, rl.steps + 1):
+        started = time.perf_counter()
+        set_learning_rate(optimizer, step, rl)
+        place = (step - 1) * rl.prompts_per_step
+        numbers = [int(order[(place + i) % len(order)]) for i in range(rl.prompts_per_step)]
+        records = [prompts.shard_set.read_record(i, images=False) for i in numbers]
+        asked = [prompts.prompt(i) for i in numbers]
+        completions = generate(
+            model,
+            asked,
+            max_new_tokens=rl.max_new_tokens,
+            eos=ids.eos,
+            banned=ids.banned,
+            temperature=rl.temperature,
+            group_size=rl.group,
+            seed=run.recipe.seed + step,
+            batch_size=rl.rollout_batch,
+        )
+        rewards_C = [
+            reward(run.text(completion), records[i // rl.group])
+            for i, completion in enumerate(completions)
+        ]
+        totals = torch.tensor([r.total for r in rewards_C]).view(-1, rl.group)
+        advantages_C = group_advantages(totals, scale_by_std=rl.scale_by_std).flatten()
+        rollout_seconds = time.perf_counter() - started
+
+        model.train()
+        tokens = sum(len(completion.ids) for completion in completions)
+        loss = mismatch = 0.0
+        for packed, members in pack_rollouts(
+            asked,
+            completions,
+            group=rl.group,
+            seq_len=run.recipe.data.seq_len,
+            packs_per_batch=run.loader.packs_per_batch,
+            encoder=prompts,
+        ):
+            batch = packed.to(run.device)
+            lengths = torch.tensor([len(completions[i].ids) for i in members])
+            logprobs_R = label_logprobs(model, batch, temperature=rl.temperature, banned=ids.banned)
+            reference_R = None
+            if reference_model is not None:
+                with torch.no_grad():
+                    reference_R = label_logprobs(
+                        reference_model, batch, temperature=rl.temperature, banned=ids.banned
+                    )
+            policy = grpo_loss(
+                logprobs_R,
+                logprobs_R.detach(),  # one update a rollout: the ratio is 1, its gradient is not
+                advantages_C[members].repeat_interleave(lengths).to(run.device),
+                torch.ones_like(logprobs_R, dtype=torch.bool),
+                tokens,
+                clip_low=rl.clip_low,
+                clip_high=rl.clip_high,
+                beta=rl.beta,
+                reference_logprobs=reference_R,
+            )
+            policy.loss.backward()  # type: ignore[no-untyped-call]
+            loss += float(policy.loss.detach())
+            sampled_R = torch.from_numpy(np.concatenate([completions[i].logprobs for i in members]))
+            mismatch = max(mismatch, float((logprobs_R.detach().cpu() - sampled_R).abs().max()))
+        keys = [sample.key for sample in asked]
+        gradient_norm = update(model, optimizer, rl.max_grad_norm, loss, keys)
+        seconds = time.perf_counter() - started
+        history.add(
+            "rl",
+            step,
+            reward=float(totals.mean()),
+            accuracy=float(np.mean([r.accuracy for r in rewards_C])),
+            format=float(np.mean([r.format for r in rewards_C])),
+            zero_variance_share=float((totals.amax(1) == totals.amin(1)).float().mean()),
+            completion_tokens=tokens / len(completions),
+            unfinished_share=float(np.mean([not c.finished for c in completions])),
+            rollout_mismatch=mismatch,
+            gradient_norm=gradient_norm,
+            rollout_seconds=rollout_seconds,
+            seconds=seconds,
+        )
+        if step % rl.log_every == 0:
+            say(f"rl {step}/{rl.steps}: reward {float(totals.mean()):.3f}, {seconds:.1f} s")
+        if step % rl.checkpoint_every == 0 or step == rl.steps:
+            history.sync()
+            save(run, Place("rl", step), optimizer)
+    run.export("model")
+
+
+# Evaluation
+
+
+def completions_of(
+    run: Run, *, temperature: float = 0.0, group: int = 1, without_image: bool = False
+) -> list[ScoredItem]:
+    """Complete and score every held-out sample; temperature 0 takes the likeliest tokens."""
+    held_out, evaluation = run.held_out, run.recipe.evaluation
+    numbers = range(len(held_out.shard_set))
+    asked = [held_out.prompt(i) for i in numbers]
+    if without_image:
+        asked = [blind(prompt, held_out) for prompt in asked]
+    completions = generate(
+        run.model,
+        asked,
+        max_new_tokens=evaluation.max_new_tokens,
+        eos=run.ids.eos,
+        banned=run.ids.banned,
+        temperature=temperature,
+        group_size=group,
+        seed=run.recipe.seed,
+        batch_size=evaluation.batch,
+    )
+    places = [i for i in numbers for _ in range(group)]
+    return score(
+        [held_out.shard_set.key(i) for i in places],
+        [held_out.shard_set.read_record(i, images=False) for i in places],
+        [run.text(completion) for completion in completions],
+        parse=partial(parse_answer, strict=False),
+        reward=lambda completion, record: reward(completion, record).total,
+        cluster_field=evaluation.cluster_field,
+        task_field=evaluation.task_field,
+    )
+
+
+def sampled_rewards(run: Run, name: str) -> list[ScoredItem]:
+    """Held-out completions sampled as RL samples them: what RL changed, on prompts it never saw."""
+
+    def make() -> list[Any]:
+        items = completions_of(
+            run, temperature=run.recipe.rl.temperature, group=run.recipe.evaluation.samples
+        )
+        return [dataclasses.asdict(item) for item in items]
+
+    return [ScoredItem(**fields) for fields in cached_json(run.folder / name, make)]
+
+
+def report(
+    run: Run, config: Path, before: Sequence[ScoredItem], after: Sequence[ScoredItem]
+) -> None:
+    """Evaluate the final model, with its image and blind; print the table, write report.html."""
+    recipe, model, held_out, folder = run.recipe, run.model, run.held_out, run.folder
+    started = time.perf_counter()
+    train_set = run.prompts.shard_set
+    seen = [train_set.read_record(i, images=False) for i in range(len(train_set))]
+    items = completions_of(run)
+    evaluation = evaluate(
+        items,
+        majority=majority_letters([r.answer for r in seen], [len(r.options) for r in seen]),
+        blind=completions_of(run, without_image=True),
+        seed=recipe.seed,
+    )
+    rows = read_history(folder / "history.jsonl")
+
+    def total(phase: str, metric: str) -> float:
+        return sum(curve(rows, phase, metric)[1])
+
+    def mean(metric: str) -> float:
+        return float(np.mean(curve(rows, "sft", metric)[1]))
+
+    number_of = {held_out.shard_set.key(i): i for i in range(len(held_out.shard_set))}
+    examples = []
+    for item in choose_items(items, recipe.evaluation.shown, seed=recipe.seed):
+        number = number_of[item.key]
+        record = held_out.shard_set.read_record(number)
+        infos = held_out.shard_set.images(number)
+        pixels = held_out.decoder.decode([image.data for image in record.images], infos)
+        shown = pixels[0] if pixels and isinstance(pixels[0], np.ndarray) else None
+        options = {option.letter: option.text for option in record.options}
+        examples.append(Example(item, record.question, options, shown))
+    parameters = sum(p.numel() for p in model.parameters())
+    page = Report(
+        title=recipe.name,
+        model=f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, "
+        f"vocabulary of {held_out.chat.tokenizer.vocab_size}",
+        evaluation=evaluation,
+        reward=reward_change(before, after, seed=recipe.seed) if recipe.rl.steps else None,
+        history=rows,
+        throughput=Throughput(
+            tokens_per_second=total("sft", "tokens") / total("sft", "seconds"),
+            packing_efficiency=mean("packing_efficiency"),
+            data_wait_share=mean("data_wait_share"),
+            seconds={
+                "SFT": total("sft", "seconds"),
+                "RL": total("rl", "seconds"),
+                "evaluation": time.perf_counter() - started,
+            },
+        ),
+        config=config.read_text(encoding="utf-8"),
+        examples=examples,
+        clusters=recipe.evaluation.clusters,
+        facts={
+            "omr_io": omr_io.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "seed": str(recipe.seed),
+        },
+    )
+    write_report(folder / "report.html", page)
+    print_summary(page)
+    say(f"report: {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
