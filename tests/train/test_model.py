@@ -8,7 +8,10 @@ import pytest
 import tiny_models as tiny
 import torch
 
+from omr_io.batches import Batch, make_batch
+from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, TrainingError
+from omr_io.ops import pack_implementation
 from omr_io.train.attention import use_varlen
 from omr_io.train.model import (
     DemoModelConfig,
@@ -19,6 +22,7 @@ from omr_io.train.model import (
     label_rows,
     load_model,
 )
+from omr_io.types import EncodedSample
 
 IDS = TokenIds(tiny.IMAGE, tiny.VIDEO, tiny.START, tiny.END, tiny.EOS, tiny.PAD)
 
@@ -102,3 +106,64 @@ def test_a_batch_without_images_gives_the_vision_tower_zero_gradients(family: st
     assert unused == []
     grads = [p.grad for p in model.model.visual.parameters()]
     assert all(bool((g == 0).all()) for g in grads if g is not None)
+
+
+def loader_batch(samples: list[list[tiny.Sample]], family: str, seq_len: int) -> Batch:
+    """What the loader makes of these samples: its own packer, positions and vision metadata."""
+    encoded = [
+        [
+            EncodedSample(
+                "k",
+                s.input_ids.int().numpy(),
+                (s.labels != -100).numpy(),
+                s.pixel_values.numpy(),
+                s.image_grid_thw.numpy(),
+            )
+            for s in row
+        ]
+        for row in samples
+    ]
+    arrays = pack_implementation()(
+        encoded, seq_len=seq_len, pad_id=tiny.PAD, image_token_id=tiny.IMAGE, merge_size=2
+    )
+    return make_batch(
+        arrays,
+        vision=VisionConfig(family=family, patch_size=4),  # type: ignore[arg-type]
+        keys=[["k"] * len(row) for row in samples],
+        num_tokens=sum(len(s.input_ids) for row in samples for s in row),
+        step_label_tokens=arrays.num_label_tokens,
+        epoch=0,
+        step=0,
+        micro_step=0,
+    )
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_batches_of_the_loader_give_the_logprobs_of_single_samples(family: str) -> None:
+    oracle = tiny.tiny_model(family).eval()
+    model = copy.deepcopy(oracle)
+    use_varlen(model)
+    samples = [tiny.tiny_sample([(4, 4 + 2 * i), (8, 4)][: 1 + i % 2], 3 + i, i) for i in range(4)]
+    samples.append(tiny.tiny_sample([], 5, 9))
+    batch = loader_batch([samples[:3], samples[3:]], family, seq_len=80)
+    got = label_logprobs(model, batch)
+    expected = []
+    for sample in samples:
+        logprobs = tiny.alone(oracle, sample).log_softmax(-1)
+        trained = sample.labels[1:] != -100
+        expected.append(logprobs[:-1][trained].gather(1, sample.labels[1:][trained][:, None])[:, 0])
+    assert torch.allclose(got, torch.cat(expected), atol=1e-5)
+    # The tower was given its metadata and computed none of it.
+    names = set(batch.vision_inputs(num_position_embeddings=16)) | set(batch.model_inputs())
+    assert {"image_cu_seqlens", "image_interp_indices", "cu_seq_lens_q"} <= names
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_loaders_dummy_batch_gives_zero_gradients(family: str) -> None:
+    model = tiny.tiny_model(family)
+    use_varlen(model)
+    batch = loader_batch([[tiny.tiny_sample([], 6, 0)]], family, seq_len=16)
+    assert batch.has_dummy_image
+    label_logprobs(model, batch).sum().backward()
+    grads = [p.grad for p in model.model.visual.parameters()]
+    assert all(g is not None and bool((g == 0).all()) for g in grads)
