@@ -128,9 +128,8 @@ def loader_batch(samples: list[list[tiny.Sample]], family: str, seq_len: int) ->
     )
     return make_batch(
         arrays,
+        encoded,
         vision=VisionConfig(family=family, patch_size=4),  # type: ignore[arg-type]
-        keys=[["k"] * len(row) for row in samples],
-        num_tokens=sum(len(s.input_ids) for row in samples for s in row),
         step_label_tokens=arrays.num_label_tokens,
         epoch=0,
         step=0,
