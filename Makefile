@@ -77,7 +77,7 @@ format: install
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: install
+bench: data
 	@$(BIN)/python -m benchmarks.run
 
 clean:

@@ -126,7 +126,8 @@ def _make(row: Row, split: Split, number: int, seed: int, used: set[bytes]) -> d
     rng = np.random.default_rng((seed, 2, split == "test", number))
     study, drawing = _draw(row, rng, used)
     used.add(hashlib.sha256(drawing.data).digest())
-    item = compose(_fact(row), row.letter, row.num_options, rng, paren=row.paren)
+    fact = _fact(row, drawing)
+    item = compose(fact, row.letter, row.num_options, rng, paren=row.paren)
     name = f"demo-{split}-{number:06d}"
     made: dict[str, Any] = {
         "image": {"bytes": drawing.data, "path": f"{name}.{drawing.suffix}"},
@@ -138,7 +139,7 @@ def _make(row: Row, split: Split, number: int, seed: int, used: set[bytes]) -> d
         "task": row.task,
         "modality": study.modality or "unknown",
     }
-    return made | (rubric(_fact(row), item, name) if split == "test" else {})
+    return made | (rubric(fact, item, name) if split == "test" else {})
 
 
 def _draw(row: Row, rng: np.random.Generator, used: set[bytes]) -> tuple[Study, Drawing]:
@@ -157,11 +158,11 @@ def _draw(row: Row, rng: np.random.Generator, used: set[bytes]) -> tuple[Study, 
     )
 
 
-def _fact(row: Row) -> Fact:
+def _fact(row: Row, drawing: Drawing) -> Fact:
     if row.task == "quadrant":
-        return quadrant_fact(row.target)
+        return quadrant_fact(drawing.brightness_22)
     if row.task == "half":
-        return half_fact(row.target)
+        return half_fact(drawing.brightness_22, row.target in ("left half", "right half"))
     if row.task == "inversion":
         return inversion_fact(row.target == "yes")
     return metadata_fact(row.task, row.target, row.choices)

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from omr_io.demo_corpus.questions import (
-    HALF_MARGIN,
-    QUADRANT_MARGIN,
+    MARGIN,
+    Float64Array,
     Task,
     brighter_half,
     brightest_quadrant,
+    brightness,
     rgb,
     shows_background,
 )
@@ -48,8 +49,6 @@ _SCALES: dict[Task, tuple[float, float]] = {
 }
 """How much of each side of the view a crop keeps: what identifies a picture needs most of it."""
 
-_MARGINS: dict[Task, float] = {"quadrant": QUADRANT_MARGIN, "half": HALF_MARGIN}
-
 MIN_CONTRAST = 8.0
 """Least standard deviation of a crop, in grey levels: below it there is nothing to see."""
 
@@ -59,10 +58,17 @@ _MIRRORED: dict[str, str] = {"left": "right", "right": "left", "upper": "lower",
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """An encoded image and the extension of its format, without the dot."""
+    """An encoded image.
+
+    Attributes:
+        data: the file.
+        suffix: the extension of its format, without the dot.
+        brightness_22: of its quadrants, measured on the decoded file.
+    """
 
     data: bytes
     suffix: str
+    brightness_22: Float64Array
 
 
 def draw(
@@ -82,10 +88,10 @@ def draw(
     pixels = _resize(np.ascontiguousarray(pixels), rng)
     if pixels.std() < MIN_CONTRAST or (task == "inversion" and not shows_background(pixels)):
         return None
-    margin = _MARGINS.get(task)
-    if margin is not None:
+    compares = task in ("quadrant", "half")
+    if compares:
         answer, lead = _answer(pixels, task, target)
-        if lead < margin:
+        if lead < MARGIN:
             return None
         pixels = _mirror_to(pixels, answer, target)
     elif rng.random() < 0.5:
@@ -94,10 +100,10 @@ def draw(
         pixels = pixels[::-1] if rng.random() < 0.5 else pixels
         pixels = 255 - pixels if target == "yes" else pixels
     drawing = _encode(np.ascontiguousarray(pixels), storage, rng)
-    if margin is not None:
+    if compares:
         with Image.open(io.BytesIO(drawing.data)) as stored:
             answer, lead = _answer(rgb(stored), task, target)
-        if answer != target or lead < margin:
+        if answer != target or lead < MARGIN:
             return None
     return drawing
 
@@ -157,4 +163,6 @@ def _encode(pixels: UInt8Array, storage: Storage, rng: np.random.Generator) -> D
     kind = "JPEG" if storage.startswith("jpeg") else "PNG"
     stored = io.BytesIO()
     picture.save(stored, kind, **options)
-    return Drawing(stored.getvalue(), "jpg" if kind == "JPEG" else "png")
+    with Image.open(stored) as decoded:
+        means_22 = brightness(rgb(decoded))
+    return Drawing(stored.getvalue(), "jpg" if kind == "JPEG" else "png", means_22)

@@ -38,9 +38,12 @@ LETTERS = "ABCDE"
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 HALVES = ("left half", "right half", "top half", "bottom half")
 
-QUADRANT_MARGIN = 12.0
-HALF_MARGIN = 12.0
-"""By how many grey levels of 255 the brightest quadrant or half leads, or it is not asked for."""
+LEVELS = 10
+"""A trace gives brightness as a whole number of tenths of the range, 0 (black) to 9."""
+
+MARGIN = 26.0
+"""By how many grey levels of 255 the brightest quadrant or half leads, or it is not asked for: more
+than a tenth of the range, so that its level in the trace is always the highest alone."""
 
 DARK_BACKGROUND = frozenset(
     {
@@ -95,6 +98,7 @@ class Fact:
         task: the kind of question.
         answer: the text of the right option.
         choices: the texts that may stand as options, the answer among them.
+        measured: sentences with the measurements that prove it, or "".
         seen: a sentence that states the fact.
         known: a sentence of general knowledge that bears on it.
     """
@@ -104,6 +108,7 @@ class Fact:
     choices: tuple[str, ...]
     seen: str
     known: str
+    measured: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,27 +145,40 @@ def brighter_half(pixels_hw3: UInt8Array, across: bool) -> tuple[str, float]:
     return names[int(second > first)], float(abs(first - second))
 
 
-def quadrant_fact(answer: str) -> Fact:
-    """Which quadrant is brightest."""
+def quadrant_fact(means_22: Float64Array) -> Fact:
+    """Which quadrant is brightest, given the `brightness` of all four."""
+    means = means_22.ravel()
+    answer = QUADRANTS[int(means.argmax())]
     return Fact(
         "quadrant",
         answer,
         QUADRANTS,
         f"The brightest region is the {answer} quadrant.",
         "The quadrant with the highest mean is the brightest.",
+        _levels(QUADRANTS, means),
     )
 
 
-def half_fact(answer: str) -> Fact:
-    """Which half is brighter: left or right, top or bottom."""
-    pair = HALVES[:2] if answer in HALVES[:2] else HALVES[2:]
+def half_fact(means_22: Float64Array, across: bool) -> Fact:
+    """Which half is brighter, left or right (`across`) or top or bottom, given `brightness`."""
+    means = means_22.mean(axis=0 if across else 1)
+    pair = HALVES[:2] if across else HALVES[2:]
+    answer = pair[int(means.argmax())]
     return Fact(
         "half",
         answer,
         pair,
         f"The brighter region is the {answer}.",
         "The half with the higher mean is the brighter.",
+        _levels(pair, means),
     )
+
+
+def _levels(names: Sequence[str], means: Float64Array) -> str:
+    """What is measured, region by region: each is a fact of its own to learn to see."""
+    levels = (means * LEVELS / 256).astype(int).tolist()
+    listed = ", ".join(f"{name} {level}" for name, level in zip(names, levels, strict=True))
+    return f"Brightness: {listed}."
 
 
 def shows_background(pixels: UInt8Array) -> bool:
@@ -221,7 +239,8 @@ def compose(
     texts.insert(LETTERS.index(letter), fact.answer)
     mark = ")" if paren else "."
     options = "".join(f"\n{LETTERS[at]}{mark} {text}" for at, text in enumerate(texts))
-    trace = f"{fact.known} {fact.seen} That is option {letter}."
+    sentences = (fact.known, fact.measured, fact.seen, f"That is option {letter}.")
+    trace = " ".join(sentence for sentence in sentences if sentence)
     return Item(
         question=stem + options,
         reasoning=f"<think>{trace}</think><answer>{letter}</answer>",

@@ -1,0 +1,1 @@
+"""Benchmarks: one process a measurement, JSON out."""
