@@ -79,7 +79,7 @@ def usual(shards: Path, tokenizer: Path, samples: int) -> tuple[int, float]:
         data = json.loads(sample["json"])
         name = next(key for key in sample if key in ("jpg", "png"))
         image = Image.open(io.BytesIO(sample[name]))
-        pixels = processor(images=[image], return_tensors="pt")
+        pixels = processor(images=image, return_tensors="pt")
         pads = int(pixels["image_grid_thw"].prod()) // VISION.merge_size**2
         user = "<|vision_start|>" + "<|image_pad|>" * pads + "<|vision_end|>" + data["question"]
         turns = [
