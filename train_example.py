@@ -119,16 +119,14 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             held_out=SampleEncoder(test_set, chat, recipe.vision, decoder),
         )
         saved = load_latest(run.checkpoints) if resume else None
-        if saved is None:
-            place = Place("sft", 0)
-            history = History.create(folder / "history.jsonl")
-        else:
+        place = Place("sft", 0)
+        if saved is not None:
             place = Place(**saved.progress["place"])
             model.load_state_dict(saved.model)
             loader.load_state_dict(saved.progress["loader"])
             set_random_state(saved.rng)
-            history = History.resume(folder / "history.jsonl", phase=place.phase, step=place.step)
             say(f"resumed after {place.phase} step {place.step}")
+        history = open_history(folder / "history.jsonl", place)
         with history, loader:
             if place.phase == "sft":
                 fine_tune(run, history, place.step, saved)
@@ -207,6 +205,13 @@ def set_learning_rate(
         share = phase.min_lr_share + (1 - phase.min_lr_share) * (1 + math.cos(math.pi * done)) / 2
     for group in optimizer.param_groups:
         group["lr"] = phase.lr * share
+
+
+def open_history(path: Path, place: Place) -> History:
+    """The metrics log, cut back to `place`: a killed run may have logged past its checkpoint."""
+    if place.step == 0 and not path.exists():
+        return History.create(path)
+    return History.resume(path, phase=place.phase, step=place.step)
 
 
 def update(

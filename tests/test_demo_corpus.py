@@ -252,39 +252,17 @@ def test_traces_name_the_fact_and_agree_with_the_answer(rows):
         assert match, row["reasoning"]
         body, letter, answer = match.groups()
         assert letter == answer == row["answer"]
+        said = body.partition(".")[0].lower()
         if row["task"] == "inversion":
-            assert ("contrast is inverted" in body) == (truth(row) == "yes")
-            assert ("not inverted" in body) == (truth(row) == "no")
+            assert said.startswith("bright") == (truth(row) == "yes")
+            assert said.startswith("dark") == (truth(row) == "no")
+            assert f"the answer is {truth(row)}." in body
         else:
-            said = body.rpartition("Brightness:")[2].partition(".")[2] or body
-            assert truth(row) in said
+            assert said.startswith(truth(row).lower())
             wrong = set(options_of(row).values()) - {truth(row)}
-            assert not any(text in said for text in wrong)
+            assert not any(text in body.lower() for text in wrong)
         assert len(row["question"].split()) <= 40
         assert 12 <= len(row["reasoning"].split()) <= 40
-
-
-def test_levels_in_traces_are_those_of_the_stored_image(rows):
-    """Measured here with slices and Python's own arithmetic."""
-    checked = 0
-    for row in rows:
-        listed = re.findall(r"(?:Brightness:|,) ([a-z ]+) (\d)", row["reasoning"])
-        assert bool(listed) == (row["task"] in ("quadrant", "half"))
-        pixels = np.asarray(decode(row).convert("RGB"), dtype=np.float64)
-        luma = 0.299 * pixels[..., 0] + 0.587 * pixels[..., 1] + 0.114 * pixels[..., 2]
-        height, width = luma.shape
-        for name, level in listed:
-            rows_of = slice(height // 2) if re.search("upper|top", name) else slice(None)
-            rows_of = slice(height // 2, None) if re.search("lower|bottom", name) else rows_of
-            columns = slice(width // 2) if "left" in name else slice(None)
-            columns = slice(width // 2, None) if "right" in name else columns
-            mean = luma[rows_of, columns].mean()
-            assert abs(mean * 10 / 256 - (int(level) + 0.5)) < 0.5 + 1e-6, row["id"]
-            checked += 1
-        if listed:
-            highest = max(listed, key=lambda item: item[1])
-            assert truth(row) == highest[0]
-    assert checked > 100
 
 
 def test_rubric_units_are_whole_and_quote_the_trace(splits):
@@ -311,8 +289,8 @@ def test_summary_counts_what_was_written(splits, made):
         assert sum(made.modalities[split].values()) == len(rows)
     shares = {task: number / TRAIN for task, number in made.tasks["train"].items()}
     assert shares == pytest.approx(
-        {"quadrant": 0.35, "half": 0.25, "inversion": 0.2, "modality": 0.08, "plane": 0.06,
-         "body_part": 0.06}, abs=1 / TRAIN)  # fmt: skip
+        {"quadrant": 0.35, "half": 0.30, "inversion": 0.2, "modality": 0.05, "plane": 0.05,
+         "body_part": 0.05}, abs=1 / TRAIN)  # fmt: skip
 
 
 def test_same_seed_same_rows_and_progress(made, tmp_path):

@@ -126,7 +126,7 @@ def _make(row: Row, split: Split, number: int, seed: int, used: set[bytes]) -> d
     rng = np.random.default_rng((seed, 2, split == "test", number))
     study, drawing = _draw(row, rng, used)
     used.add(hashlib.sha256(drawing.data).digest())
-    fact = _fact(row, drawing)
+    fact = _fact(row)
     item = compose(fact, row.letter, row.num_options, rng, paren=row.paren)
     name = f"demo-{split}-{number:06d}"
     made: dict[str, Any] = {
@@ -158,11 +158,11 @@ def _draw(row: Row, rng: np.random.Generator, used: set[bytes]) -> tuple[Study, 
     )
 
 
-def _fact(row: Row, drawing: Drawing) -> Fact:
+def _fact(row: Row) -> Fact:
     if row.task == "quadrant":
-        return quadrant_fact(drawing.brightness_22)
+        return quadrant_fact(row.target)
     if row.task == "half":
-        return half_fact(drawing.brightness_22, row.target in ("left half", "right half"))
+        return half_fact(row.target)
     if row.task == "inversion":
         return inversion_fact(row.target == "yes")
     return metadata_fact(row.task, row.target, row.choices)

@@ -14,11 +14,9 @@ from PIL import Image
 
 from omr_io.demo_corpus.questions import (
     MARGIN,
-    Float64Array,
     Task,
     brighter_half,
     brightest_quadrant,
-    brightness,
     rgb,
     shows_background,
 )
@@ -58,17 +56,10 @@ _MIRRORED: dict[str, str] = {"left": "right", "right": "left", "upper": "lower",
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """An encoded image.
-
-    Attributes:
-        data: the file.
-        suffix: the extension of its format, without the dot.
-        brightness_22: of its quadrants, measured on the decoded file.
-    """
+    """An encoded image and the extension of its format, without the dot."""
 
     data: bytes
     suffix: str
-    brightness_22: Float64Array
 
 
 def draw(
@@ -163,6 +154,4 @@ def _encode(pixels: UInt8Array, storage: Storage, rng: np.random.Generator) -> D
     kind = "JPEG" if storage.startswith("jpeg") else "PNG"
     stored = io.BytesIO()
     picture.save(stored, kind, **options)
-    with Image.open(stored) as decoded:
-        means_22 = brightness(rgb(decoded))
-    return Drawing(stored.getvalue(), "jpg" if kind == "JPEG" else "png", means_22)
+    return Drawing(stored.getvalue(), "jpg" if kind == "JPEG" else "png")

@@ -1,7 +1,8 @@
 """Questions whose answers pixels and metadata prove, with their traces and rubric units.
 
-The wording is short and varies little, so that a tiny model with a vocabulary of a few thousand
-entries can learn to read it. A trace names the fact before the letter.
+The wording is short and varies little, so that a tiny model can learn to read it. A trace begins
+with what is seen: when a fixed sentence stood before it, the demo's model took more than twice as
+many steps to look at the image (held-out accuracy 0.46 against 0.63 after 800 steps).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ TASKS: tuple[Task, ...] = ("quadrant", "half", "inversion", "modality", "plane",
 
 SHARES: Mapping[Task, float] = {
     "quadrant": 0.35,
-    "half": 0.25,
+    "half": 0.30,
     "inversion": 0.20,
-    "modality": 0.08,
-    "plane": 0.06,
-    "body_part": 0.06,
+    "modality": 0.05,
+    "plane": 0.05,
+    "body_part": 0.05,
 }
 """Of all rows. A question that the studies at hand cannot ask gives its share to the others."""
 
@@ -38,12 +39,9 @@ LETTERS = "ABCDE"
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 HALVES = ("left half", "right half", "top half", "bottom half")
 
-LEVELS = 10
-"""A trace gives brightness as a whole number of tenths of the range, 0 (black) to 9."""
-
 MARGIN = 26.0
-"""By how many grey levels of 255 the brightest quadrant or half leads, or it is not asked for: more
-than a tenth of the range, so that its level in the trace is always the highest alone."""
+"""By how many grey levels of 255 the brightest quadrant or half leads, or it is not asked for: a
+tenth of the range."""
 
 DARK_BACKGROUND = frozenset(
     {
@@ -98,7 +96,6 @@ class Fact:
         task: the kind of question.
         answer: the text of the right option.
         choices: the texts that may stand as options, the answer among them.
-        measured: sentences with the measurements that prove it, or "".
         seen: a sentence that states the fact.
         known: a sentence of general knowledge that bears on it.
     """
@@ -108,7 +105,6 @@ class Fact:
     choices: tuple[str, ...]
     seen: str
     known: str
-    measured: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,40 +141,27 @@ def brighter_half(pixels_hw3: UInt8Array, across: bool) -> tuple[str, float]:
     return names[int(second > first)], float(abs(first - second))
 
 
-def quadrant_fact(means_22: Float64Array) -> Fact:
-    """Which quadrant is brightest, given the `brightness` of all four."""
-    means = means_22.ravel()
-    answer = QUADRANTS[int(means.argmax())]
+def quadrant_fact(answer: str) -> Fact:
+    """Which quadrant is brightest."""
     return Fact(
         "quadrant",
         answer,
         QUADRANTS,
-        f"The brightest region is the {answer} quadrant.",
+        f"{answer.capitalize()} is the brightest quadrant.",
         "The quadrant with the highest mean is the brightest.",
-        _levels(QUADRANTS, means),
     )
 
 
-def half_fact(means_22: Float64Array, across: bool) -> Fact:
-    """Which half is brighter, left or right (`across`) or top or bottom, given `brightness`."""
-    means = means_22.mean(axis=0 if across else 1)
-    pair = HALVES[:2] if across else HALVES[2:]
-    answer = pair[int(means.argmax())]
+def half_fact(answer: str) -> Fact:
+    """Which half is brighter: left or right, top or bottom."""
+    pair = HALVES[:2] if answer in HALVES[:2] else HALVES[2:]
     return Fact(
         "half",
         answer,
         pair,
-        f"The brighter region is the {answer}.",
+        f"{answer.capitalize()} is the brighter one.",
         "The half with the higher mean is the brighter.",
-        _levels(pair, means),
     )
-
-
-def _levels(names: Sequence[str], means: Float64Array) -> str:
-    """What is measured, region by region: each is a fact of its own to learn to see."""
-    levels = (means * LEVELS / 256).astype(int).tolist()
-    listed = ", ".join(f"{name} {level}" for name, level in zip(names, levels, strict=True))
-    return f"Brightness: {listed}."
 
 
 def shows_background(pixels: UInt8Array) -> bool:
@@ -189,22 +172,23 @@ def shows_background(pixels: UInt8Array) -> bool:
 
 def inversion_fact(inverted: bool) -> Fact:
     """Whether bright and dark have been exchanged."""
-    seen = "bright, so the contrast is inverted" if inverted else "dark, so it is not inverted"
+    answer = "yes" if inverted else "no"
     return Fact(
         "inversion",
-        "yes" if inverted else "no",
+        answer,
         ("yes", "no"),
-        f"Here the background is {seen}.",
-        "The background of a normal image is dark.",
+        f"{'Bright' if inverted else 'Dark'} is the colour of the background.",
+        f"The background of a normal image is dark, so the answer is {answer}.",
     )
 
 
 def metadata_fact(task: Task, answer: str, choices: Sequence[str]) -> Fact:
     """What the study's metadata says: its modality, plane or body part."""
+    named = answer.capitalize()
     sentences = {
-        "modality": (f"The image was made by {answer}.", "Each modality has its own texture."),
-        "plane": (f"The image shows the {answer} plane.", "Each plane cuts the body its own way."),
-        "body_part": (f"The image shows the {answer}.", "Each body part has its own shape."),
+        "modality": (f"{named} made this image.", "Each modality has its own texture."),
+        "plane": (f"{named} is its plane.", "Each plane cuts the body its own way."),
+        "body_part": (f"{named} is what it shows.", "Each body part has its own shape."),
     }
     seen, known = sentences[task]
     return Fact(task, answer, tuple(choices), seen, known)
@@ -239,8 +223,7 @@ def compose(
     texts.insert(LETTERS.index(letter), fact.answer)
     mark = ")" if paren else "."
     options = "".join(f"\n{LETTERS[at]}{mark} {text}" for at, text in enumerate(texts))
-    sentences = (fact.known, fact.measured, fact.seen, f"That is option {letter}.")
-    trace = " ".join(sentence for sentence in sentences if sentence)
+    trace = f"{fact.seen} {fact.known} That is option {letter}."
     return Item(
         question=stem + options,
         reasoning=f"<think>{trace}</think><answer>{letter}</answer>",

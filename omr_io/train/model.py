@@ -65,6 +65,10 @@ class DemoModelConfig:
 
     The field names are those of transformers' Qwen3VLTextConfig and Qwen3VLVisionConfig.
     `mrope_section` counts frequencies for t, h, w and sums to half the head's width.
+    `initializer_range` is about 1 / sqrt(width): the usual 0.02 belongs to widths of thousands, and
+    leaves the layers of this model almost silent at the start. `patch_initializer` and
+    `position_initializer` replace it in the vision tower's first layer and its position embedding,
+    so that a patch's brightness and its place are of one size: its LayerNorm keeps only ratios.
     `num_position_embeddings` is a square: the learned grid is interpolated to each image's own.
     """
 
@@ -78,7 +82,9 @@ class DemoModelConfig:
     rope_theta: float = 10_000.0
     max_position_embeddings: int = 8192
     tie_word_embeddings: bool = True
-    initializer_range: float = 0.02
+    initializer_range: float = 0.08
+    patch_initializer: float = 0.02
+    position_initializer: float = 0.5
     vision_depth: int = 3
     vision_hidden_size: int = 96
     vision_intermediate_size: int = 192

@@ -14,6 +14,13 @@ from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError
 
 
+def _at_least(place: str, **bounds: tuple[float, float]) -> None:
+    """Refuse a value below its bound before any work is done, not in the middle of a run."""
+    for name, (value, least) in bounds.items():
+        if value < least:
+            raise ConfigError(f"{place}: {name} is {value}", mend=f"It must be at least {least}")
+
+
 @dataclass(frozen=True, slots=True)
 class DataRecipe:
     """Shard sets, and how samples become batches (see `omr_io.DataLoader`)."""
@@ -54,6 +61,16 @@ class SFTRecipe:
     evaluate_every: int = 100
     log_every: int = 10
 
+    def __post_init__(self) -> None:
+        _at_least(
+            "sft",
+            steps=(self.steps, 1),
+            lr=(self.lr, 0),
+            checkpoint_every=(self.checkpoint_every, 1),
+            evaluate_every=(self.evaluate_every, 1),
+            log_every=(self.log_every, 1),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RLRecipe:
@@ -84,6 +101,22 @@ class RLRecipe:
     checkpoint_every: int = 10
     log_every: int = 1
 
+    def __post_init__(self) -> None:
+        _at_least(
+            "rl",
+            steps=(self.steps, 0),
+            lr=(self.lr, 0),
+            prompts_per_step=(self.prompts_per_step, 1),
+            group=(self.group, 2),
+            max_new_tokens=(self.max_new_tokens, 1),
+            beta=(self.beta, 0),
+            rollout_batch=(self.rollout_batch, 1),
+            checkpoint_every=(self.checkpoint_every, 1),
+            log_every=(self.log_every, 1),
+        )
+        if self.temperature <= 0:
+            raise ConfigError(f"rl: temperature is {self.temperature}", mend="It must be above 0")
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecipe:
@@ -106,6 +139,15 @@ class EvaluationRecipe:
     cluster_field: str | None = None
     task_field: str | None = None
     clusters: str = "images"
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "evaluation",
+            max_new_tokens=(self.max_new_tokens, 1),
+            batch=(self.batch, 1),
+            samples=(self.samples, 1),
+            shown=(self.shown, 0),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,9 @@ def test_nested_values_become_tuples_and_dataclasses(tmp_path: Path) -> None:
         (("name: x", "name: x\nvision: {image_mean: [1, 2]}"), "image_mean"),
         (("name: x", "name: x\nmodel: 7"), "must be a mapping"),
         (("name: x", "name: [x"), "not YAML"),
+        (("group: 2", "group: 1"), "rl: group is 1"),
+        (("steps: 1, lr: 1e-3", "steps: 0, lr: 1"), "sft: steps is 0"),
+        (("group: 2", "group: 2, temperature: 0"), "temperature is 0"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_its_place(

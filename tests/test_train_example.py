@@ -1,0 +1,146 @@
+"""train_example.py as a user runs it: in a process of its own, killed, resumed, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """
+name: {name}
+seed: 3
+data: {{train: {shards}, test: {shards}, seq_len: 512, packs_per_step: 2, packs_per_batch: 1}}
+model: {{vocab_size: 400}}
+vision: {{family: qwen3_vl, min_pixels: 1024, max_pixels: 4096}}
+sft: {{steps: 8, lr: 1.0e-3, checkpoint_every: 3, evaluate_every: 4}}
+rl: {{steps: 3, lr: 1.0e-4, prompts_per_step: 3, group: 2, max_new_tokens: 6, checkpoint_every: 2}}
+evaluation: {{max_new_tokens: 6, samples: 2, shown: 2}}
+"""
+TIMES = {"seconds", "tokens_per_second", "data_wait_share", "rollout_seconds"}
+
+
+@pytest.fixture(scope="module")
+def one_image_shards(write_shards, make_records):
+    return write_shards([r for r in make_records(40) if len(r.images) == 1])
+
+
+def recipe(folder: Path, name: str, shards: Path, edit: tuple[str, str] = ("", "")) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(RECIPE.format(name=name, shards=shards).replace(*edit))
+    return path
+
+
+def command(path: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train_example.py"), "--config", str(path), *options]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run(folder: Path, path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(path, *options),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def lines(folder: Path, name: str) -> list[dict[str, object]]:
+    """The metrics log without what a clock says."""
+    path = folder / "runs" / name / "history.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines(keepends=True)
+            if line.endswith("\n")] if path.exists() else []  # fmt: skip
+    return [{key: row[key] for key in row.keys() - TIMES} for row in rows]
+
+
+def kill_after(folder: Path, path: Path, name: str, count: int, *options: str) -> None:
+    """Start the run and SIGKILL it once its log has `count` lines."""
+    process = subprocess.Popen(
+        command(path, *options),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while len(lines(folder, name)) < count:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(one_image_shards, tmp_path) -> None:
+    whole = run(tmp_path, recipe(tmp_path, "whole", one_image_shards))
+    assert whole.returncode == 0, whole.stderr
+    assert "report: runs/whole/report.html" in whole.stdout
+    expected = lines(tmp_path, "whole")
+    steps = [(row["phase"], row["step"]) for row in expected if "gradient_norm" in row]
+    assert steps == [("sft", i) for i in range(1, 9)] + [("rl", i) for i in range(1, 4)]
+
+    path = recipe(tmp_path, "killed", one_image_shards)
+    kill_after(tmp_path, path, "killed", 2)  # before the first checkpoint
+    kill_after(tmp_path, path, "killed", 6, "--resume")  # in the second half of SFT
+    kill_after(tmp_path, path, "killed", 12, "--resume")  # in RL
+    resumed = run(tmp_path, path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed after" in resumed.stdout
+    assert lines(tmp_path, "killed") == expected
+    for name in ("before-rl.json", "after-rl.json"):
+        a, b = ((tmp_path / "runs" / run / name).read_bytes() for run in ("whole", "killed"))
+        assert a == b
+
+    again = run(tmp_path, path)
+    assert again.returncode == 2
+    assert "holds an earlier run" in again.stderr
+    assert lines(tmp_path, "killed") == expected
+
+
+@pytest.mark.slow
+def test_the_exported_model_is_one_that_transformers_loads(one_image_shards, tmp_path) -> None:
+    import torch
+    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+
+    from omr_io.config import VisionConfig
+    from omr_io.tokenizer import Tokenizer
+
+    short = ("steps: 8", "steps: 1")
+    done = run(tmp_path, recipe(tmp_path, "short", one_image_shards, short))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/short/model"
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    assert VisionConfig.from_pretrained(folder).max_pixels == 4096
+    text = "Which region is brightest?"
+    theirs = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    assert Tokenizer.from_pretrained(folder).encode(text).tolist() == theirs
+
+
+@pytest.mark.parametrize(
+    ("edit", "code", "message"),
+    [
+        (("seq_len: 512", "seq_len: 40"), 1, "longer than seq_len 40"),
+        (("vocab_size: 400", "tokenizer: nowhere"), 2, "nowhere"),
+        (("group: 2", "group: 1"), 2, "rl: group is 1. It must be at least 2"),
+        (("train: ", "train: /nowhere"), 3, "/nowhere"),
+    ],
+)
+def test_bad_recipes_end_with_one_line_and_a_code(
+    one_image_shards, tmp_path, edit: tuple[str, str], code: int, message: str
+) -> None:
+    done = run(tmp_path, recipe(tmp_path, "bad", one_image_shards, edit))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
