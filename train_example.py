@@ -28,11 +28,11 @@ import torch
 import omr_io
 from omr_io.batches import Batch
 from omr_io.chat import ChatFormat
-from omr_io.decode import make_decoder
 from omr_io.errors import OmrError, TrainingError
+from omr_io.images.decode import make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
-from omr_io.samples import SampleEncoder
+from omr_io.loader.samples import SampleEncoder
 from omr_io.train.checkpoint import (
     CheckpointState,
     load_latest,

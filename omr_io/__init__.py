@@ -29,8 +29,7 @@ if TYPE_CHECKING:
         Where,
     )
     from omr_io.index import ShardSet
-    from omr_io.loader import DataLoader
-    from omr_io.quarantine import FailureBudget
+    from omr_io.loader import DataLoader, FailureBudget
     from omr_io.telemetry import LoaderStats
     from omr_io.tokenizer import Tokenizer
     from omr_io.types import IGNORE_INDEX, EncodedSample, Record
@@ -75,7 +74,7 @@ _MODULES = {
     "DataLoader": "loader",
     "EncodedSample": "types",
     "Failure": "batches",
-    "FailureBudget": "quarantine",
+    "FailureBudget": "loader",
     "IGNORE_INDEX": "types",
     "LoaderStats": "telemetry",
     "Record": "types",

@@ -17,9 +17,7 @@ from omr_io.errors import OmrError
 from omr_io.terminal import Reporter, human_bytes, printable, table
 
 if TYPE_CHECKING:
-    from omr_io.describe import Description, Spread
-    from omr_io.shards import ConvertProgress, ConvertSummary
-    from omr_io.verify import VerifyReport
+    from omr_io.shards import ConvertProgress, ConvertSummary, Description, Spread, VerifyReport
 
 EXIT_CODES = (
     "Exit codes: 0 done (rows that were refused are named, counted and written to "
@@ -141,8 +139,8 @@ def info(
     folder: Annotated[Path, typer.Argument(help="A shard set.")], as_json: AsJson = False
 ) -> None:
     """Say what a shard set holds, from its index; no shard is read."""
-    from omr_io.describe import describe
     from omr_io.index import ShardSet
+    from omr_io.shards import describe
 
     with ShardSet.open(folder) as shards:
         _finish(as_json, describe(shards), _print_info)
@@ -182,7 +180,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of a shard set and name all that is not as it was written."""
-    from omr_io.verify import verify as run
+    from omr_io.shards import verify as run
 
     with Reporter(Console(stderr=True)) as reporter:
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from omr_io.errors import IntegrityError, Where
-from omr_io.layout import INDEX_NAME, INDEX_SCHEMA, Manifest, Part, read_manifest
-from omr_io.sample_json import decode_record
+from omr_io.shards.layout import INDEX_NAME, INDEX_SCHEMA, Manifest, Part, read_manifest
+from omr_io.shards.sample_json import decode_record
 from omr_io.storage import LocalStorage, Storage
 from omr_io.types import ImageInfo, Int32Array, Int64Array, Record, UInt8Array
 

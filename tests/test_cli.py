@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
-from shard_sets import contents, encoded, record, single_records, write
 
 from omr_io import __version__, cli
 from omr_io.terminal import Reporter, human_bytes, printable
+from tests.shard_sets import contents, encoded, record, single_records, write
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SCHEMA = pa.schema(

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from shard_sets import contents, encoded, mixed_records, record, write
 
 from omr_io.errors import IntegrityError, OmrError, SourceError
 from omr_io.images import probe
 from omr_io.index import ShardSet
-from omr_io.layout import read_manifest
+from omr_io.shards.layout import read_manifest
 from omr_io.types import Record
+from tests.shard_sets import contents, encoded, mixed_records, record, write
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,51 @@
-"""What `import omr_io` offers, and that it costs nothing."""
+"""What omr_io and its packages offer, and that `import omr_io` costs nothing."""
 
 import subprocess
 import sys
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 
 import omr_io
 from omr_io import errors
 
+PACKAGES = (
+    "omr_io",
+    "omr_io.batches",
+    "omr_io.chat",
+    "omr_io.corpus",
+    "omr_io.images",
+    "omr_io.loader",
+    "omr_io.packing",
+    "omr_io.shards",
+    "omr_io.tokenizer",
+    "omr_io.train.report",
+)
 
-def test_names_are_sorted_and_there():
+
+@pytest.mark.parametrize("path", PACKAGES)
+def test_names_are_sorted_and_there(path):
     def place(name):
         return not name.isupper(), not name[0].isupper(), name
 
-    assert omr_io.__all__ == sorted(set(omr_io.__all__), key=place)
-    for name in omr_io.__all__:
-        assert getattr(omr_io, name) is not None
-        assert name in dir(omr_io)
+    package = import_module(path)
+    assert package.__all__ == sorted(set(package.__all__), key=place)
+    for name in package.__all__:
+        assert name in dir(package)
+        assert getattr(package, name) is not None
+        assert not isinstance(getattr(package, name), ModuleType)
     with pytest.raises(AttributeError, match="nothing"):
-        omr_io.nothing  # noqa: B018
+        package.nothing  # noqa: B018
+
+
+def test_the_index_reads_without_the_writer():
+    """Names of `omr_io.shards` are imported when first used: the index must not load all of it."""
+    code = (
+        "import sys, omr_io.index; "
+        "sys.exit('omr_io.shards.conversion' in sys.modules or 'omr_io.images' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_error_is_public():

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import tokenizers
 
-from omr_io.qwen_bpe import QWEN_PLAIN_TOKENS, QWEN_SPECIAL_TOKENS
 from omr_io.tokenizer import Tokenizer, train_bpe
+from omr_io.tokenizer.qwen_bpe import QWEN_PLAIN_TOKENS, QWEN_SPECIAL_TOKENS
 from omr_io.types import Option, Record
 
 _WORDS = (  # noqa: SIM905

@@ -27,12 +27,12 @@ import torch
 from omr_io.batches import Batch, make_batch
 from omr_io.chat import corpus_completion
 from omr_io.errors import ConfigError, DiskError
+from omr_io.images.patches import blank_patches
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
+from omr_io.loader.samples import SampleEncoder
 from omr_io.ops import pack_implementation
 from omr_io.packing import Lengths, plan_epoch
-from omr_io.patches import blank_patches
-from omr_io.samples import SampleEncoder
 from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.train.checkpoint import export_hf
 from omr_io.train.model import TokenIds, build_demo_model, load_model

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from omr_io.config import VisionConfig
-from omr_io.patches import installed_pass_order
+from omr_io.images.patches import installed_pass_order
 from omr_io.reference import pixels as reference
 
 ONE = 1 << reference.PRECISION_BITS

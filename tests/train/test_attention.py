@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-import tiny_models as tiny
 import torch
 import torch.nn.functional as F  # noqa: N812
 
@@ -19,6 +18,7 @@ from omr_io.train.attention import (
     use_varlen,
     varlen_attention,
 )
+from tests.train import tiny_models as tiny
 
 WRONG = 0.5
 """Leaking packs differ by 2 and more here (logits have a standard deviation of 1)."""

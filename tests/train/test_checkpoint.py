@@ -291,8 +291,9 @@ class FakeTokenizer:
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_export_reads_back(family: str, tmp_path: Path) -> None:
-    import tiny_models as tiny
     import transformers
+
+    from tests.train import tiny_models as tiny
 
     model = tiny.tiny_model(family).eval()
     sample = tiny.tiny_sample([(4, 6)], 5, 0)

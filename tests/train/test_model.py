@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models as tiny
 import torch
 
 from omr_io.batches import Batch, make_batch
@@ -23,6 +22,7 @@ from omr_io.train.model import (
     load_model,
 )
 from omr_io.types import EncodedSample
+from tests.train import tiny_models as tiny
 
 IDS = TokenIds(tiny.IMAGE, tiny.VIDEO, tiny.START, tiny.END, tiny.EOS, tiny.PAD)
 

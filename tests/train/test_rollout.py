@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models as tiny
 import torch
 
 from omr_io.errors import ConfigError
@@ -13,6 +12,7 @@ from omr_io.train.attention import use_varlen
 from omr_io.train.model import label_logprobs
 from omr_io.train.rollout import Completion, generate
 from omr_io.types import EncodedSample
+from tests.train import tiny_models as tiny
 
 BANNED = (tiny.IMAGE, tiny.VIDEO, tiny.START, tiny.END)
 SAMPLES = [

@@ -1,0 +1,256 @@
+"""The batch: what the loader yields and what a transformers vision-language model's forward takes.
+
+Legend: B packs, T seq_len, S segments, P patches, D patch width, N images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omr_io.batches.vision_tower import Grid, vision_arrays
+from omr_io.config import VisionConfig
+from omr_io.errors import ConfigError, DataError, Where
+from omr_io.types import EncodedSample, Float32Array, PackedArrays
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample with an image that could not be read; a blank took its place, its labels are masked.
+
+    `shard` is the tar's file name, `key` the sample's key.
+    """
+
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Packs of one micro step on one rank.
+
+    Attributes:
+        input_ids: (B, T) int64; packs of whole samples, the tail is padding.
+        labels: (B, T) int64, unshifted; IGNORE_INDEX on prompts, image tokens, padding and the
+            first token of each sample. So hidden state t may be trained on label t + 1 of the
+            flattened row without a look at the boundaries.
+        position_ids: (4, B, T) int64; row 0 counts from 0 in each segment, rows 1 to 3 are M-RoPE's
+            t, h, w.
+        cu_seqlens: (S + 1,) int32; bounds of the segments (samples and padding tails) over the
+            flattened B x T.
+        max_seqlen: tokens of the longest segment, on the host.
+        pixel_values: (P, D) float32; the normalised patches of all images, in the model's order.
+        image_grid_thw: (N, 3) int64; patches per image before merging.
+        mm_token_type_ids: (B, T) int64; 1 on image tokens, else 0.
+        has_dummy_image: no sample here has an image, and pixel_values and image_grid_thw hold one
+            blank image instead that has no placeholder. See `model_inputs`.
+        grids: image_grid_thw on the host.
+        keys: the keys of each pack's samples, in order.
+        num_tokens: real tokens, padding left out.
+        num_label_tokens: labels that are not IGNORE_INDEX.
+        step_label_tokens: planned labels of the whole optimiser step over all ranks and micro
+            steps: what the step's summed loss is divided by. It counts the labels of failed samples
+            too, so that it needs no communication.
+        epoch, step, micro_step: where the batch stands; micro_step counts within the step.
+        failures: the samples whose images were replaced by blanks.
+        vision: how pixels became patches.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+    mm_token_type_ids: Tensor
+    has_dummy_image: bool
+    grids: tuple[Grid, ...]
+    keys: tuple[tuple[str, ...], ...]
+    num_tokens: int
+    num_label_tokens: int
+    step_label_tokens: int
+    epoch: int
+    step: int
+    micro_step: int
+    failures: tuple[Failure, ...]
+    vision: VisionConfig
+
+    @property
+    def num_images(self) -> int:
+        """Images of the samples; the dummy image is none."""
+        return 0 if self.has_dummy_image else len(self.grids)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all packs."""
+        return sum(len(keys) for keys in self.keys)
+
+    def model_inputs(self, *, varlen: bool = True) -> dict[str, Any]:
+        """The keyword arguments of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL forward, without labels.
+
+        There is no attention_mask and no KV cache: with either, transformers builds a plain causal
+        mask and the samples of a pack see each other. position_ids has its four rows for the same
+        reason. Attention functions that know segments take cu_seq_lens_q and friends; others
+        (SDPA) ignore them and follow row 0 of position_ids.
+
+        A dummy image is left out, since it has no placeholder. To give the vision tower a (zero)
+        gradient on such a batch, which sharded training needs, run it before the model's forward on
+        pixel_values and image_grid_thw, and add 0 x the sum of all its outputs to the loss.
+
+        Args:
+            varlen: include cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k.
+        """
+        inputs: dict[str, Any] = {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "mm_token_type_ids": self.mm_token_type_ids,
+            "use_cache": False,
+        }
+        if not self.has_dummy_image:
+            inputs["pixel_values"] = self.pixel_values
+            inputs["image_grid_thw"] = self.image_grid_thw
+        if varlen:
+            inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = self.cu_seqlens
+            inputs["max_length_q"] = inputs["max_length_k"] = self.max_seqlen
+        return inputs
+
+    def vision_inputs(
+        self, *, window_size: int | None = None, num_position_embeddings: int | None = None
+    ) -> dict[str, Any]:
+        """The vision tower's metadata, to be passed to the forward beside `model_inputs`.
+
+        Computed on the host and sent to the batch's device, so that the tower does not wait for
+        the GPU to read the grids back. {} when there is no image. Needs transformers 5.23's names.
+
+        Args:
+            window_size: Qwen2.5-VL's `vision_config.window_size`, in pixels; else None.
+            num_position_embeddings: Qwen3-VL's `vision_config.num_position_embeddings`; else None.
+
+        Raises:
+            ConfigError: num_position_embeddings is not a square, or window_size smaller than a
+                merged patch.
+        """
+        window = side = None
+        if window_size is not None:
+            window = window_size // self.vision.merge_size // self.vision.patch_size
+            if window < 1:
+                raise ConfigError(f"window_size {window_size} is smaller than a merged patch")
+        if num_position_embeddings is not None:
+            side = round(num_position_embeddings**0.5)
+            if side * side != num_position_embeddings:
+                raise ConfigError(f"num_position_embeddings {num_position_embeddings} is no square")
+        if self.has_dummy_image:
+            return {}
+        arrays = vision_arrays(
+            self.grids, merge_size=self.vision.merge_size, window=window, side=side
+        )
+        device = self.input_ids.device
+        return {
+            name: value if isinstance(value, int) else torch.from_numpy(value).to(device)
+            for name, value in arrays.items()
+        }
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The batch with all tensors on `device`. Non-blocking copies need `pin_memory` first."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch with all tensors in page-locked memory; needs a CUDA device."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors: dict[str, Any] = {
+            field.name: change(value)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+
+def make_batch(
+    arrays: PackedArrays,
+    packs: Sequence[Sequence[EncodedSample]],
+    *,
+    vision: VisionConfig,
+    step_label_tokens: int,
+    epoch: int,
+    step: int,
+    micro_step: int,
+    failures: Sequence[Failure] = (),
+) -> Batch:
+    """Wrap packs and what was assembled from them as a batch; shares their memory.
+
+    Without images it gets a dummy: one of 2 x 2 merged patches (a 4 x 4 grid at merge_size 2), all
+    zeros.
+
+    Raises:
+        DataError: a sample's patches are not as many as its grids ask for.
+    """
+    samples = [sample for pack in packs for sample in pack]
+    grids_N3 = np.concatenate([np.empty((0, 3), np.int64), *(s.image_grid_thw for s in samples)])
+    pixel_values = join_patches(samples)
+    has_dummy_image = not len(grids_N3)
+    if has_dummy_image:
+        side = 2 * vision.merge_size
+        pixel_values = np.zeros((side * side, vision.patch_width), np.float32)
+        grids_N3 = np.asarray([[1, side, side]], np.int64)
+    return Batch(
+        input_ids=torch.from_numpy(arrays.input_ids),
+        labels=torch.from_numpy(arrays.labels),
+        position_ids=torch.from_numpy(arrays.position_ids),
+        cu_seqlens=torch.from_numpy(arrays.cu_seqlens),
+        max_seqlen=arrays.max_seqlen,
+        pixel_values=torch.from_numpy(pixel_values),
+        image_grid_thw=torch.from_numpy(grids_N3),
+        mm_token_type_ids=torch.from_numpy(arrays.mm_token_type_ids),
+        has_dummy_image=has_dummy_image,
+        grids=tuple((frames, rows, columns) for frames, rows, columns in grids_N3.tolist()),
+        keys=tuple(tuple(sample.key for sample in pack) for pack in packs),
+        num_tokens=sum(len(sample.input_ids) for sample in samples),
+        num_label_tokens=arrays.num_label_tokens,
+        step_label_tokens=step_label_tokens,
+        epoch=epoch,
+        step=step,
+        micro_step=micro_step,
+        failures=tuple(failures),
+        vision=vision,
+    )
+
+
+def join_patches(samples: Sequence[EncodedSample]) -> Float32Array:
+    """(P, D) float32: the patches of all samples in order; (0, 0) without any.
+
+    Samples that were encoded together hold neighbouring rows of one array, which is then given
+    back as it is: at 15 MB an image a copy would cost more than the decoding.
+
+    Raises:
+        DataError: a sample's patches are not as many as its grids ask for.
+    """
+    parts = []
+    for sample in samples:
+        expected = int(sample.image_grid_thw.prod(axis=1).sum())
+        found = 0 if sample.pixel_values is None else len(sample.pixel_values)
+        if found != expected:
+            raise DataError(
+                f"image_grid_thw asks for {expected} patches, pixel_values has {found}",
+                where=Where(key=sample.key),
+            )
+        if sample.pixel_values is not None and found:
+            parts.append(sample.pixel_values)
+    if not parts:
+        return np.empty((0, 0), np.float32)
+    base, end = parts[0].base, parts[0].ctypes.data
+    for part in parts:
+        if base is None or part.base is not base or part.ctypes.data != end:
+            return np.concatenate(parts)
+        end += part.nbytes
+    rows = sum(len(part) for part in parts)
+    return np.lib.stride_tricks.as_strided(parts[0], (rows, parts[0].shape[1]))

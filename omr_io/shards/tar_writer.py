@@ -1,0 +1,125 @@
+"""Shards as deterministic tars: the bytes are a pure function of names and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import google_crc32c
+
+from omr_io.shards.layout import FileDigest, Part, ShardEntry
+from omr_io.storage import AtomicFile, write_atomically
+
+BLOCK = 512
+TRAILER = bytes(2 * BLOCK)
+MAX_NAME = 100
+MAX_DATA = 8**11 - 1  # what eleven octal digits hold: 8 GiB less one byte
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The ustar header (POSIX.1-2017, pax) of a regular file: mode 644, owner 0, time 0.
+
+    Names of keys fit the header's field by construction, so PAX headers are never needed.
+
+    Args:
+        name: ASCII, at most 100 bytes.
+        size: of the data in bytes, below 8 GiB.
+    """
+    raw = name.encode("ascii")
+    if not 0 < len(raw) <= MAX_NAME or not 0 <= size <= MAX_DATA:
+        raise ValueError(f"{name!r} of {size} bytes does not fit a ustar header")
+    header = bytearray(BLOCK)
+    header[0 : len(raw)] = raw
+    header[100:124] = b"0000644\0" + b"0000000\0" * 2
+    header[124:136] = b"%011o\0" % size
+    header[136:148] = b"00000000000\0"
+    header[148:156] = b" " * 8  # the checksum counts itself as spaces
+    header[156:157] = b"0"
+    header[257:265] = b"ustar\x0000"
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+class ShardWriter:
+    """Writes samples into shards SPLIT-000000.tar, ..., each with its DALI index beside it.
+
+    A shard is cut before the sample that would exceed a limit; a larger sample gets its own.
+
+    Args:
+        folder: where; claimed by the caller.
+        split: the first part of the names.
+        max_bytes: of a tar, trailer included.
+        max_samples: of a tar.
+    """
+
+    def __init__(self, folder: Path, split: str, max_bytes: int, max_samples: int) -> None:
+        self._folder = folder
+        self._split = split
+        self._max_bytes = max_bytes
+        self._max_samples = max_samples
+        self._file: AtomicFile | None = None
+        self._lines: list[str] = []
+        self._done: list[ShardEntry] = []
+
+    def add(self, key: str, members: Sequence[tuple[str, bytes]]) -> tuple[int, tuple[Part, ...]]:
+        """Write a sample.
+
+        Args:
+            key: its key.
+            members: (rest of the name after "KEY.", data) of each part, in order.
+
+        Returns:
+            The shard's number and the parts as they lie in it.
+
+        Raises:
+            DiskError: writing failed.
+        """
+        padded = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for _, data in members)
+        file = self._file_for(padded)
+        parts, line = [], []
+        for extension, data in members:
+            name = f"{key}.{extension}"
+            file.write(tar_header(name, len(data)))
+            offset = file.num_bytes
+            file.write(data)
+            file.write(bytes(-len(data) % BLOCK))
+            parts.append(Part(name, offset, len(data), google_crc32c.value(data)))
+            line.append(f"{extension} {offset} {len(data)} {name}")
+        self._lines.append(" ".join(line))
+        return len(self._done), tuple(parts)
+
+    def finish(self) -> tuple[ShardEntry, ...]:
+        """End the last shard and name them all."""
+        self._end_shard()
+        return tuple(self._done)
+
+    def close(self) -> None:
+        """Give up: remove what is not complete."""
+        if self._file is not None:
+            self._file.close()
+
+    def _file_for(self, num_bytes: int) -> AtomicFile:
+        if self._file is not None:
+            after = self._file.num_bytes + num_bytes + len(TRAILER)
+            if after > self._max_bytes or len(self._lines) >= self._max_samples:
+                self._end_shard()
+        if self._file is None:
+            self._file = AtomicFile(self._folder / f"{self._split}-{len(self._done):06d}.tar")
+        return self._file
+
+    def _end_shard(self) -> None:
+        if self._file is None:
+            return
+        self._file.write(TRAILER)
+        self._file.commit()
+        index = self._file.path.with_suffix(".idx")
+        text = idx_text(self._lines).encode()
+        idx = FileDigest(index.name, len(text), write_atomically(index, text).sha256())
+        name, num_bytes, sha256 = self._file.path.name, self._file.num_bytes, self._file.sha256()
+        self._done.append(ShardEntry(name, num_bytes, sha256, len(self._lines), idx))
+        self._file, self._lines = None, []
+
+
+def idx_text(lines: Sequence[str]) -> str:
+    """DALI's text index (wds2idx v1.2): a line a sample, "EXTENSION OFFSET SIZE NAME" a part."""
+    return "".join(f"{line}\n" for line in (f"v1.2 {len(lines)}", *lines))

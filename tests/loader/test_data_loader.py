@@ -1,0 +1,568 @@
+"""The loader's promises: nothing lost, equal steps, one stream in any layout, exact resume."""
+
+import dataclasses
+import gc
+import itertools
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omr_io.batches import Batch
+from omr_io.chat import ChatFormat
+from omr_io.errors import (
+    ConfigError,
+    FailureBudgetError,
+    IntegrityError,
+    ResumeError,
+    SampleTooLongError,
+    SourceError,
+    TokenizerError,
+)
+from omr_io.index import ShardSet
+from omr_io.loader import DataLoader, FailureBudget
+from omr_io.loader.prefetch import ordered_map
+from omr_io.tokenizer import train_bpe
+from omr_io.types import IGNORE_INDEX
+
+SEQ_LEN = 160
+
+
+@pytest.fixture(scope="module")
+def opened(shards):
+    with ShardSet.open(shards) as shard_set:
+        yield shard_set
+
+
+@pytest.fixture(scope="module")
+def make(opened, tokenizer, vision):
+    """A function: options → a loader of the sound shard set, 4 packs a step."""
+
+    def build(**options) -> DataLoader:
+        base = {
+            "shards": opened,
+            "tokenizer": tokenizer,
+            "vision": vision,
+            "seq_len": SEQ_LEN,
+            "packs_per_step": 4,
+            "num_threads": 0,
+        } | options
+        return DataLoader(base.pop("shards"), **base)
+
+    return build
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for field in dataclasses.fields(Batch):
+        left, right = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(left, torch.Tensor):
+            assert left.dtype == right.dtype
+            assert torch.equal(left, right), field.name
+        else:
+            assert left == right, field.name
+
+
+def assert_streams_equal(one, other) -> None:
+    for left, right in itertools.zip_longest(one, other):
+        assert left is not None
+        assert right is not None
+        assert_equal(left, right)
+
+
+def epochs(loader: DataLoader, count: int):
+    for _ in range(count):
+        yield from loader
+
+
+def rows(batches):
+    """What each pack holds, layout aside: a dict keys of the pack → ids, labels, positions."""
+    found = {}
+    for batch in batches:
+        for row, keys in enumerate(batch.keys):
+            found.setdefault(keys, []).append(
+                (
+                    batch.input_ids[row].tolist(),
+                    batch.labels[row].tolist(),
+                    batch.position_ids[:, row].tolist(),
+                )
+            )
+    return found
+
+
+def by_step(loaders):
+    """The packs of each (epoch, step) over all ranks; and the steps each rank made."""
+    steps, made = {}, []
+    for loader in loaders:
+        mine = list(loader)
+        assert len(mine) == len(loader)
+        made.append({(batch.epoch, batch.step) for batch in mine})
+        for batch in mine:
+            steps.setdefault((batch.epoch, batch.step), []).append(batch)
+    assert all(one == made[0] for one in made)
+    return {place: rows(batches) for place, batches in steps.items()}
+
+
+def test_an_epoch_is_the_whole_corpus_once(make, opened, records):
+    loader = make()
+    for epoch in range(2):
+        assert loader.epoch == epoch
+        length = len(loader)
+        batches = list(loader)
+        assert len(batches) == length == loader.num_steps(epoch + 1) - loader.num_steps(epoch)
+        keys = [key for batch in batches for pack in batch.keys for key in pack]
+        assert sorted(keys) == sorted(opened.key(i) for i in range(len(opened)))
+        assert [(batch.epoch, batch.step) for batch in batches] == [
+            (epoch, step) for step in range(length)
+        ]
+        assert sum(batch.num_images for batch in batches) == sum(len(r.images) for r in records)
+
+
+def test_batches_hold_what_the_samples_hold(make):
+    loader = make()
+    for batch in loader:
+        numbers = [int(key.removeprefix("study-")) for pack in batch.keys for key in pack]
+        encoded = [loader._encoder.encode(number) for number in numbers]
+        real = batch.input_ids != loader._pad_id
+        expected = np.concatenate([sample.input_ids for sample in encoded])
+        np.testing.assert_array_equal(batch.input_ids[real].numpy(), expected)
+        assert batch.num_tokens == len(expected)
+        labels = batch.labels[batch.labels != IGNORE_INDEX].tolist()
+        assert labels == [int(i) for s in encoded for i in s.input_ids[s.trained]]
+        assert batch.num_label_tokens == len(labels)
+        pixels = [s.pixel_values for s in encoded if s.pixel_values is not None]
+        if pixels:
+            np.testing.assert_array_equal(batch.pixel_values.numpy(), np.concatenate(pixels))
+        assert batch.has_dummy_image == (not pixels)
+
+
+@pytest.mark.parametrize("packs_per_batch", [1, None])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_global_batches_do_not_depend_on_the_layout(make, world_size, packs_per_batch):
+    alone = by_step([make()])
+    together = by_step(
+        make(rank=rank, world_size=world_size, packs_per_batch=packs_per_batch)
+        for rank in range(world_size)
+    )
+    assert together == alone
+
+
+def test_label_tokens_of_a_step_are_known_on_every_rank(make):
+    counted, planned = {}, {}
+    for rank in range(2):
+        for batch in make(rank=rank, world_size=2, packs_per_batch=1):
+            counted[batch.step] = counted.get(batch.step, 0) + batch.num_label_tokens
+            planned.setdefault(batch.step, set()).add(batch.step_label_tokens)
+    assert {step: {count} for step, count in counted.items()} == planned
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_threads_change_nothing(make, threads):
+    with make(num_threads=threads, prefetch=1) as loader:
+        assert_streams_equal(epochs(loader, 2), epochs(make(), 2))
+
+
+def test_the_decoder_changes_nothing(make):
+    pytest.importorskip("nvidia.dali")
+    with make(decoder="dali", num_threads=2) as loader:
+        assert_streams_equal(loader, make())
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_resumed_stream_equals_the_uninterrupted_one_at_every_batch(make, threads):
+    options = {"packs_per_batch": 2, "num_threads": threads}
+    whole = list(epochs(make(**options), 2))
+    running = make(**options)
+    states = [running.state_dict()]
+    for _ in epochs(running, 2):
+        states.append(running.state_dict())
+    assert len(states) == len(whole) + 1
+    for count, state in enumerate(states[:-1]):
+        resumed = make(**options)
+        resumed.load_state_dict(json.loads(json.dumps(state)))
+        # Two batches at each place and everything at a few: the order is what could go wrong.
+        more = None if count % 5 == 0 else 2
+        rest = epochs(resumed, 2 - resumed.epoch)
+        expected = itertools.islice(whole, count, None if more is None else count + more)
+        assert_streams_equal(itertools.islice(rest, more), expected)
+        resumed.close()
+    assert states[-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 2), (4, 1), (2, 4), (4, 2)])
+def test_resume_on_another_world_size_sees_the_same_global_batches(make, old, new):
+    loaders = [make(rank=rank, world_size=old) for rank in range(old)]
+    for loader in loaders:
+        iterator = iter(loader)
+        for _ in range(2):
+            next(iterator)
+    states = [loader.state_dict() for loader in loaders]
+    assert all(state == states[0] for state in states)
+    resumed = [make(rank=rank, world_size=new) for rank in range(new)]
+    for loader in resumed:
+        loader.load_state_dict(states[0])
+    rest = {}
+    for loader in resumed:
+        for batch in loader:
+            rest.setdefault((batch.epoch, batch.step), []).append(batch)
+    expected = by_step([make()])
+    del expected[(0, 0)], expected[(0, 1)]
+    assert {place: rows(batches) for place, batches in rest.items()} == expected
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.integers(0, 2**40), st.sampled_from([4, 8, 12]), st.none() | st.integers(5, 30), st.data()
+)
+def test_properties_of_any_plan(make, seed, packs_per_step, window, data):
+    options = {"seed": seed, "packs_per_step": packs_per_step, "window": window}
+    alone = by_step([make(**options)])
+    keys = [key for packs in alone.values() for pack in packs for key in pack]
+    assert sorted(keys) == sorted(f"study-{i}" for i in range(37))
+    first = make(**options)
+    stop = data.draw(st.integers(1, len(first)))
+    for _ in itertools.islice(first, stop):
+        pass
+    resumed = make(**options)
+    resumed.load_state_dict(first.state_dict())
+    expected = make(**options)
+    for _ in itertools.islice(expected, stop):
+        pass
+    assert_streams_equal(itertools.islice(resumed, 3), itertools.islice(expected, 3))
+
+
+# Positions
+
+
+def test_the_state_is_small_json_and_counts_what_was_yielded(make):
+    with make(num_threads=2, prefetch=3) as loader:
+        iterator = iter(loader)
+        for step in range(3):
+            next(iterator)
+            state = loader.state_dict()
+            assert (state["epoch"], state["step"], state["micro_step"]) == (0, step + 1, 0)
+        assert len(json.dumps(state)) < 1024
+
+
+def test_breaking_off_goes_on_where_it_stopped(make):
+    whole = list(make())
+    loader = make(num_threads=2)
+    parts = []
+    for _ in range(3):
+        for batch in loader:
+            parts.append(batch)
+            break
+    parts += list(loader)
+    assert_streams_equal(parts, whole)
+    assert loader.epoch == 1
+
+
+def test_the_last_batch_of_an_epoch_leads_to_the_next(make):
+    loader = make()
+    *_, _last = loader
+    assert loader.epoch == 1
+    resumed = make()
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.epoch == 1
+    assert_equal(next(iter(resumed)), next(iter(loader)))
+
+
+def test_set_epoch_moves_only_to_another_epoch(make):
+    loader = make()
+    next(iter(loader))
+    state = loader.state_dict()
+    loader.set_epoch(0)
+    assert loader.state_dict() == state
+    loader.set_epoch(2)
+    assert (loader.epoch, loader.state_dict()["step"]) == (2, 0)
+    assert {batch.epoch for batch in loader} == {2}
+    with pytest.raises(ConfigError):
+        loader.set_epoch(-1)
+
+
+def test_a_new_iteration_ends_the_old_one(make):
+    loader = make(num_threads=1)
+    old = iter(loader)
+    first = next(old)
+    new = iter(loader)
+    assert next(old, None) is None
+    assert next(new).step == first.step + 1
+    loader.load_state_dict(make().state_dict())
+    assert next(new, None) is None
+
+
+# States that do not belong
+
+
+@pytest.fixture(scope="module")
+def state(make):
+    loader = make()
+    next(iter(loader))
+    return loader.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seq_len": 200}, "seq_len (saved 160, here 200)"),
+        ({"packs_per_step": 8}, "packs_per_step (saved 4, here 8)"),
+        ({"seed": 1}, "seed (saved 0, here 1)"),
+        ({"window": 9}, "window (saved None, here 9)"),
+    ],
+)
+def test_a_state_of_another_plan_is_refused(make, state, change, named):
+    with pytest.raises(ResumeError) as caught:
+        make(**change).load_state_dict(state)
+    assert named in str(caught.value)
+    assert "corpus" not in str(caught.value)
+
+
+def test_a_state_of_another_corpus_vision_tokenizer_or_chat_is_refused(
+    make, state, write_shards, make_records, vision, tokenizer
+):
+    others = {
+        "corpus": {"shards": write_shards(make_records(30))},
+        "vision": {"vision": dataclasses.replace(vision, image_mean=(0.4, 0.5, 0.5))},
+        "tokenizer": {"tokenizer": train_bpe(["another text, another text"], vocab_size=290)},
+        "chat": {"chat": ChatFormat(tokenizer, system="Be brief.")},
+    }
+    for name, change in others.items():
+        with make(seq_len=700, **change) as loader, pytest.raises(ResumeError) as caught:
+            loader.load_state_dict(state)
+        assert f"{name} (saved" in str(caught.value)
+
+
+def test_a_state_inside_a_step_needs_the_same_layout(make):
+    loader = make(packs_per_batch=2)
+    iterator = iter(loader)
+    next(iterator)
+    inside = loader.state_dict()
+    assert inside["micro_step"] == 1
+    for options in ({}, {"packs_per_batch": 1}, {"rank": 0, "world_size": 2}):
+        with pytest.raises(ResumeError, match="inside an optimiser step"):
+            make(**options).load_state_dict(inside)
+    next(iterator)
+    make(rank=1, world_size=2).load_state_dict(loader.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 0},
+        {"step": -1},
+        {"step": "3"},
+        {"step": True},
+        {"step": 10_000},
+        {"micro_step": 1},
+        {"fingerprint": None},
+        {"layout": 3},
+    ],
+)
+def test_a_state_that_is_none(make, state, change):
+    loader = make()
+    with pytest.raises(ResumeError):
+        loader.load_state_dict(state | change)
+    with pytest.raises(ResumeError):
+        loader.load_state_dict({})
+    assert loader.state_dict()["step"] == 0
+
+
+# Bad samples
+
+
+@pytest.fixture(scope="module")
+def bad_shards(write_shards, make_records):
+    return write_shards(make_records(37, broken=(1, 3, 20)))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_bad_images_do_not_disturb_the_plan(make, bad_shards, threads):
+    with make(shards=bad_shards, num_threads=threads) as loader:
+        batches = list(epochs(loader, 2))
+        assert sorted(failure.key for failure in loader.quarantine) == [
+            "study-1",
+            "study-20",
+            "study-3",
+        ]
+        assert {failure.shard for failure in loader.quarantine} == {
+            "train-000000.tar",
+            "train-000002.tar",
+        }
+        assert loader.stats().failures == 6
+        plan_tokens = 2 * int(loader.lengths.tokens.sum())
+    assert sum(batch.num_tokens for batch in batches) == plan_tokens
+    for batch in batches:
+        bad = {failure.key for failure in batch.failures}
+        flat = [(row, key) for row, keys in enumerate(batch.keys) for key in keys]
+        bounds = itertools.pairwise(batch.cu_seqlens.tolist())
+        segments = iter([pair for pair in bounds if not is_padding(batch, pair, loader._pad_id)])
+        for _, key in flat:
+            start, stop = next(segments)
+            labels = batch.labels.view(-1)[start:stop]
+            assert (labels == IGNORE_INDEX).all().item() == (key in bad)
+    missing = sum(batch.step_label_tokens - batch.num_label_tokens for batch in batches)
+    assert missing == 2 * int(loader.lengths.label_tokens[[1, 3, 20]].sum())
+
+
+def is_padding(batch, pair, pad_id):
+    start, stop = pair
+    return bool((batch.input_ids.view(-1)[start:stop] == pad_id).all())
+
+
+def test_the_failure_budget_stops_the_run(make, bad_shards):
+    budget = FailureBudget(count=1, rate=0.0)
+    with make(shards=bad_shards, failure_budget=budget, num_threads=2) as loader:
+        seen = []
+        with pytest.raises(FailureBudgetError) as caught:
+            seen.extend(loader)
+        assert "2 x image-truncated" in str(caught.value) or "3 x" in str(caught.value)
+        assert caught.value.where.key.startswith("study-")
+        assert sum(len(batch.failures) for batch in seen) <= 1
+        assert loader.state_dict()["step"] == len(seen)
+    generous = FailureBudget(count=0, rate=1.0)
+    with make(shards=bad_shards, failure_budget=generous) as loader:
+        assert len(list(loader)) > 0
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_on_a_thread_reaches_the_consumer(make, write_shards, make_records, threads):
+    folder = write_shards(make_records(37))
+    with make(shards=folder, num_threads=threads) as loader:
+        with (folder / "train-000001.tar").open("r+b") as file:
+            file.truncate(600)
+        seen = []
+        with pytest.raises(IntegrityError) as caught:
+            seen.extend(loader)
+        assert "train-000001.tar" in str(caught.value)
+        assert "epoch 0, step" in "".join(caught.value.__notes__)
+        assert loader.state_dict()["step"] == len(seen)
+        assert not loader_threads()
+
+
+# Threads
+
+
+def loader_threads():
+    return [t for t in threading.enumerate() if t.name.startswith("omr-io-loader")]
+
+
+def test_no_thread_outlives_an_iteration(make):
+    loader = make(num_threads=3)
+    for _ in loader:
+        assert loader_threads()
+        break
+    gc.collect()
+    assert not loader_threads()
+    with pytest.raises(RuntimeError, match="mine"):  # noqa: PT012
+        for _ in loader:
+            raise RuntimeError("mine")
+    gc.collect()
+    assert not loader_threads()
+    with make(num_threads=3) as inside:
+        held = iter(inside)
+        next(held)
+        assert loader_threads()
+    assert not loader_threads()
+    assert next(held, None) is None
+
+
+def test_work_ahead_is_ordered_and_bounded():
+    begun, lock = [], threading.Lock()
+
+    def work(item):
+        with lock:
+            begun.append(item)
+        return item * item
+
+    results = ordered_map(work, iter(range(1000)), threads=2, ahead=3)
+    for expected in range(20):
+        assert next(results) == expected**2
+        assert len(begun) <= expected + 5
+    results.close()
+    assert len(begun) < 30
+
+
+# Counts and options
+
+
+def test_stats(make, opened):
+    loader = make(num_threads=1)
+    batches = list(loader)
+    stats = loader.stats()
+    assert stats.batches == len(batches)
+    assert stats.samples == 37
+    assert stats.tokens == int(loader.lengths.tokens.sum())
+    assert stats.label_tokens == int(loader.lengths.label_tokens.sum())
+    assert stats.efficiency == make().plan.efficiency
+    size = sum(part.size for i in range(len(opened)) for part in opened.parts(i))
+    assert stats.bytes_read == size
+    assert 0 < stats.wait_share <= 1
+
+
+def test_samples_longer_than_seq_len(make):
+    tokens = make().lengths.tokens
+    limit = int(np.sort(tokens)[-3])
+    over = tokens > limit
+    with pytest.raises(SampleTooLongError) as caught:
+        make(seq_len=limit)
+    assert f"{over.sum()} of 37 samples" in str(caught.value)
+    assert f"study-{int(np.argmax(over))} (" in str(caught.value)
+    loader = make(seq_len=limit, too_long="drop")
+    assert loader.dropped == over.sum()
+    assert sum(batch.num_samples for batch in loader) == 37 - over.sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"packs_per_step": 0}, "packs_per_step"),
+        ({"rank": 0, "world_size": 3}, "multiple of world_size 3"),
+        ({"rank": 2, "world_size": 2}, "rank 2"),
+        ({"rank": 1}, "both rank and world_size"),
+        ({"packs_per_batch": 3}, "packs_per_batch 3"),
+        ({"num_threads": -1}, "num_threads"),
+        ({"decoder": "abacus"}, "abacus"),
+        ({"implementation": "abacus"}, "abacus"),
+        ({"tokenizer": None}, "no tokenizer"),
+        ({"too_long": "cut"}, "too_long"),
+        ({"seq_len": 0}, "seq_len"),
+    ],
+)
+def test_options_that_cannot_be_right(make, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**options)
+
+
+def test_a_chat_of_another_tokenizer(make, tokenizer):
+    other = train_bpe(["something else, something else"], vocab_size=290)
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        make(chat=ChatFormat(other))
+    assert len(make(chat=ChatFormat(tokenizer), tokenizer=None)) == len(make())
+
+
+def test_paths_that_lead_nowhere(make, tmp_path):
+    with pytest.raises(SourceError):
+        make(shards=tmp_path / "nothing")
+    with pytest.raises(TokenizerError, match="nothing"):
+        make(tokenizer=tmp_path / "nothing")
+
+
+def test_budgets_that_cannot_be_right():
+    for options in ({"count": -1}, {"rate": 1.5}):
+        with pytest.raises(ConfigError):
+            FailureBudget(**options)
+
+
+def test_the_world_of_torch_distributed(make, tmp_path):
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        loader = make()
+        assert (loader.rank, loader.world_size) == (0, 1)
+    finally:
+        dist.destroy_process_group()
