@@ -11,6 +11,9 @@ BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS)
 # The extension is rebuilt when any of these changes.
 CORE := pyproject.toml csrc/CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.hpp)
+# An editable install maps each module to its file: a module that comes or goes needs a new one.
+MODULES := $(shell find omr_io kernels -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
+BUILT := $(VENV)/.built-$(MODULES)
 
 DEMO := runs/demo
 
@@ -33,15 +36,17 @@ $(VENV)/.packages: constraints/cpu.txt constraints/cuda.txt pyproject.toml | che
 	@echo "installing the pinned packages of $(CONSTRAINTS) into $(VENV) (once, about 600 MB for the CPU)"
 	@$(PIP) $(BUILD_TOOLS)
 	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
-	@touch $@ $(VENV)/.core
+	@rm -f $(VENV)/.built-*
+	@touch $@ $(BUILT)
 
-$(VENV)/.core: $(CORE) | $(VENV)/.packages
+$(BUILT): $(CORE) | $(VENV)/.packages
 	@echo "building the C++ core"
 	@$(PIP) --no-build-isolation --no-deps --editable .
+	@rm -f $(VENV)/.built-*
 	@touch $@
 
 .PHONY: install
-install: $(VENV)/.packages $(VENV)/.core
+install: $(VENV)/.packages $(BUILT)
 
 data/demo.parquet: | install
 	@$(BIN)/omr-io demo-corpus $@
@@ -57,7 +62,7 @@ data/demo-test-shards/manifest.json: data/demo.parquet
 data: data/demo-shards/manifest.json data/demo-test-shards/manifest.json
 
 demo: data
-	@$(BIN)/python train_example.py --config recipes/demo.yaml
+	@$(BIN)/python train_example.py --config recipes/demo.yaml --overwrite
 
 # Two processes, one thread each: a laptop's two cores, and the tests' own threads stay honest.
 PYTEST := OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2

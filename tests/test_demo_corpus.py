@@ -252,15 +252,14 @@ def test_traces_name_the_fact_and_agree_with_the_answer(rows):
         assert match, row["reasoning"]
         body, letter, answer = match.groups()
         assert letter == answer == row["answer"]
-        said = body.partition(".")[0].lower()
+        said, known = body.split(".", 1)
+        assert said.startswith(truth(row))
+        wrong = set(options_of(row).values()) - {truth(row)}
+        assert not any(text in body for text in wrong if len(text) > 3)  # not "no" in "normal"
         if row["task"] == "inversion":
-            assert said.startswith("bright") == (truth(row) == "yes")
-            assert said.startswith("dark") == (truth(row) == "no")
-            assert f"the answer is {truth(row)}." in body
-        else:
-            assert said.startswith(truth(row).lower())
-            wrong = set(options_of(row).values()) - {truth(row)}
-            assert not any(text in body.lower() for text in wrong)
+            assert ("background is bright" in said) == (truth(row) == "yes")
+            assert ("background is dark" in said) == (truth(row) == "no")
+        assert known.strip()
         assert len(row["question"].split()) <= 40
         assert 12 <= len(row["reasoning"].split()) <= 40
 

@@ -1,8 +1,8 @@
 """Questions whose answers pixels and metadata prove, with their traces and rubric units.
 
 The wording is short and varies little, so that a tiny model can learn to read it. A trace begins
-with what is seen: when a fixed sentence stood before it, the demo's model took more than twice as
-many steps to look at the image (held-out accuracy 0.46 against 0.63 after 800 steps).
+with what is seen, in the option's own words: with a fixed sentence before it the demo's model took
+more than twice as many steps to look at the image (held-out accuracy 0.46 against 0.63 after 800).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def quadrant_fact(answer: str) -> Fact:
         "quadrant",
         answer,
         QUADRANTS,
-        f"{answer.capitalize()} is the brightest quadrant.",
+        f"{answer} has the highest mean.",
         "The quadrant with the highest mean is the brightest.",
     )
 
@@ -159,7 +159,7 @@ def half_fact(answer: str) -> Fact:
         "half",
         answer,
         pair,
-        f"{answer.capitalize()} is the brighter one.",
+        f"{answer} has the higher mean.",
         "The half with the higher mean is the brighter.",
     )
 
@@ -177,18 +177,17 @@ def inversion_fact(inverted: bool) -> Fact:
         "inversion",
         answer,
         ("yes", "no"),
-        f"{'Bright' if inverted else 'Dark'} is the colour of the background.",
-        f"The background of a normal image is dark, so the answer is {answer}.",
+        f"{answer}, the background is {'bright' if inverted else 'dark'}.",
+        "The background of a normal image is dark.",
     )
 
 
 def metadata_fact(task: Task, answer: str, choices: Sequence[str]) -> Fact:
     """What the study's metadata says: its modality, plane or body part."""
-    named = answer.capitalize()
     sentences = {
-        "modality": (f"{named} made this image.", "Each modality has its own texture."),
-        "plane": (f"{named} is its plane.", "Each plane cuts the body its own way."),
-        "body_part": (f"{named} is what it shows.", "Each body part has its own shape."),
+        "modality": (f"{answer} has such a texture.", "Each modality has its own texture."),
+        "plane": (f"{answer} is the plane.", "Each plane cuts the body its own way."),
+        "body_part": (f"{answer} has such a shape.", "Each body part has its own shape."),
     }
     seen, known = sentences[task]
     return Fact(task, answer, tuple(choices), seen, known)
