@@ -49,7 +49,7 @@ $(BUILT): $(CORE) | $(VENV)/.packages
 install: $(VENV)/.packages $(BUILT)
 
 data/demo.parquet: | install
-	@$(BIN)/omr-io demo-corpus $@
+	@$(BIN)/omr-io demo-corpus --train-rows 1900 $@
 
 data/demo-shards/manifest.json: data/demo.parquet
 	@$(BIN)/omr-io convert --overwrite data/demo.parquet data/demo-shards

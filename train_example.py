@@ -65,6 +65,7 @@ from omr_io.train.run import (
     new_optimizer,
     pack_rollouts,
     say,
+    split_for_rl,
     start_folder,
 )
 from omr_io.train.statistics import majority_letters
@@ -97,8 +98,10 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
         model = get_model(recipe, tokenizer, ids).to(device)
         chat = ChatFormat.for_family(recipe.vision.family, tokenizer)
         decoder = make_decoder(recipe.data.decoder, recipe.vision)
+        sft_samples, rl_samples = split_for_rl(recipe, len(train_set))
         loader = DataLoader(
             train_set,
+            samples=sft_samples,
             chat=chat,
             vision=recipe.vision,
             seq_len=recipe.data.seq_len,
@@ -116,6 +119,7 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             ids=ids,
             loader=loader,
             prompts=SampleEncoder(train_set, chat, recipe.vision, decoder),
+            rl_samples=rl_samples,
             held_out=SampleEncoder(test_set, chat, recipe.vision, decoder),
         )
         saved = load_latest(run.checkpoints) if resume else None
@@ -256,7 +260,7 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
     if rl.beta > 0:
         reference_model = load_model(run.folder / "sft-model")
         reference_model.to(run.device)  # type: ignore[arg-type]  # transformers' wrapper hides it
-    order = np.random.default_rng([run.recipe.seed, 1]).permutation(len(prompts.shard_set))
+    order = np.random.default_rng([run.recipe.seed, 1]).permutation(run.rl_samples)
     for step in range(done + 1, rl.steps + 1):
         started = time.perf_counter()
         set_learning_rate(optimizer, step, rl)

@@ -3,7 +3,7 @@
     python -m benchmarks.run [--rounds 5]
 
 Sides of a comparison take turns (A B A B ...), so that both see the machine's drift; what counts is
-the median ratio of neighbouring runs. The result goes to benchmarks/results/loader.json.
+the median ratio of neighbouring runs. Results go to benchmarks/results/*.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,14 @@ import torch
 from benchmarks.bench_loader import SEQ_LEN, VISION, tokenizer_for
 
 RESULTS = Path(__file__).parent / "results"
+SIDES = ("ours", "usual")
 
 
-def measure(side: str, shards: Path, tokenizer: Path, samples: int) -> dict[str, Any]:
-    """One process, pinned to one core."""
+def measure(module: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """One process, pinned to one core; its last line is its result."""
     core = min(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", "benchmarks.bench_loader", side]
-    command += ["--shards", str(shards), "--tokenizer", str(tokenizer), "--samples", str(samples)]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         stdout=subprocess.PIPE,
@@ -42,8 +42,59 @@ def measure(side: str, shards: Path, tokenizer: Path, samples: int) -> dict[str,
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def write(name: str, result: dict[str, Any]) -> None:
+    """A result with the commit and the machine it comes from."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    machine = {"python": platform.python_version(), "torch": torch.__version__, "cores": 1}
+    about = {"benchmark": name, "commit": commit.stdout.strip(), "machine": machine}
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(about | result, indent=1) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def bench_loader(shards: Path, samples: int, rounds: int) -> None:
+    """omr_io's loader against the usual way, side by side."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_for(shards, Path(folder))
+        common = ["--shards", str(shards), "--tokenizer", folder, "--samples", str(samples)]
+        runs = [
+            {side: measure("bench_loader", [side, *common]) for side in SIDES}
+            for _ in range(rounds)
+        ]
+    rates = {
+        side: statistics.median(run[side]["samples_per_second"] for run in runs) for side in SIDES
+    }
+    ratios = [
+        run["ours"]["samples_per_second"] / run["usual"]["samples_per_second"] for run in runs
+    ]
+    ratio = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    settings = {
+        "samples": samples,
+        "seq_len": SEQ_LEN,
+        "min_pixels": VISION.min_pixels,
+        "max_pixels": VISION.max_pixels,
+    }
+    result = {"settings": settings, "samples_per_second": rates, "ratio": ratio, "rounds": runs}
+    write("loader", result)
+    for side, rate in rates.items():
+        print(f"loader, {side}: {rate:.1f} samples/s on one core (median of {rounds})")
+    print(f"loader, ratio: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+
+
+def bench_plan(rounds: int) -> None:
+    """The plan of an epoch of the corpus' size."""
+    runs = [measure("bench_plan") for _ in range(rounds)]
+    seconds = statistics.median(run["seconds"] for run in runs)
+    write("plan", {"seconds": seconds, "rounds": runs})
+    first = runs[0]
+    print(
+        f"plan: {first['samples']} samples in {seconds:.2f} s (median of {rounds}), packing "
+        f"efficiency {first['efficiency']:.2%} at seq_len {first['seq_len']}"
+    )
+
+
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=Path, default=Path("data/demo-shards"))
     parser.add_argument("--samples", type=int, default=400)
@@ -51,40 +102,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.shards.is_dir():
         sys.exit(f"error: {arguments.shards} does not exist. Make it with `make data`")
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer_for(arguments.shards, Path(folder))
-        rounds = [
-            {
-                side: measure(side, arguments.shards, Path(folder), arguments.samples)
-                for side in ("ours", "usual")
-            }
-            for _ in range(arguments.rounds)
-        ]
-    rates = {
-        side: statistics.median(r[side]["samples_per_second"] for r in rounds)
-        for side in ("ours", "usual")
-    }
-    ratios = [r["ours"]["samples_per_second"] / r["usual"]["samples_per_second"] for r in rounds]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    result = {
-        "benchmark": "loader",
-        "commit": commit.stdout.strip(),
-        "machine": {"python": platform.python_version(), "torch": torch.__version__, "cores": 1},
-        "settings": {
-            "samples": arguments.samples,
-            "seq_len": SEQ_LEN,
-            "min_pixels": VISION.min_pixels,
-            "max_pixels": VISION.max_pixels,
-        },
-        "samples_per_second": rates,
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "rounds": rounds,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "loader.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for side, rate in rates.items():
-        print(f"{side:>6}: {rate:8.1f} samples/s on one core (median of {arguments.rounds})")
-    print(f" ratio: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    bench_loader(arguments.shards, arguments.samples, arguments.rounds)
+    bench_plan(arguments.rounds)
 
 
 if __name__ == "__main__":

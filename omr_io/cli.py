@@ -81,6 +81,19 @@ def convert(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse images of more pixels.")
     ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(help="Where images lie whose row has a file name and no bytes."),
+    ] = None,
+    omit: Annotated[
+        list[str] | None, typer.Option(help="A column to leave out; repeatable.")
+    ] = None,
+    answer_mismatch: Annotated[
+        str, typer.Option(help="A trace that ends in another letter than the answer: refuse, keep.")
+    ] = "refuse",
+    allow_no_reasoning: Annotated[
+        bool, typer.Option("--allow-no-reasoning", help="Take a source without a reasoning column.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="That check images; default: one a core.")
     ] = None,
@@ -88,6 +101,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Convert the corpus' Parquet into a shard set."""
+    from omr_io.corpus import ReadOptions
     from omr_io.images import MAX_PIXELS
     from omr_io.shards import ConvertOptions
     from omr_io.shards import convert as run
@@ -98,6 +112,12 @@ def convert(
         max_shard_samples=max_shard_samples,
         check=check,  # type: ignore[arg-type]  # ConvertOptions refuses what it does not know
         max_image_pixels=max_pixels or MAX_PIXELS,
+        read=ReadOptions(
+            image_root=image_root,
+            omit=tuple(omit or ()),
+            answer_mismatch=answer_mismatch,  # type: ignore[arg-type]  # as for check
+            need_reasoning=not allow_no_reasoning,
+        ),
         overwrite=overwrite,
         threads=threads or len(os.sched_getaffinity(0)),
     )

@@ -75,6 +75,40 @@ def test_convert_prints_counts_and_names_what_it_refused(omr_io, tmp_path):
     assert ["problems", "none"] in [line.split() for line in out.splitlines()]
 
 
+def test_convert_options_of_reading(omr_io, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.jpg").write_bytes(encoded(7))
+    rows = pq.read_table(corpus(tmp_path / "train.parquet", [encoded(1), None])).to_pylist()
+    rows[0]["answer"] = "B"  # the trace says A
+    for row in rows:
+        row["thumbnail"] = b"jpeg"
+    schema = SCHEMA.append(pa.field("thumbnail", pa.binary()))
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "train.parquet")
+
+    code, _, err = omr_io("convert", tmp_path / "train.parquet", tmp_path / "set")
+    assert code == 3
+    assert "thumbnail" in err
+    asked = ("--json", tmp_path / "train.parquet", "--omit", "thumbnail")
+    _, out, _ = omr_io("convert", *asked, "--image-root", tmp_path / "images", tmp_path / "a")
+    assert json.loads(out)["refusals"] == {"answer-mismatch": 1}
+    _, out, _ = omr_io("convert", *asked, "--answer-mismatch", "keep", tmp_path / "b")
+    assert sum(json.loads(out)["refusals"].values()) == 1  # the image that is not there
+    code, out, err = omr_io("convert", *asked, "--answer-mismatch", "maybe", tmp_path / "c")
+    assert code == 2
+    assert "refuse" in err
+
+
+def test_where_images_lie_is_no_part_of_the_bytes(omr_io, tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jpg").write_bytes(encoded(7))
+        source = corpus(tmp_path / "train.parquet", [None])
+        folder = tmp_path / f"set-{name}"
+        code, _, err = omr_io("convert", "--image-root", tmp_path / name, source, folder)
+        assert code == 0, err
+    assert contents(tmp_path / "set-here") == contents(tmp_path / "set-there")
+
+
 def test_json(omr_io, tmp_path):
     source = corpus(tmp_path / "train.parquet", [encoded(1), encoded(2)])
     code, out, err = omr_io("convert", "--json", source, tmp_path / "set")

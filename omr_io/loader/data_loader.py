@@ -27,9 +27,10 @@ from omr_io.loader.quarantine import FailureBudget, Quarantine
 from omr_io.loader.samples import SampleEncoder, measure
 from omr_io.loader.state import Position
 from omr_io.ops import pack_implementation
-from omr_io.packing import Plan, TooLong, check_world, plan_epoch
+from omr_io.packing import Plan, TooLong, check_samples, check_world, plan_epoch
 from omr_io.telemetry import LoaderStats, Meter
 from omr_io.tokenizer import Tokenizer
+from omr_io.types import Int64Array
 
 
 class DataLoader:
@@ -52,6 +53,7 @@ class DataLoader:
             of 1. Not part of the order: a run may go on with another world size.
         packs_per_batch: B, packs of a batch; divides packs_per_step / world_size; None: all of
             them, one batch a step.
+        samples: (m,) numbers of the samples to load, each once; None: the whole shard set.
         window: samples that are shuffled and packed together; None: the whole corpus.
         too_long: samples of more than seq_len tokens are an "error", or "drop" leaves them out
             and `dropped` counts them.
@@ -81,6 +83,7 @@ class DataLoader:
         rank: int | None = None,
         world_size: int | None = None,
         packs_per_batch: int | None = None,
+        samples: Int64Array | None = None,
         window: int | None = None,
         too_long: TooLong = "error",
         num_threads: int = 1,
@@ -114,8 +117,9 @@ class DataLoader:
             "window": window,
             "too_long": too_long,
         }
+        self._samples = None if samples is None else check_samples(samples, len(self._shards))
         self._fingerprint = state.fingerprints(
-            self._shards, self._chat, vision, self.lengths, self._planning
+            self._shards, self._chat, vision, self.lengths, self._samples, self._planning
         )
         self._encoder = SampleEncoder(self._shards, self._chat, vision, self._decoder, self.lengths)
         self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
@@ -175,7 +179,11 @@ class DataLoader:
 
     def _plan_epoch(self, epoch: int) -> Plan:
         return plan_epoch(
-            self.lengths, epoch=epoch, keys=state.Keys(self._shards), **self._planning
+            self.lengths,
+            epoch=epoch,
+            keys=state.Keys(self._shards),
+            samples=self._samples,
+            **self._planning,
         )
 
     # The batches

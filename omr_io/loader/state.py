@@ -13,6 +13,7 @@ from omr_io.errors import ResumeError
 from omr_io.images.patches import installed_pass_order
 from omr_io.index import ShardSet
 from omr_io.packing import Lengths
+from omr_io.types import Int64Array
 
 FORMAT = 1
 """Version of the state. It changes whenever the same state would give another stream."""
@@ -35,6 +36,7 @@ def fingerprints(
     chat: ChatFormat,
     vision: VisionConfig,
     lengths: Lengths,
+    samples: Int64Array | None,
     planning: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything that the stream of batches depends on besides the position, by name.
@@ -48,6 +50,7 @@ def fingerprints(
         "chat": chat.fingerprint,
         "vision": fingerprint(resolved),
         "lengths": lengths.digest(),
+        "samples": "all" if samples is None else fingerprint(samples.tolist()),
         **planning,
     }
 

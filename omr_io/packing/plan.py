@@ -209,6 +209,7 @@ def plan_epoch(
     too_long: TooLong = "error",
     cost: CostModel | None = None,
     keys: Sequence[str] | None = None,
+    samples: Int64Array | None = None,
 ) -> Plan:
     """Plan one epoch: every sample exactly once, whole, in packs of at most seq_len tokens.
 
@@ -227,6 +228,7 @@ def plan_epoch(
             listed in `Plan.dropped`.
         cost: what a pack costs a rank; None: `CostModel()`.
         keys: names for samples in errors, one each.
+        samples: (m,) the numbers of the samples to plan, each once; None: all of them.
 
     Raises:
         SampleTooLongError: a sample has more tokens than seq_len (unless too_long is "drop").
@@ -235,14 +237,15 @@ def plan_epoch(
     """
     _check_options(epoch, seq_len, packs_per_step, window, too_long)
     tokens_n = lengths.tokens
-    long_n = tokens_n > seq_len
-    if too_long == "error" and bool(long_n.any()):
-        raise _too_long_error(np.flatnonzero(long_n), tokens_n, seq_len, keys)
-    kept = np.flatnonzero(~long_n)
+    wanted = np.arange(len(lengths)) if samples is None else check_samples(samples, len(lengths))
+    is_long = tokens_n[wanted] > seq_len
+    dropped, kept = wanted[is_long], wanted[~is_long]
+    if too_long == "error" and len(dropped):
+        raise _too_long_error(dropped, len(wanted), tokens_n, seq_len, keys)
     if not len(kept):
         raise DataError(
-            f"no sample to plan: {len(lengths)} in the corpus, {int(long_n.sum())} of them longer "
-            f"than seq_len {seq_len}"
+            f"no sample to plan: {len(wanted)} are wanted, {len(dropped)} of them longer than "
+            f"seq_len {seq_len}"
         )
     random = _RandomWords(seed, epoch)
     size = window or len(kept)
@@ -251,11 +254,10 @@ def plan_epoch(
         _pack_window(windows[number], tokens_n, seq_len, random)
         for number in random.order(len(windows)).tolist()
     ]
-    samples = np.concatenate([ids for ids, _ in packed])
+    placed = np.concatenate([ids for ids, _ in packed])
     counts = np.concatenate([counts for _, counts in packed])
-    dropped = np.flatnonzero(long_n)
     return _finish(
-        epoch, seq_len, packs_per_step, lengths, samples, counts, dropped, cost or CostModel()
+        epoch, seq_len, packs_per_step, lengths, placed, counts, dropped, cost or CostModel()
     )
 
 
@@ -274,8 +276,23 @@ def _check_options(
         raise ConfigError(f'too_long must be "error" or "drop", not {too_long!r}')
 
 
+def check_samples(samples: Int64Array, count: int) -> Int64Array:
+    """The numbers of samples to plan, if they are a selection from `count` samples.
+
+    Raises:
+        ConfigError: not whole numbers in one dimension, outside the corpus, or one of them twice.
+    """
+    if samples.ndim != 1 or samples.dtype.kind not in "iu":
+        raise ConfigError(f"samples is {samples.dtype} of shape {samples.shape}, not (m,) integers")
+    if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < count:
+        raise ConfigError(f"samples has numbers outside 0 to {count - 1}")
+    if len(np.unique(samples)) != len(samples):
+        raise ConfigError("samples has a number twice", mend="Every sample comes once an epoch")
+    return samples.astype(np.int64)
+
+
 def _too_long_error(
-    ids: Int64Array, tokens_n: Int64Array, seq_len: int, keys: Sequence[str] | None
+    ids: Int64Array, wanted: int, tokens_n: Int64Array, seq_len: int, keys: Sequence[str] | None
 ) -> SampleTooLongError:
     named = ", ".join(
         f"{keys[i] if keys is not None else f'sample {i}'} ({tokens_n[i]} tokens)"
@@ -284,7 +301,7 @@ def _too_long_error(
     more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
     longest = int(tokens_n[ids].max())
     return SampleTooLongError(
-        f"{len(ids)} of {len(tokens_n)} samples are longer than seq_len {seq_len}: {named}{more}",
+        f"{len(ids)} of {wanted} samples are longer than seq_len {seq_len}: {named}{more}",
         mend=f"Use seq_len >= {longest}, lower the vision config's max_pixels, or leave these "
         'samples out with too_long="drop"',
     )

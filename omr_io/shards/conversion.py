@@ -10,10 +10,17 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from omr_io.corpus import (
+    ReadOptions,
+    count_rows,
+    list_sources,
+    read_parquet,
+    source_fingerprint,
+)
 from omr_io.errors import ConfigError
 from omr_io.images import MAX_BYTES, MAX_PIXELS
 from omr_io.shards.prepare import ImageChecks, prepare_rows
@@ -33,6 +40,7 @@ class ConvertOptions:
         check: "decode" decodes every image in full, "header" reads only headers: faster, and a
             truncated image is found in training.
         max_image_pixels, max_image_bytes: an image above is refused.
+        read: how Parquet rows become records.
         overwrite: replace a complete set.
         threads: that check images; the result does not depend on it.
     """
@@ -43,6 +51,7 @@ class ConvertOptions:
     check: Literal["decode", "header"] = "decode"
     max_image_pixels: int = MAX_PIXELS
     max_image_bytes: int = MAX_BYTES
+    read: ReadOptions = field(default_factory=ReadOptions)
     overwrite: bool = False
     threads: int = 2
 
@@ -66,9 +75,11 @@ class ConvertOptions:
         )
 
     def recorded(self) -> dict[str, object]:
-        """Those that change the content."""
+        """Those that change the content, as JSON values."""
         fields = dataclasses.asdict(self)
-        return {name: fields[name] for name in fields if name not in ("overwrite", "threads")}
+        del fields["overwrite"], fields["threads"]
+        del fields["read"]["image_root"]  # a place on one machine, not a property of the set
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +140,15 @@ def convert(
         DataError: not one row became a sample.
         DiskError: writing failed; running again removes what is left and starts afresh.
     """
-    from omr_io.corpus import count_rows, list_sources, read_parquet, source_fingerprint
-
     paths = list_sources(sources)
     total = count_rows(paths)
-    readers = [read_parquet(path) for path in paths]  # checks every schema before any work
+    options = options or ConvertOptions()
+    readers = [read_parquet(path, options.read) for path in paths]  # checks every schema first
     rows = (item for reader in readers for item in reader)
     names = [path.name for path in paths]
     return write_shard_set(
-        rows, Path(out), options or ConvertOptions(), progress,
-        sources=names, source_fingerprint=source_fingerprint(paths), total_rows=total,
+        rows, Path(out), options, progress,
+        sources=names, fingerprint=source_fingerprint(paths), total_rows=total,
     )  # fmt: skip
 
 
@@ -149,7 +159,7 @@ def write_shard_set(
     progress: Callable[[ConvertProgress], None] | None = None,
     *,
     sources: Sequence[str] = (),
-    source_fingerprint: str = "",
+    fingerprint: str = "",
     total_rows: int | None = None,
 ) -> ConvertSummary:
     """Write rows from anywhere into a shard set; `convert` without its reader.
@@ -158,7 +168,7 @@ def write_shard_set(
         rows: (row number, record or refusal) in the order to be written. `Record.source` is
             "FILE#ROW".
         out, options, progress: as in `convert`.
-        sources, source_fingerprint: for the manifest.
+        sources, fingerprint: of the source, for the manifest.
         total_rows: for `progress`.
     """
     start = time.monotonic()
@@ -172,7 +182,7 @@ def write_shard_set(
             if progress is not None:
                 done = (to.rows, to.samples, len(to.refusals), to.num_bytes)
                 progress(ConvertProgress(*done, total_rows))
-        manifest = to.finish(sources, source_fingerprint, options.recorded())
+        manifest = to.finish(sources, fingerprint, options.recorded())
     return ConvertSummary(
         folder=out,
         rows=to.rows,

@@ -21,7 +21,8 @@ import random
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -281,6 +282,20 @@ class SavedTokenizer(Protocol):
         """Write tokenizer.json and its companions."""
 
 
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws one for a single small file; put back as it was."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def export_hf(
     folder: str | Path, model: PreTrainedModel, tokenizer: SavedTokenizer, vision: VisionConfig
 ) -> None:
@@ -291,7 +306,8 @@ def export_hf(
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(root)
+    with _without_progress_bar():
+        model.save_pretrained(root)
     tokenizer.save(root)
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",

@@ -77,6 +77,9 @@ class RLRecipe:
     """GRPO: `group` completions of each of `prompts_per_step` prompts, one update a rollout.
 
     Args:
+        samples: the last so many of the training split are kept for RL, and SFT never sees them:
+            what a small model has learned by heart leaves nothing to reinforce. None: SFT and RL
+            both use all of it.
         beta: weight of the KL term against the SFT model; 0 keeps no reference model.
         scale_by_std: divide a group's advantages by their standard deviation (GRPO) or not
             (Dr.GRPO).
@@ -87,6 +90,7 @@ class RLRecipe:
     prompts_per_step: int
     group: int
     max_new_tokens: int
+    samples: int | None = None
     temperature: float = 1.0
     clip_low: float = 0.2
     clip_high: float = 0.28
@@ -108,6 +112,7 @@ class RLRecipe:
             lr=(self.lr, 0),
             prompts_per_step=(self.prompts_per_step, 1),
             group=(self.group, 2),
+            samples=(1 if self.samples is None else self.samples, 1),
             max_new_tokens=(self.max_new_tokens, 1),
             beta=(self.beta, 0),
             rollout_batch=(self.rollout_batch, 1),

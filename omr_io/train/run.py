@@ -38,7 +38,7 @@ from omr_io.train.checkpoint import export_hf
 from omr_io.train.model import TokenIds, build_demo_model, load_model
 from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
-from omr_io.types import EncodedSample
+from omr_io.types import EncodedSample, Int64Array
 
 Phase = Literal["sft", "rl"]
 
@@ -62,6 +62,7 @@ class Run:
         ids: the control tokens.
         loader: packs of the training split.
         prompts: the training split sample by sample, for rollouts.
+        rl_samples: the numbers of those that RL draws from.
         held_out: the test split, for evaluation.
     """
 
@@ -72,6 +73,7 @@ class Run:
     ids: TokenIds
     loader: DataLoader
     prompts: SampleEncoder
+    rl_samples: Int64Array
     held_out: SampleEncoder
 
     @property
@@ -147,6 +149,23 @@ def get_model(recipe: Recipe, tokenizer: Tokenizer, ids: TokenIds) -> Any:
     if recipe.model.path is not None:
         return load_model(recipe.model.path)
     return build_demo_model(tokenizer.vocab_size, ids, seed=recipe.seed)
+
+
+def split_for_rl(recipe: Recipe, count: int) -> tuple[Int64Array, Int64Array]:
+    """The numbers of the training samples that SFT and that RL use; see `RLRecipe.samples`.
+
+    Raises:
+        ConfigError: nothing would be left for SFT.
+    """
+    everything, kept = np.arange(count), recipe.rl.samples
+    if kept is None:
+        return everything, everything
+    if kept >= count:
+        raise ConfigError(
+            f"rl: samples is {kept}, but the training split has {count}",
+            mend="Leave some to SFT, or leave the key out: then both use all",
+        )
+    return everything[: count - kept], everything[count - kept :]
 
 
 def blind(prompt: EncodedSample, encoder: SampleEncoder) -> EncodedSample:
