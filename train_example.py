@@ -18,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,13 @@ from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
 from omr_io.train.history import History, curve, read_history
 from omr_io.train.model import label_logprobs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
-from omr_io.train.recipe import RLRecipe, SFTRecipe, load_recipe
+from omr_io.train.recipe import (
+    RLRecipe,
+    SFTRecipe,
+    check_recipe,
+    load_recipe,
+    recipe_fields,
+)
 from omr_io.train.report import (
     Example,
     Report,
@@ -92,12 +99,15 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
     folder = Path("runs") / recipe.name
     start_folder(folder, resume=resume, overwrite=overwrite)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with ShardSet.open(recipe.data.train) as train_set, ShardSet.open(recipe.data.test) as test_set:
+    with (
+        ShardSet.open(recipe.data.train) as train_set,
+        ShardSet.open(recipe.data.test) as test_set,
+        closing(make_decoder(recipe.data.decoder, recipe.vision)) as decoder,
+    ):
         tokenizer = get_tokenizer(recipe, train_set, folder)
         ids = get_token_ids(tokenizer)
         model = get_model(recipe, tokenizer, ids).to(device)
         chat = ChatFormat.for_family(recipe.vision.family, tokenizer)
-        decoder = make_decoder(recipe.data.decoder, recipe.vision)
         sft_samples, rl_samples = split_for_rl(recipe, len(train_set))
         loader = DataLoader(
             train_set,
@@ -125,6 +135,7 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
         saved = load_latest(run.checkpoints) if resume else None
         place = Place("sft", 0)
         if saved is not None:
+            check_recipe(saved.progress["recipe"], recipe)
             place = Place(**saved.progress["place"])
             model.load_state_dict(saved.model)
             loader.load_state_dict(saved.progress["loader"])
@@ -242,7 +253,11 @@ def save(run: Run, place: Place, optimizer: torch.optim.Optimizer) -> None:
     state = CheckpointState(
         model=run.model.state_dict(),
         optimizer=optimizer.state_dict(),
-        progress={"place": dataclasses.asdict(place), "loader": run.loader.state_dict()},
+        progress={
+            "place": dataclasses.asdict(place),
+            "loader": run.loader.state_dict(),
+            "recipe": recipe_fields(run.recipe),
+        },
     )
     save_checkpoint(run.checkpoints, state)
 

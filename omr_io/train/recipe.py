@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, ResumeError
 
 
 def _at_least(place: str, **bounds: tuple[float, float]) -> None:
@@ -191,6 +192,40 @@ def load_recipe(path: str | Path) -> Recipe:
     recipe = _build(Recipe, document, str(path))
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def recipe_fields(recipe: Recipe) -> dict[str, object]:
+    """What a run depends on, as "sft.lr": 0.001 and so on.
+
+    Left out is what only shows or speeds it: evaluation, the loader's threads, log_every.
+    """
+    flat: dict[str, object] = {}
+    for section, value in dataclasses.asdict(recipe).items():
+        fields = value if isinstance(value, dict) else {"": value}
+        for name, item in fields.items():
+            place = f"{section}.{name}".rstrip(".")
+            if section != "evaluation" and name not in ("num_threads", "log_every"):
+                flat[place] = list(item) if isinstance(item, tuple) else item
+    return flat
+
+
+def check_recipe(saved: Mapping[str, object], recipe: Recipe) -> None:
+    """Refuse to go on with another recipe than a checkpoint's: the curve would be of neither.
+
+    Raises:
+        ResumeError: names every key that differs, with both values.
+    """
+    here = recipe_fields(recipe)
+    differing = [
+        f"{name} (saved {saved.get(name)!r}, here {here.get(name)!r})"
+        for name in sorted({*saved, *here})
+        if saved.get(name) != here.get(name)
+    ]
+    if differing:
+        raise ResumeError(
+            f"the checkpoint is of another recipe: {', '.join(differing)}",
+            mend="Put the recipe back, or start a new run under another name",
+        )
 
 
 def _build(kind: type, document: object, place: str) -> object:

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from omr_io.errors import ConfigError
-from omr_io.train.recipe import load_recipe
+from omr_io.errors import ConfigError, ResumeError
+from omr_io.train.recipe import check_recipe, load_recipe, recipe_fields
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = """
@@ -64,6 +65,21 @@ def test_a_wrong_recipe_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         load_recipe(write(tmp_path, MINIMAL.replace(*edit)))
+
+
+def test_another_recipe_is_refused_on_resume_with_what_differs(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    saved = json.loads(json.dumps(recipe_fields(recipe)))
+    check_recipe(saved, recipe)
+    shown = MINIMAL.replace("evaluation: {", "evaluation: {shown: 3, ")
+    shown = shown.replace("seq_len: 256", "seq_len: 256, num_threads: 4")
+    check_recipe(saved, load_recipe(write(tmp_path, shown)))
+    other = MINIMAL.replace("lr: 1e-3", "lr: 2e-3").replace("group: 2", "group: 4") + "seed: 1\n"
+    with pytest.raises(ResumeError) as caught:
+        check_recipe(saved, load_recipe(write(tmp_path, other)))
+    for name in ("sft.lr (saved 0.001, here 0.002)", "rl.group", "seed (saved 0, here 1)"):
+        assert name in str(caught.value)
+    assert "seq_len" not in str(caught.value)
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
