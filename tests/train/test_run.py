@@ -1,0 +1,103 @@
+"""The parts of a run that train_example.py only calls."""
+
+import numpy as np
+import pytest
+
+from omr_io.chat import ChatFormat
+from omr_io.config import VisionConfig
+from omr_io.errors import ConfigError
+from omr_io.images.decode import CpuDecoder
+from omr_io.index import ShardSet
+from omr_io.loader.samples import SampleEncoder
+from omr_io.tokenizer import train_bpe
+from omr_io.train.model import label_rows
+from omr_io.train.recipe import load_recipe
+from omr_io.train.rollout import Completion
+from omr_io.train.run import blind, cached_json, pack_rollouts, split_for_rl, start_folder
+
+VISION = VisionConfig(min_pixels=32 * 32, max_pixels=64 * 64)
+
+
+@pytest.fixture(scope="module")
+def encoder(shards, records):
+    tokenizer = train_bpe([r.question for r in records], vocab_size=400)
+    with ShardSet.open(shards) as opened:
+        chat = ChatFormat.for_family("qwen3_vl", tokenizer)
+        yield SampleEncoder(opened, chat, VISION, CpuDecoder())
+
+
+def test_every_completion_token_is_a_label_in_the_order_of_members(encoder) -> None:
+    prompts = [encoder.prompt(i) for i in range(6)]  # with none, one and two images
+    rng = np.random.default_rng(0)
+    completions = [
+        Completion(rng.integers(10, 300, n).astype(np.int32), np.zeros(n, np.float32), True)
+        for n in rng.integers(1, 30, 12)
+    ]
+    seen: list[int] = []
+    packed = pack_rollouts(
+        prompts, completions, group=2, seq_len=400, packs_per_batch=2, encoder=encoder
+    )
+    for batch, members in packed:
+        assert batch.input_ids.shape[1] == 400
+        assert batch.step_label_tokens == sum(len(c.ids) for c in completions)
+        _, targets = label_rows(batch.labels, batch.num_label_tokens)
+        wanted = np.concatenate([completions[i].ids for i in members])
+        np.testing.assert_array_equal(targets.numpy(), wanted)
+        keys = [key for row in batch.keys for key in row]
+        assert keys == [prompts[i // 2].key for i in members]
+        assert batch.num_images == sum(len(prompts[i // 2].image_grid_thw) for i in members)
+        seen += members
+    assert sorted(seen) == list(range(12))
+
+
+def test_blind_takes_the_images_and_nothing_else(encoder) -> None:
+    for number in range(6):
+        prompt = encoder.prompt(number)
+        without = blind(prompt, encoder)
+        np.testing.assert_array_equal(without.input_ids, prompt.input_ids)
+        np.testing.assert_array_equal(without.image_grid_thw, prompt.image_grid_thw)
+        if prompt.pixel_values is None or not len(prompt.pixel_values):
+            assert without is prompt
+            continue
+        assert without.pixel_values.shape == prompt.pixel_values.shape
+        assert prompt.pixel_values.std() > 0.1
+        assert without.pixel_values.std() < 1e-6
+
+
+def test_split_for_rl(tmp_path) -> None:
+    text = (
+        "name: x\ndata: {train: a, test: b, seq_len: 8, packs_per_step: 1}\n"
+        "sft: {steps: 1, lr: 1}\n"
+        "rl: {steps: 1, lr: 1, prompts_per_step: 1, group: 2, max_new_tokens: 1%s}\n"
+        "evaluation: {max_new_tokens: 1}\n"
+    )
+
+    def split(extra: str, count: int) -> tuple[list[int], list[int]]:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text % extra)
+        sft, rl = split_for_rl(load_recipe(path), count)
+        return sft.tolist(), rl.tolist()
+
+    assert split("", 3) == ([0, 1, 2], [0, 1, 2])
+    assert split(", samples: 2", 5) == ([0, 1, 2], [3, 4])
+    with pytest.raises(ConfigError, match="the training split has 2"):
+        split(", samples: 2", 2)
+
+
+def test_an_earlier_run_is_not_lost_by_accident(tmp_path) -> None:
+    folder = tmp_path / "run"
+    start_folder(folder, resume=False, overwrite=False)
+    start_folder(folder, resume=False, overwrite=False)  # still empty
+    (folder / "kept").write_text("x")
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        start_folder(folder, resume=False, overwrite=False)
+    start_folder(folder, resume=True, overwrite=False)
+    assert (folder / "kept").exists()
+    start_folder(folder, resume=False, overwrite=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_cached_json_is_made_once(tmp_path) -> None:
+    made = [cached_json(tmp_path / "x.json", lambda n=n: [{"n": n}]) for n in (1, 2)]
+    assert made == [[{"n": 1}], [{"n": 1}]]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
