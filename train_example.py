@@ -17,7 +17,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -193,7 +193,7 @@ def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | No
             speed = f"{tokens / seconds:,.0f} tokens/s, packing {efficiency:.1%}"
             say(f"sft {step}/{sft.steps}: loss {loss:.4f}, {speed}")
         if step % sft.evaluate_every == 0:
-            items = completions_of(run)
+            items = completions_of(run, run.held_out, range(len(run.held_out.shard_set)))
             accuracy = float(np.mean([item.correct for item in items]))
             history.add("sft", step, held_out_accuracy=accuracy)
             say(f"sft {step}/{sft.steps}: held-out accuracy {accuracy:.3f}")
@@ -366,14 +366,19 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
 
 
 def completions_of(
-    run: Run, *, temperature: float = 0.0, group: int = 1, without_image: bool = False
+    run: Run,
+    encoder: SampleEncoder,
+    numbers: Sequence[int],
+    *,
+    temperature: float = 0.0,
+    group: int = 1,
+    without_image: bool = False,
 ) -> list[ScoredItem]:
-    """Complete and score every held-out sample; temperature 0 takes the likeliest tokens."""
-    held_out, evaluation = run.held_out, run.recipe.evaluation
-    numbers = range(len(held_out.shard_set))
-    asked = [held_out.prompt(i) for i in numbers]
+    """Complete and score samples; temperature 0 takes the likeliest tokens."""
+    evaluation = run.recipe.evaluation
+    asked = [encoder.prompt(i) for i in numbers]
     if without_image:
-        asked = [blind(prompt, held_out) for prompt in asked]
+        asked = [blind(prompt, encoder) for prompt in asked]
     completions = generate(
         run.model,
         asked,
@@ -387,8 +392,8 @@ def completions_of(
     )
     places = [i for i in numbers for _ in range(group)]
     return score(
-        [held_out.shard_set.key(i) for i in places],
-        [held_out.shard_set.read_record(i, images=False) for i in places],
+        [encoder.shard_set.key(i) for i in places],
+        [encoder.shard_set.read_record(i, images=False) for i in places],
         [run.text(completion) for completion in completions],
         parse=partial(parse_answer, strict=False),
         reward=lambda completion, record: reward(completion, record).total,
@@ -397,31 +402,49 @@ def completions_of(
     )
 
 
-def sampled_rewards(run: Run, name: str) -> list[ScoredItem]:
-    """Held-out completions sampled as RL samples them: what RL changed, on prompts it never saw."""
+def sampled_rewards(run: Run, name: str) -> dict[str, list[ScoredItem]]:
+    """Completions sampled as RL samples them, of its own prompts and of prompts it never sees.
 
-    def make() -> list[Any]:
-        items = completions_of(
-            run, temperature=run.recipe.rl.temperature, group=run.recipe.evaluation.samples
+    Kept in the run's folder: a resumed run must not measure "before" again.
+    """
+    prompts: dict[str, tuple[SampleEncoder, Sequence[int]]] = {
+        "RL's own prompts": (run.prompts, run.rl_samples[: run.recipe.evaluation.prompts].tolist()),
+        "held-out prompts": (run.held_out, range(len(run.held_out.shard_set))),
+    }
+
+    def make() -> Any:
+        sample = partial(
+            completions_of,
+            run,
+            temperature=run.recipe.rl.temperature,
+            group=run.recipe.evaluation.samples,
         )
-        return [dataclasses.asdict(item) for item in items]
+        return {
+            which: [dataclasses.asdict(item) for item in sample(encoder, numbers)]
+            for which, (encoder, numbers) in prompts.items()
+        }
 
-    return [ScoredItem(**fields) for fields in cached_json(run.folder / name, make)]
+    kept = cached_json(run.folder / name, make)
+    return {which: [ScoredItem(**fields) for fields in items] for which, items in kept.items()}
 
 
 def report(
-    run: Run, config: Path, before: Sequence[ScoredItem], after: Sequence[ScoredItem]
+    run: Run,
+    config: Path,
+    before: Mapping[str, Sequence[ScoredItem]],
+    after: Mapping[str, Sequence[ScoredItem]],
 ) -> None:
     """Evaluate the final model, with its image and blind; print the table, write report.html."""
     recipe, model, held_out, folder = run.recipe, run.model, run.held_out, run.folder
     started = time.perf_counter()
     train_set = run.prompts.shard_set
     seen = [train_set.read_record(i, images=False) for i in range(len(train_set))]
-    items = completions_of(run)
+    everything = range(len(held_out.shard_set))
+    items = completions_of(run, held_out, everything)
     evaluation = evaluate(
         items,
         majority=majority_letters([r.answer for r in seen], [len(r.options) for r in seen]),
-        blind=completions_of(run, without_image=True),
+        blind=completions_of(run, held_out, everything, without_image=True),
         seed=recipe.seed,
     )
     rows = read_history(folder / "history.jsonl")
@@ -448,7 +471,11 @@ def report(
         model=f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, "
         f"vocabulary of {held_out.chat.tokenizer.vocab_size}",
         evaluation=evaluation,
-        reward=reward_change(before, after, seed=recipe.seed) if recipe.rl.steps else None,
+        rewards={
+            which: reward_change(items, after[which], seed=recipe.seed)
+            for which, items in before.items()
+            if recipe.rl.steps
+        },
         history=rows,
         throughput=Throughput(
             tokens_per_second=total("sft", "tokens") / total("sft", "seconds"),

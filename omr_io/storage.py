@@ -116,8 +116,12 @@ class LocalStorage:
         self.__init__(*state)  # type: ignore[misc]
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # __init__ did not finish
+        # AttributeError: __init__ did not finish. TypeError: the interpreter is shutting down, and
+        # the modules' names are gone. (contextlib's suppress would be one of them.)
+        try:  # noqa: SIM105
             self.close()
+        except (AttributeError, TypeError):
+            pass
 
 
 class _Descriptors:

@@ -131,7 +131,8 @@ class EvaluationRecipe:
     Args:
         max_new_tokens: where a completion is cut.
         batch: prompts at a time.
-        samples: completions sampled of each prompt to compare rewards before and after RL.
+        samples: completions sampled of each prompt to compare rewards before and after RL, on the
+            test split and on the first `prompts` of RL's own.
         shown: samples in the report's grid.
         cluster_field, task_field: columns of the corpus: items of one cluster (a study) are not
             independent, and accuracy is shown by task. None: cluster by image, one task.
@@ -141,6 +142,7 @@ class EvaluationRecipe:
     max_new_tokens: int
     batch: int = 64
     samples: int = 2
+    prompts: int = 400
     shown: int = 12
     cluster_field: str | None = None
     task_field: str | None = None
@@ -152,6 +154,7 @@ class EvaluationRecipe:
             max_new_tokens=(self.max_new_tokens, 1),
             batch=(self.batch, 1),
             samples=(self.samples, 1),
+            prompts=(self.prompts, 1),
             shown=(self.shown, 0),
         )
 

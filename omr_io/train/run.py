@@ -258,10 +258,10 @@ def new_optimizer(model: Any, *, lr: float, weight_decay: float, beta2: float) -
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2))
 
 
-def cached_json(path: Path, make: Callable[[], list[Any]]) -> list[Any]:
+def cached_json(path: Path, make: Callable[[], Any]) -> Any:
     """What `make` gives, kept at `path` so that a resumed run need not make it again."""
     if path.exists():
-        return list(json.loads(path.read_text(encoding="utf-8")))
+        return json.loads(path.read_text(encoding="utf-8"))
     made = make()
     temporary = path.with_suffix(".tmp")
     try:

@@ -55,7 +55,8 @@ class Report:
         title: name of the run.
         model: one line: architecture, parameters, tokenizer.
         evaluation: of the final model on the held-out split.
-        reward: mean reward on the same held-out prompts before and after RL; None without RL.
+        rewards: mean reward before and after RL by set of prompts ("RL's own prompts", "held-out
+            prompts"): what RL trained on, and what carries over; {} without RL.
         history: lines of the metrics log. A chart is drawn for each of these that has two points
             or more: sft loss, held_out_accuracy, tokens_per_second, packing_efficiency,
             data_wait_share, gradient_norm; rl reward, accuracy, held_out_accuracy,
@@ -70,7 +71,7 @@ class Report:
     title: str
     model: str
     evaluation: Evaluation
-    reward: RewardChange | None
+    rewards: Mapping[str, RewardChange]
     history: Sequence[Row]
     throughput: Throughput
     config: str

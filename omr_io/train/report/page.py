@@ -121,7 +121,7 @@ def _body(report: Report) -> tuple[Markup, Markup, Markup]:
             "div",
             sections.headline(report.evaluation),
             sections.by_task(report.evaluation),
-            sections.reward(report.reward, report.clusters),
+            sections.rewards(report.rewards, report.clusters),
             class_="tables",
         ),
         sections.curves(report),
@@ -148,11 +148,10 @@ def _add_score(
 def _summary_lines(report: Report) -> list[str]:
     figures = report.throughput
     lines = [f"unparsed: {report.evaluation.unparsed} of {report.evaluation.accuracy.n}"]
-    if report.reward is not None:
-        change = report.reward.change
+    for prompts, change in report.rewards.items():
         lines.append(
-            f"reward: {plain_interval(report.reward.start)} before RL, "
-            f"{plain_interval(report.reward.end)} after, {p_value(change.p)}"
+            f"reward on {change.start.n} {prompts}: {plain_interval(change.start)} before RL, "
+            f"{plain_interval(change.end)} after, {p_value(change.change.p)}"
         )
     lines.append(
         f"SFT: {plain(figures.tokens_per_second)} real tokens/s, packing efficiency "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omr_io.train.evaluate import Evaluation, RewardChange, TaskScore
@@ -110,27 +111,24 @@ def by_task(evaluation: Evaluation) -> Markup:
     return element("div", element("table", caption, head, element("tbody", *rows)), class_="card")
 
 
-def reward(change: RewardChange | None, clusters: str) -> Markup:
-    """Mean reward before and after RL."""
-    if change is None:
+def rewards(changes: Mapping[str, RewardChange], clusters: str) -> Markup:
+    """Mean reward before and after RL, on each set of prompts."""
+    if not changes:
         return Markup("")
-    tiles = [
-        ("Before RL", plain_interval(change.start)),
-        ("After RL", plain_interval(change.end)),
-        ("Change", f"{plain_interval(change.change.interval)}, {p_value(change.change.p)}"),
-    ]
-    cells = [element("div", element("dt", name), element("dd", text)) for name, text in tiles]
-    words = (
-        f"On the same {change.start.n} held-out prompts from {change.start.clusters} {clusters}, "
-        "with 95% intervals."
-    )
-    return element(
-        "div",
-        element("h3", "Mean reward before and after RL"),
-        element("p", words, class_="quiet"),
-        element("dl", *cells, class_="row"),
-        class_="card",
-    )
+    parts = [element("h3", "Mean reward before and after RL")]
+    for prompts, change in changes.items():
+        tiles = [
+            ("Before RL", plain_interval(change.start)),
+            ("After RL", plain_interval(change.end)),
+            ("Change", f"{plain_interval(change.change.interval)}, {p_value(change.change.p)}"),
+        ]
+        cells = [element("div", element("dt", name), element("dd", text)) for name, text in tiles]
+        words = (
+            f"On {change.start.n} {prompts} from {change.start.clusters} {clusters}, the same "
+            "before and after, with 95% intervals."
+        )
+        parts += [element("p", words, class_="quiet"), element("dl", *cells, class_="row")]
+    return element("div", *parts, class_="card")
 
 
 def curves(report: Report) -> Markup:

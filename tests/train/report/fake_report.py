@@ -116,7 +116,7 @@ def fake_report(count: int = 12, **changes: Any) -> Report:
         "title": "demo",
         "model": "Qwen3-VL architecture, 1.7 M parameters, byte-level BPE of 2,048 entries",
         "evaluation": evaluate(final, majority={0: "A"}, blind=blind),
-        "reward": reward_change(before, final),
+        "rewards": {"held-out prompts": reward_change(before, final)},
         "history": history(),
         "throughput": Throughput(
             5213.0, 0.965, 0.008, {"SFT": 205.0, "RL": 93.2, "evaluation": 21.0}

@@ -225,7 +225,7 @@ def test_page_says_what_the_figures_say() -> None:
 
 
 def test_page_without_rl_images_baselines_or_history() -> None:
-    made = fake_report(0, reward=None, history=[], facts={}, evaluation=evaluate(items(1, skill=1)))
+    made = fake_report(0, rewards={}, history=[], facts={}, evaluation=evaluate(items(1, skill=1)))
     page = Page(render_report(made))
     assert page.all("img") == []
     assert page.all("figure") == []
