@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import omr_io
 from omr_io.batches import Batch
 from omr_io.chat import ChatFormat
 from omr_io.errors import OmrError, TrainingError
@@ -41,7 +39,7 @@ from omr_io.train.checkpoint import (
     set_random_state,
 )
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
-from omr_io.train.history import History, curve, read_history
+from omr_io.train.history import History
 from omr_io.train.model import label_logprobs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
 from omr_io.train.recipe import (
@@ -51,16 +49,9 @@ from omr_io.train.recipe import (
     load_recipe,
     recipe_fields,
 )
-from omr_io.train.report import (
-    Example,
-    Report,
-    Throughput,
-    choose_items,
-    print_summary,
-    write_report,
-)
+from omr_io.train.report import print_summary, write_report
 from omr_io.train.rewards import parse_answer, reward
-from omr_io.train.rollout import generate
+from omr_io.train.rollout import Completion, generate
 from omr_io.train.run import (
     Place,
     Run,
@@ -76,6 +67,8 @@ from omr_io.train.run import (
     start_folder,
 )
 from omr_io.train.statistics import majority_letters
+from omr_io.train.summary import make_report
+from omr_io.types import EncodedSample
 
 
 def main() -> None:
@@ -302,41 +295,7 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
         advantages_C = group_advantages(totals, scale_by_std=rl.scale_by_std).flatten()
         rollout_seconds = time.perf_counter() - started
 
-        model.train()
-        tokens = sum(len(completion.ids) for completion in completions)
-        loss = mismatch = 0.0
-        for packed, members in pack_rollouts(
-            asked,
-            completions,
-            group=rl.group,
-            seq_len=run.recipe.data.seq_len,
-            packs_per_batch=run.loader.packs_per_batch,
-            encoder=prompts,
-        ):
-            batch = packed.to(run.device)
-            lengths = torch.tensor([len(completions[i].ids) for i in members])
-            logprobs_R = label_logprobs(model, batch, temperature=rl.temperature, banned=ids.banned)
-            reference_R = None
-            if reference_model is not None:
-                with torch.no_grad():
-                    reference_R = label_logprobs(
-                        reference_model, batch, temperature=rl.temperature, banned=ids.banned
-                    )
-            policy = grpo_loss(
-                logprobs_R,
-                logprobs_R.detach(),  # one update a rollout: the ratio is 1, its gradient is not
-                advantages_C[members].repeat_interleave(lengths).to(run.device),
-                torch.ones_like(logprobs_R, dtype=torch.bool),
-                tokens,
-                clip_low=rl.clip_low,
-                clip_high=rl.clip_high,
-                beta=rl.beta,
-                reference_logprobs=reference_R,
-            )
-            policy.loss.backward()  # type: ignore[no-untyped-call]
-            loss += float(policy.loss.detach())
-            sampled_R = torch.from_numpy(np.concatenate([completions[i].logprobs for i in members]))
-            mismatch = max(mismatch, float((logprobs_R.detach().cpu() - sampled_R).abs().max()))
+        loss, mismatch = policy_gradient(run, reference_model, asked, completions, advantages_C)
         keys = [sample.key for sample in asked]
         gradient_norm = update(model, optimizer, rl.max_grad_norm, loss, keys)
         seconds = time.perf_counter() - started
@@ -347,7 +306,7 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
             accuracy=float(np.mean([r.accuracy for r in rewards_C])),
             format=float(np.mean([r.format for r in rewards_C])),
             zero_variance_share=float((totals.amax(1) == totals.amin(1)).float().mean()),
-            completion_tokens=tokens / len(completions),
+            completion_tokens=float(np.mean([len(c.ids) for c in completions])),
             unfinished_share=float(np.mean([not c.finished for c in completions])),
             rollout_mismatch=mismatch,
             gradient_norm=gradient_norm,
@@ -360,6 +319,57 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
             history.sync()
             save(run, Place("rl", step), optimizer)
     run.export("model")
+
+
+def policy_gradient(
+    run: Run,
+    reference_model: Any,
+    asked: Sequence[EncodedSample],
+    completions: Sequence[Completion],
+    advantages_C: torch.Tensor,
+) -> tuple[float, float]:
+    """Add up the gradient of a whole rollout, packed as the loader packs.
+
+    Returns:
+        The loss, and the largest difference between a token's log-probability here and in the
+        sampler: both are the same policy, so it is rounding and nothing else.
+    """
+    rl = run.recipe.rl
+    logprobs = partial(label_logprobs, temperature=rl.temperature, banned=run.ids.banned)
+    tokens = sum(len(completion.ids) for completion in completions)
+    loss = mismatch = 0.0
+    run.model.train()
+    for packed, members in pack_rollouts(
+        asked,
+        completions,
+        group=rl.group,
+        seq_len=run.recipe.data.seq_len,
+        packs_per_batch=run.loader.packs_per_batch,
+        encoder=run.prompts,
+    ):
+        batch = packed.to(run.device)
+        lengths = torch.tensor([len(completions[i].ids) for i in members])
+        logprobs_R = logprobs(run.model, batch)
+        reference_R = None
+        if reference_model is not None:
+            with torch.no_grad():
+                reference_R = logprobs(reference_model, batch)
+        policy = grpo_loss(
+            logprobs_R,
+            logprobs_R.detach(),  # one update a rollout: the ratio is 1, its gradient is not
+            advantages_C[members].repeat_interleave(lengths).to(run.device),
+            torch.ones_like(logprobs_R, dtype=torch.bool),
+            tokens,
+            clip_low=rl.clip_low,
+            clip_high=rl.clip_high,
+            beta=rl.beta,
+            reference_logprobs=reference_R,
+        )
+        policy.loss.backward()  # type: ignore[no-untyped-call]
+        loss += float(policy.loss.detach())
+        sampled_R = torch.from_numpy(np.concatenate([completions[i].logprobs for i in members]))
+        mismatch = max(mismatch, float((logprobs_R.detach().cpu() - sampled_R).abs().max()))
+    return loss, mismatch
 
 
 # Evaluation
@@ -424,6 +434,8 @@ def sampled_rewards(run: Run, name: str) -> dict[str, list[ScoredItem]]:
             for which, (encoder, numbers) in prompts.items()
         }
 
+    if not run.recipe.rl.steps:
+        return {}
     kept = cached_json(run.folder / name, make)
     return {which: [ScoredItem(**fields) for fields in items] for which, items in kept.items()}
 
@@ -435,7 +447,7 @@ def report(
     after: Mapping[str, Sequence[ScoredItem]],
 ) -> None:
     """Evaluate the final model, with its image and blind; print the table, write report.html."""
-    recipe, model, held_out, folder = run.recipe, run.model, run.held_out, run.folder
+    recipe, held_out = run.recipe, run.held_out
     started = time.perf_counter()
     train_set = run.prompts.shard_set
     seen = [train_set.read_record(i, images=False) for i in range(len(train_set))]
@@ -447,59 +459,16 @@ def report(
         blind=completions_of(run, held_out, everything, without_image=True),
         seed=recipe.seed,
     )
-    rows = read_history(folder / "history.jsonl")
-
-    def total(phase: str, metric: str) -> float:
-        return sum(curve(rows, phase, metric)[1])
-
-    def mean(metric: str) -> float:
-        return float(np.mean(curve(rows, "sft", metric)[1]))
-
-    number_of = {held_out.shard_set.key(i): i for i in range(len(held_out.shard_set))}
-    examples = []
-    for item in choose_items(items, recipe.evaluation.shown, seed=recipe.seed):
-        number = number_of[item.key]
-        record = held_out.shard_set.read_record(number)
-        infos = held_out.shard_set.images(number)
-        pixels = held_out.decoder.decode([image.data for image in record.images], infos)
-        shown = pixels[0] if pixels and isinstance(pixels[0], np.ndarray) else None
-        options = {option.letter: option.text for option in record.options}
-        examples.append(Example(item, record.question, options, shown))
-    parameters = sum(p.numel() for p in model.parameters())
-    page = Report(
-        title=recipe.name,
-        model=f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, "
-        f"vocabulary of {held_out.chat.tokenizer.vocab_size}",
-        evaluation=evaluation,
-        rewards={
-            which: reward_change(items, after[which], seed=recipe.seed)
-            for which, items in before.items()
-            if recipe.rl.steps
-        },
-        history=rows,
-        throughput=Throughput(
-            tokens_per_second=total("sft", "tokens") / total("sft", "seconds"),
-            packing_efficiency=mean("packing_efficiency"),
-            data_wait_share=mean("data_wait_share"),
-            seconds={
-                "SFT": total("sft", "seconds"),
-                "RL": total("rl", "seconds"),
-                "evaluation": time.perf_counter() - started,
-            },
-        ),
-        config=config.read_text(encoding="utf-8"),
-        examples=examples,
-        clusters=recipe.evaluation.clusters,
-        facts={
-            "omr_io": omr_io.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "seed": str(recipe.seed),
-        },
-    )
-    write_report(folder / "report.html", page)
+    rewards = {
+        which: reward_change(scored, after[which], seed=recipe.seed)
+        for which, scored in before.items()
+    }
+    seconds = time.perf_counter() - started
+    text = config.read_text(encoding="utf-8")
+    page = make_report(run, text, evaluation, items, rewards, seconds)
+    write_report(run.folder / "report.html", page)
     print_summary(page)
-    say(f"report: {folder / 'report.html'}")
+    say(f"report: {run.folder / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ def test_the_exported_model_is_one_that_transformers_loads(one_image_shards, tmp
     from omr_io.config import VisionConfig
     from omr_io.tokenizer import Tokenizer
 
-    short = ("steps: 8", "steps: 1")
-    done = run(tmp_path, recipe(tmp_path, "short", one_image_shards, short))
+    against_sft = ("steps: 3, lr: 1.0e-4", "steps: 2, lr: 1.0e-4, beta: 0.1")
+    done = run(tmp_path, recipe(tmp_path, "short", one_image_shards, against_sft))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs/short/model"
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder)
