@@ -418,7 +418,10 @@ def sampled_rewards(run: Run, name: str) -> dict[str, list[ScoredItem]]:
     Kept in the run's folder: a resumed run must not measure "before" again.
     """
     prompts: dict[str, tuple[SampleEncoder, Sequence[int]]] = {
-        "RL's own prompts": (run.prompts, run.rl_samples[: run.recipe.evaluation.prompts].tolist()),
+        "prompts of RL's own": (
+            run.prompts,
+            run.rl_samples[: run.recipe.evaluation.prompts].tolist(),
+        ),
         "held-out prompts": (run.held_out, range(len(run.held_out.shard_set))),
     }
 

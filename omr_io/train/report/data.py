@@ -55,8 +55,8 @@ class Report:
         title: name of the run.
         model: one line: architecture, parameters, tokenizer.
         evaluation: of the final model on the held-out split.
-        rewards: mean reward before and after RL by set of prompts ("RL's own prompts", "held-out
-            prompts"): what RL trained on, and what carries over; {} without RL.
+        rewards: mean reward before and after RL by set of prompts ("prompts of RL's own",
+            "held-out prompts"): what RL trained on, and what carries over; {} without RL.
         history: lines of the metrics log. A chart is drawn for each of these that has two points
             or more: sft loss, held_out_accuracy, tokens_per_second, packing_efficiency,
             data_wait_share, gradient_norm; rl reward, accuracy, held_out_accuracy,

@@ -29,6 +29,7 @@ h2 { font-size: 20px; line-height: 1.3; margin: 44px 0 4px; }
 h3 { font-size: 15px; line-height: 1.4; margin: 0; font-weight: 600; }
 p { margin: 0 0 12px; max-width: 70ch; }
 .quiet { color: var(--quiet); font-size: 14px; }
+dl.row + .quiet { margin-top: 16px; }
 .after { margin: 12px 0 0; }
 .eyebrow { color: var(--quiet); font-size: 14px; margin: 0 0 6px; }
 .lead { font-size: 18px; margin-top: 24px; }
