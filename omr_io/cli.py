@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from omr_io import __version__
-from omr_io.errors import OmrError
+from omr_io.errors import ConfigError, OmrError
 from omr_io.terminal import Reporter, human_bytes, printable, table
 
 if TYPE_CHECKING:
@@ -94,6 +94,10 @@ def convert(
     allow_no_reasoning: Annotated[
         bool, typer.Option("--allow-no-reasoning", help="Take a source without a reasoning column.")
     ] = False,
+    max_rejects: Annotated[
+        str | None,
+        typer.Option(help="Stop when more rows are refused: a number (100) or a share (0.5%)."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="That check images; default: one a core.")
     ] = None,
@@ -118,6 +122,7 @@ def convert(
             answer_mismatch=answer_mismatch,  # type: ignore[arg-type]  # as for check
             need_reasoning=not allow_no_reasoning,
         ),
+        max_rejects=_count_or_share(max_rejects),
         overwrite=overwrite,
         threads=threads or len(os.sched_getaffinity(0)),
     )
@@ -130,6 +135,18 @@ def convert(
 
         summary = run(sources, out, options, progress)
     _finish(as_json, summary, _print_convert)
+
+
+def _count_or_share(text: str | None) -> int | float | None:
+    """ "100" is a count, "0.5%" a share."""
+    if text is None:
+        return None
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else int(text)
+    except ValueError:
+        raise ConfigError(
+            f"--max-rejects is {text!r}", mend="Use a number of rows (100) or a share (0.5%)"
+        ) from None
 
 
 def _print_convert(summary: ConvertSummary, to: Console) -> None:

@@ -98,6 +98,23 @@ def test_convert_options_of_reading(omr_io, tmp_path):
     assert "refuse" in err
 
 
+@pytest.mark.parametrize(
+    ("limit", "code"), [("2", 0), ("1", 1), ("0", 1), ("50%", 0), ("49%", 1), ("x", 2), ("101%", 2)]
+)
+def test_max_rejects(omr_io, tmp_path, limit, code):
+    source = corpus(tmp_path / "train.parquet", [encoded(1), None, None, encoded(2)])
+    target = tmp_path / "set"
+    found, _, err = omr_io("convert", source, target, "--max-rejects", limit)
+    assert found == code, err
+    if code == 1:
+        assert "image-not-embedded" in err
+        assert "row 1" in err
+        assert not (target / "manifest.json").exists()
+        assert not list(target.glob("*.tar"))
+        found, _, err = omr_io("convert", source, target)  # the leftovers are in nobody's way
+        assert found == 0, err
+
+
 def test_where_images_lie_is_no_part_of_the_bytes(omr_io, tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()

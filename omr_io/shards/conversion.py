@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from omr_io.corpus import (
     read_parquet,
     source_fingerprint,
 )
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, DataError, Where
 from omr_io.images import MAX_BYTES, MAX_PIXELS
 from omr_io.shards.prepare import ImageChecks, prepare_rows
 from omr_io.shards.set_writer import SetWriter, first_of_each
@@ -41,6 +42,8 @@ class ConvertOptions:
             truncated image is found in training.
         max_image_pixels, max_image_bytes: an image above is refused.
         read: how Parquet rows become records.
+        max_rejects: refused rows that are tolerated: a number of rows (int), or a share of all rows
+            (float, 0 to 1); None tolerates any. Beyond it the conversion stops.
         overwrite: replace a complete set.
         threads: that check images; the result does not depend on it.
     """
@@ -52,6 +55,7 @@ class ConvertOptions:
     max_image_pixels: int = MAX_PIXELS
     max_image_bytes: int = MAX_BYTES
     read: ReadOptions = field(default_factory=ReadOptions)
+    max_rejects: int | float | None = None
     overwrite: bool = False
     threads: int = 2
 
@@ -68,6 +72,13 @@ class ConvertOptions:
         if not 1 <= self.max_image_bytes <= 1 << 32:
             raise ConfigError("max_image_bytes must lie between 1 and 4 GiB")
 
+        limit = self.max_rejects
+        if limit is not None and (limit < 0 or (isinstance(limit, float) and limit > 1)):
+            raise ConfigError(
+                f"max_rejects {limit} is neither a count nor a share",
+                mend="Use a whole number of rows from 0, or a share from 0.0 to 1.0",
+            )
+
     def image_checks(self) -> ImageChecks:
         """What each image must pass."""
         return ImageChecks(
@@ -77,7 +88,7 @@ class ConvertOptions:
     def recorded(self) -> dict[str, object]:
         """Those that change the content, as JSON values."""
         fields = dataclasses.asdict(self)
-        del fields["overwrite"], fields["threads"]
+        del fields["overwrite"], fields["threads"], fields["max_rejects"]
         del fields["read"]["image_root"]  # a place on one machine, not a property of the set
         return fields
 
@@ -137,7 +148,7 @@ def convert(
     Raises:
         SourceError: a source cannot be read.
         ConfigError: `out` is taken.
-        DataError: not one row became a sample.
+        DataError: not one row became a sample, or more were refused than `max_rejects`.
         DiskError: writing failed; running again removes what is left and starts afresh.
     """
     paths = list_sources(sources)
@@ -179,9 +190,11 @@ def write_shard_set(
     ):
         for row, item in prepare_rows(rows, options.image_checks(), options.threads):
             to.take(row, item)
+            _check_rejects(to, options.max_rejects, total_rows)
             if progress is not None:
                 done = (to.rows, to.samples, len(to.refusals), to.num_bytes)
                 progress(ConvertProgress(*done, total_rows))
+        _check_rejects(to, options.max_rejects, to.rows)
         manifest = to.finish(sources, fingerprint, options.recorded())
     return ConvertSummary(
         folder=out,
@@ -193,4 +206,22 @@ def write_shard_set(
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
         seconds=time.monotonic() - start,
+    )
+
+
+def _check_rejects(to: SetWriter, limit: int | float | None, total_rows: int | None) -> None:
+    """Stop once more rows were refused than `limit` tolerates; a share needs the number of rows."""
+    if limit is None or (isinstance(limit, float) and total_rows is None):
+        return
+    tolerated = limit if isinstance(limit, int) else limit * (total_rows or 0)
+    if len(to.refusals) <= tolerated:
+        return
+    counts = Counter(refusal.reason for refusal in to.refusals)
+    first = to.refusals[0]
+    listed = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+    raise DataError(
+        f"{len(to.refusals)} of the first {to.rows} rows were refused, more than max_rejects "
+        f"{limit}: {listed}; the first: {first.reason}: {first.detail}",
+        where=Where(source=first.source, row=first.row),
+        mend="Mend the source, or raise max_rejects; nothing of this run carries a final name",
     )
