@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -161,7 +162,7 @@ class EvaluationRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All of a run. `name` is the folder under runs/."""
+    """All of a run. `name` is the folder under runs/: letters, digits, ".", "-" and "_"."""
 
     name: str
     data: DataRecipe
@@ -171,6 +172,14 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     vision: VisionConfig = field(default_factory=VisionConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        # --overwrite deletes runs/NAME: a name must not lead anywhere else.
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
+            raise ConfigError(
+                f"name {self.name!r} is no folder's name",
+                mend="Use letters, digits, '.', '-' and '_', not beginning with '.'",
+            )
 
 
 def load_recipe(path: str | Path) -> Recipe:

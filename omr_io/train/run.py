@@ -26,6 +26,7 @@ import torch
 
 from omr_io.batches import Batch, make_batch
 from omr_io.chat import corpus_completion
+from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DiskError
 from omr_io.images.patches import blank_patches
 from omr_io.index import ShardSet
@@ -147,8 +148,31 @@ def get_token_ids(tokenizer: Tokenizer) -> TokenIds:
 def get_model(recipe: Recipe, tokenizer: Tokenizer, ids: TokenIds) -> Any:
     """The recipe's model, its attention set to packs."""
     if recipe.model.path is not None:
+        check_vision(recipe.vision, VisionConfig.from_pretrained(recipe.model.path))
         return load_model(recipe.model.path)
     return build_demo_model(tokenizer.vocab_size, ids, seed=recipe.seed)
+
+
+def check_vision(recipe: VisionConfig, model: VisionConfig) -> None:
+    """Refuse a recipe whose images would be cut or normalised otherwise than the model's own.
+
+    The bounds on pixels, orientation and pass order are the recipe's to choose.
+
+    Raises:
+        ConfigError: names every field that differs.
+    """
+    chosen = ("min_pixels", "max_pixels", "exif", "pass_order")
+    names = [f.name for f in dataclasses.fields(VisionConfig) if f.name not in chosen]
+    differing = [
+        f"{name} (recipe {getattr(recipe, name)!r}, model {getattr(model, name)!r})"
+        for name in names
+        if getattr(recipe, name) != getattr(model, name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"the recipe's vision is not the model's: {', '.join(differing)}",
+            mend="Set these keys of vision to the model's values",
+        )
 
 
 def split_for_rl(recipe: Recipe, count: int) -> tuple[Int64Array, Int64Array]:

@@ -13,7 +13,14 @@ from omr_io.tokenizer import train_bpe
 from omr_io.train.model import label_rows
 from omr_io.train.recipe import load_recipe
 from omr_io.train.rollout import Completion
-from omr_io.train.run import blind, cached_json, pack_rollouts, split_for_rl, start_folder
+from omr_io.train.run import (
+    blind,
+    cached_json,
+    check_vision,
+    pack_rollouts,
+    split_for_rl,
+    start_folder,
+)
 
 VISION = VisionConfig(min_pixels=32 * 32, max_pixels=64 * 64)
 
@@ -82,6 +89,12 @@ def test_split_for_rl(tmp_path) -> None:
     assert split(", samples: 2", 5) == ([0, 1, 2], [3, 4])
     with pytest.raises(ConfigError, match="the training split has 2"):
         split(", samples: 2", 2)
+
+
+def test_a_vision_that_is_not_the_models_is_refused() -> None:
+    check_vision(VISION, VisionConfig(min_pixels=4096, max_pixels=8192, exif="ignore"))
+    with pytest.raises(ConfigError, match=r"patch_size \(recipe 16, model 14\), image_mean"):
+        check_vision(VISION, VisionConfig(patch_size=14, image_mean=(0.4, 0.5, 0.5)))
 
 
 def test_an_earlier_run_is_not_lost_by_accident(tmp_path) -> None:
