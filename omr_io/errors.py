@@ -83,12 +83,13 @@ class RecordError(DataError):
 
 
 class ImageError(DataError):
-    """An image that cannot be decoded, or that is over a cap.
+    """An image that cannot be had or decoded, or that is over a cap.
 
     Args:
         reason: a short stable slug for counting: "image-empty", "image-format" (unknown or not
             supported), "image-truncated", "image-corrupt", "image-too-large", "image-too-narrow"
-            or "image-changed" (the bytes are not the image that was planned).
+            or "image-changed" (the bytes are not the image that was planned); from an image root
+            "missing-image", "image-outside-root" or "unreadable-image".
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from omr_io.corpus.columns import Columns, find_columns
+from omr_io.corpus.raw import Span
 from omr_io.corpus.rows import ReadOptions, take_row
 from omr_io.corpus.sources import one_line, open_parquet
 from omr_io.errors import SourceError, Where
@@ -55,10 +56,15 @@ def read_parquet(
         SourceError: the file is missing, cut short or not Parquet; a column is missing or has a
             wrong type; or, while iterating, a row group cannot be read.
     """
-    options = options or ReadOptions()
-    path = Path(path)
+    return read_groups(Path(path), options or ReadOptions(), None)
+
+
+def read_groups(
+    path: Path, options: ReadOptions, span: Span | None
+) -> Iterator[tuple[int, Record | Refusal]]:
+    """`read_parquet` for one row group, `span.place`, or for all of them."""
     _open(path, options)[0].close()
-    return _rows(path, options)
+    return _rows(path, options, span)
 
 
 def _open(path: Path, options: ReadOptions) -> tuple[Any, Columns]:
@@ -80,13 +86,16 @@ def _open(path: Path, options: ReadOptions) -> tuple[Any, Columns]:
     return file, columns
 
 
-def _rows(path: Path, options: ReadOptions) -> Iterator[tuple[int, Record | Refusal]]:
+def _rows(
+    path: Path, options: ReadOptions, span: Span | None
+) -> Iterator[tuple[int, Record | Refusal]]:
     # Opened only now: a caller may hold the iterators of thousands of files, checked, at once.
     file, columns = _open(path, options)
     names = list(columns.casts)
-    row = 0
+    row = 0 if span is None else span.first_row
     with file:
-        for group in range(file.metadata.num_row_groups):
+        groups = range(file.metadata.num_row_groups) if span is None else [span.place]
+        for group in groups:
             for lists in _batches(path, file, group, columns, row):
                 for values in zip(*lists, strict=True):
                     raw = dict(zip(names, values, strict=True))

@@ -1,0 +1,5 @@
+"""The command line `omr-io`."""
+
+from omr_io.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,26 @@
+"""What every command shares: exit codes, the option --json, and how a result is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+EXIT_CODES = (
+    "Exit codes: 0 done (rows that were refused are named, counted and written to "
+    "rejects.parquet); 1 the data is wrong as a whole; 2 usage; 3 a source cannot be read; "
+    "4 writing failed; 5 bytes on disk are not what was written; 130 interrupted."
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def finish(as_json: bool, result: Any, show: Any) -> None:
+    """Print a result, a dataclass, for people or for programs."""
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result), indent=1, default=str))
+    else:
+        show(result, Console())

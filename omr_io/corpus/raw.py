@@ -1,0 +1,121 @@
+"""Between a file format and a schema: rows of named columns, nothing known yet of their meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+ColumnKind = Literal[
+    "text", "bytes", "integer", "float", "boolean", "null", "list", "struct", "mixed"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """The type of a column: `item` is that of a list, `fields` are those of a struct.
+
+    "mixed" is a column of a file without types (JSON) whose first values differ in type.
+    """
+
+    kind: ColumnKind
+    item: ColumnType | None = None
+    fields: tuple[tuple[str, ColumnType], ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind == "list":
+            return f"list<{self.item}>"
+        if self.kind == "struct":
+            return f"struct<{', '.join(f'{name}: {kind}' for name, kind in self.fields)}>"
+        return self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class BadText:
+    """Stands where text is not UTF-8; `detail` says where the bytes go wrong."""
+
+    data: bytes
+    detail: str
+
+
+RawRow = Mapping[str, object]
+"""Column name → None, bool, int, float, str, bytes, BadText, or a list or dict of such.
+
+NaN and infinities are None; dates, times and decimals are text.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows of a file that can be read on their own: a Parquet row group, a run of lines.
+
+    Attributes:
+        first_row: counted from 0 in the file.
+        num_rows: at least 1.
+        num_bytes: about how many bytes its samples will have; it steers how spans are put together,
+            so it must be a pure function of the file.
+        place: where it starts, in the format's own count (row group, byte offset).
+    """
+
+    first_row: int
+    num_rows: int
+    num_bytes: int
+    place: int
+
+
+class SourceFile(Protocol):
+    """An opened source file of any format.
+
+    Attributes:
+        name: as it stands in provenance, rejects and errors: the last part of its path.
+        num_rows: of the whole file.
+        columns: the columns by name, in the file's order.
+    """
+
+    @property
+    def name(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, ColumnType]:
+        """See above."""
+        ...
+
+    def head(self, count: int) -> Sequence[RawRow]:
+        """The first rows, by which a schema is recognised; image bytes may be left out."""
+        ...
+
+    def spans(self) -> tuple[Span, ...]:
+        """All rows, in order, in the smallest runs that are worth reading on their own."""
+        ...
+
+    def rows(self, span: Span, columns: Collection[str]) -> Iterator[RawRow]:
+        """Exactly the rows of a span, streamed; SourceError names the row where reading fails."""
+        ...
+
+    def identity(self) -> tuple[str, int, str]:
+        """Name, size in bytes and a digest: what the source fingerprint is made of."""
+        ...
+
+    def close(self) -> None:
+        """Release what is open."""
+        ...
+
+
+class ImageRoot(Protocol):
+    """Where images lie that a row names by their path: a folder, a zip, a tar."""
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """The bytes of one image.
+
+        Raises:
+            ImageError: with a reason: "missing-image", "image-outside-root", "unreadable-image" or
+                "image-too-large".
+        """
+        ...
