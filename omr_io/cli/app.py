@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from omr_io import __version__
+from omr_io.cli.checks import LINT_EPILOG, lint
 from omr_io.cli.common import EXIT_CODES
 from omr_io.cli.convert import convert
 from omr_io.cli.demo_corpus import demo_corpus
@@ -53,4 +54,5 @@ def _common(
 app.command("convert", epilog=EXIT_CODES)(convert)
 app.command("info", epilog=EXIT_CODES)(info)
 app.command("verify", epilog=EXIT_CODES)(verify)
+app.command("lint", epilog=LINT_EPILOG)(lint)
 app.command("demo-corpus", epilog=EXIT_CODES)(demo_corpus)
