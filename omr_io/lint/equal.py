@@ -65,8 +65,8 @@ def also_in(here: UInt8Array, there: UInt8Array) -> Int64Array:
     return np.where(firsts < len(there), firsts, -1)
 
 
-def as_digests(digests: Iterable[bytes]) -> UInt8Array:
-    """(n, 16) uint8 of n byte strings of 16."""
+def as_digests(digests: Iterable[bytes | bytearray]) -> UInt8Array:
+    """(n, 16) uint8 of n byte strings of 16, or of a multiple of 16."""
     joined = bytearray()
     for digest in digests:  # not a list of them: each object would take four times its digest
         joined += digest
