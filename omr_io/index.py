@@ -6,22 +6,34 @@ Legend: n samples, N images of all samples together.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
 
 from omr_io.errors import IntegrityError, Where
-from omr_io.shards.layout import INDEX_NAME, INDEX_SCHEMA, Manifest, Part, read_manifest
+from omr_io.shards.layout import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    Foreign,
+    Manifest,
+    Part,
+    read_manifest,
+)
 from omr_io.shards.sample_json import decode_record
 from omr_io.storage import LocalStorage, Storage
 from omr_io.types import ImageInfo, Int32Array, Int64Array, Record, UInt8Array
 
+if TYPE_CHECKING:
+    from omr_io.shards.foreign.view import View
+
 __all__ = ["Part", "ShardSet"]
 
+_MAX_GAP = 1 << 16  # bytes between parts that are read over; in our own shards a header at most
 _MEND = "Run `omr-io verify` on the set; copy it again, or convert again"
 
 
@@ -49,6 +61,8 @@ class ShardSet:
         self.shard_names = tuple(shard.name for shard in manifest.shards)
         self._storage = storage
         self._path = path
+        self._view = None if manifest.foreign is None else _view(manifest.foreign)
+        self._first_samples = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
         columns = {name: table.column(name).combine_chunks() for name in INDEX_SCHEMA.names}
         self._keys = columns["key"]
         self._answers = columns["answer"]
@@ -85,9 +99,12 @@ class ShardSet:
         """
         folder = Path(path)
         manifest = read_manifest(folder)
-        storage = LocalStorage(folder)
-        for shard in manifest.shards:
-            _check_size(storage, shard.name, shard.bytes)
+        storage: Storage = LocalStorage(folder)
+        if manifest.foreign is not None:
+            storage = _foreign_storage(folder, manifest.foreign)
+        if isinstance(storage, LocalStorage):  # on the network that is a request a shard
+            for shard in manifest.shards:
+                _check_size(storage, shard.name, shard.bytes)
         return open_index(folder, manifest)
 
     def _check_counts(self) -> None:
@@ -127,7 +144,7 @@ class ShardSet:
         return self.shard_names[int(self.sample_shards[self._row(i)])]
 
     def parts(self, i: int) -> tuple[Part, ...]:
-        """The parts of sample i: its images in order, the JSON last."""
+        """The parts of sample i: its images in order, then its texts (our own: one JSON)."""
         begin, end = self._part_offsets[self._row(i) : i + 2].tolist()
         return tuple(
             Part(*values)
@@ -166,6 +183,10 @@ class ShardSet:
             IntegrityError: with shard, key and part, if a byte is not what was written.
         """
         parts = self.parts(i)
+        if self._view is not None:
+            count = self.num_images(i)
+            data = self._read(i, parts if images else parts[count:])
+            return self.record_of(i, parts, data)
         data = self._read(i, parts if images else parts[-1:])
         try:
             record, _ = decode_record(data[-1], data[:-1] if images else None)
@@ -176,27 +197,61 @@ class ShardSet:
 
     def read_images(self, i: int) -> tuple[bytes, ...]:
         """The encoded images of sample i, in order; errors as in `read_record`."""
-        return self._read(i, self.parts(i)[:-1])
+        return self._read(i, self.parts(i)[: self.num_images(i)])
+
+    def num_images(self, i: int) -> int:
+        """How many images sample i has; they are its first parts."""
+        begin, end = self.image_offsets[self._row(i) : i + 2].tolist()
+        return int(end - begin)
+
+    def record_of(self, i: int, parts: tuple[Part, ...], data: tuple[bytes, ...]) -> Record:
+        """Sample i of a foreign set from its bytes.
+
+        Args:
+            i: 0 <= i < len(self).
+            parts: all of the sample's.
+            data: the bytes of all, or of its texts alone.
+
+        Raises:
+            IntegrityError: they make no record any more.
+        """
+        from omr_io.shards.foreign.view import SampleParts
+
+        assert self._view is not None, "the set is our own"
+        sample = SampleParts(
+            shard=self.shard(i),
+            row=i - int(self._first_samples[self.sample_shards[i]]),
+            key=self.key(i),
+            names=tuple(part.name for part in parts),
+            data=(None,) * (len(parts) - len(data)) + data,
+            num_images=self.num_images(i),
+        )
+        return self._view.record(sample)
 
     def _read(self, i: int, parts: tuple[Part, ...]) -> tuple[bytes, ...]:
-        """Read neighbouring parts at once and check each."""
-        if not parts:
-            return ()
+        """Read parts, neighbours at once, and check each."""
+        data: dict[int, bytes] = {}
+        for run in _neighbours(parts):
+            data |= self._read_run(i, run)
+        return tuple(data[part.offset] for part in parts)
+
+    def _read_run(self, i: int, parts: list[Part]) -> dict[int, bytes]:
+        """By offset, the bytes of parts that lie one after the other."""
         shard, start = self.shard(i), parts[0].offset
         try:
             span = self._storage.read(shard, start, parts[-1].offset + parts[-1].size - start)
         except IntegrityError as error:
             where = Where(shard=shard, key=self.key(i), part=parts[0].name, offset=start)
             raise IntegrityError(error.what, where=where, mend=error.mend or _MEND) from error
-        data = []
+        data = {}
         for part in parts:
             piece = span[part.offset - start : part.offset - start + part.size]
             if google_crc32c.value(piece) != part.crc32c:
                 where = Where(shard=shard, key=self.key(i), part=part.name, offset=part.offset)
                 what = f"the {part.size} bytes do not match their CRC-32C"
                 raise IntegrityError(what, where=where, mend=_MEND)
-            data.append(piece)
-        return tuple(data)
+            data[part.offset] = piece
+        return data
 
     def _row(self, i: int) -> int:
         if not 0 <= i < len(self):
@@ -228,10 +283,37 @@ def open_index(folder: Path, manifest: Manifest) -> ShardSet:
     Raises:
         IntegrityError: the index is missing, broken, or not the manifest's.
     """
-    storage = LocalStorage(folder)
-    shards = ShardSet(manifest, _read_index(folder, manifest, storage), storage, folder)
+    storage: Storage = LocalStorage(folder)
+    table = _read_index(folder, manifest, storage)
+    if manifest.foreign is not None:
+        storage = _foreign_storage(folder, manifest.foreign)
+    shards = ShardSet(manifest, table, storage, folder)
     shards._check_counts()
     return shards
+
+
+def _foreign_storage(folder: Path, foreign: Foreign) -> Storage:
+    from omr_io.shards.foreign.storage import tar_storage
+
+    return tar_storage(folder, foreign.root)
+
+
+def _view(foreign: Foreign) -> View:
+    from omr_io.shards.foreign.view import View
+
+    return View.from_json(foreign.view)
+
+
+def _neighbours(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
+    """Parts in the order of their bytes, in runs with little between them."""
+    run: list[Part] = []
+    for part in sorted(parts, key=lambda part: part.offset):
+        if run and part.offset - (run[-1].offset + run[-1].size) > _MAX_GAP:
+            yield run
+            run = []
+        run.append(part)
+    if run:
+        yield run
 
 
 def _reopen(path: Path, fingerprint: str) -> ShardSet:

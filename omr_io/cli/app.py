@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from omr_io import __version__
-from omr_io.cli.checks import LINT_EPILOG, lint
+from omr_io.cli.checks import INDEX_EPILOG, LINT_EPILOG, index, lint
 from omr_io.cli.common import EXIT_CODES
 from omr_io.cli.convert import convert
 from omr_io.cli.demo_corpus import demo_corpus
@@ -54,5 +54,6 @@ def _common(
 app.command("convert", epilog=EXIT_CODES)(convert)
 app.command("info", epilog=EXIT_CODES)(info)
 app.command("verify", epilog=EXIT_CODES)(verify)
+app.command("index", epilog=INDEX_EPILOG)(index)
 app.command("lint", epilog=LINT_EPILOG)(lint)
 app.command("demo-corpus", epilog=EXIT_CODES)(demo_corpus)

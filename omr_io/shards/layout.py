@@ -96,6 +96,20 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """How a set is read whose shards another program wrote, and `omr-io index` indexed.
+
+    Attributes:
+        root: where the tars are: "" is the set's own folder; else an absolute folder, or a URL
+            that ends in a slash and holds no secret.
+        view: how a sample's parts become a record, as `omr_io.shards.foreign.view` wrote it.
+    """
+
+    root: str
+    view: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What manifest.json says; written last, so that its presence means the set is complete.
 
@@ -108,6 +122,7 @@ class Manifest:
         options: those of `ConvertOptions` that change the content.
         counts: "rows" read, "samples" and "images" written, rows "refused".
         refusals: refused rows by reason.
+        foreign: None for a set that omr_io wrote; the file then has no such field.
     """
 
     split: str
@@ -119,16 +134,25 @@ class Manifest:
     options: Mapping[str, object]
     counts: Mapping[str, int]
     refusals: Mapping[str, int]
+    foreign: Foreign | None = None
+
+    def _fields(self) -> dict[str, Any]:
+        fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        if self.foreign is None:
+            del fields["foreign"]
+        return fields
 
     def to_bytes(self) -> bytes:
         """The file's bytes: a pure function of the fields, ending in a digest of them."""
-        fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        fields = self._fields()
         return _dump({**fields, "digest": _digest(fields)})
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the whole content of the set."""
-        fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        """16 hex digits that stand for the whole content of the set, wherever its tars are."""
+        fields = self._fields()
+        if self.foreign is not None:
+            del fields["foreign"]["root"]
         return _digest(fields)[:16]
 
     def files(self) -> tuple[FileDigest, ...]:
@@ -196,6 +220,8 @@ def _parse(fields: Mapping[str, Any]) -> Manifest:
     rejects = fields["rejects"]
     values["rejects"] = None if rejects is None else FileDigest(**rejects)
     values["sources"] = tuple(fields["sources"])
+    if "foreign" in fields:
+        values["foreign"] = Foreign(**fields["foreign"])
     return Manifest(**values)
 
 
@@ -209,7 +235,7 @@ def _not_a_set(folder: Path) -> SourceError:
     if next(folder.glob("*.tar"), None) is not None:
         return SourceError(
             f"{folder} holds tars but no {MANIFEST_NAME}: it is no omr_io shard set",
-            mend="Make one from the corpus' Parquet with `omr-io convert`",
+            mend="Make one of them with `omr-io index`, or from Parquet with `omr-io convert`",
         )
     return SourceError(
         f"{folder} is no shard set: it has no {MANIFEST_NAME}",

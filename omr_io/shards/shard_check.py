@@ -13,15 +13,16 @@ from typing import Literal
 
 import google_crc32c
 
-from omr_io.errors import ImageError, IntegrityError, TarError, Where
+from omr_io.errors import ImageError, IntegrityError, OmrError, TarError, Where
 from omr_io.images import check_decodes, probe
 from omr_io.index import ShardSet
+from omr_io.shards.idx import dali_index
 from omr_io.shards.keys import key_for
 from omr_io.shards.layout import IMAGE_HASH_BYTES, FileDigest, Part, ShardEntry
 from omr_io.shards.sample_json import decode_record
 from omr_io.shards.tar import TarTable, scan_tar
-from omr_io.shards.tar_writer import BLOCK, TRAILER, idx_text, tar_header
-from omr_io.types import ImageInfo
+from omr_io.shards.tar_writer import BLOCK, TRAILER, tar_header
+from omr_io.types import ImageInfo, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class ShardCheck:
     """Checks one shard; `run` gives every problem in the order of the tar.
 
     Args:
-        root: the set's folder.
+        root: the set's folder; tars: that of its tars.
         entry: the shard.
         shards: the index, or None if it is broken: then the tar is checked on its own.
         rows: the shard's samples in the index.
@@ -68,6 +69,7 @@ class ShardCheck:
     def __init__(
         self,
         root: Path,
+        tars: Path,
         entry: ShardEntry,
         shards: ShardSet | None,
         rows: range,
@@ -75,7 +77,8 @@ class ShardCheck:
         decode: bool,
     ) -> None:
         self._problems: list[Problem] = []
-        self._root = root
+        self._root, self._tars = root, tars
+        self._foreign = shards is not None and shards.manifest.foreign is not None
         self._entry = entry
         self._shards = shards
         self._rows = rows
@@ -87,17 +90,18 @@ class ShardCheck:
         entry, shards = self._entry, self._shards
         idx = entry.idx
         self._problems += read_and_compare(self._root / idx.name, idx, Where(source=idx.name))[1]
+        path = self._tars / entry.name
         # Plain reads first: a device that fails gives them an error, and a map a dead process.
         tar = FileDigest(entry.name, entry.bytes, entry.sha256)
-        state, problems = read_and_compare(self._root / entry.name, tar, Where(shard=entry.name))
+        state, problems = read_and_compare(path, tar, Where(shard=entry.name))
         self._problems += problems
         if state == "no":
             return self._problems
-        with _mapped(self._root / entry.name) as data:
+        with _mapped(path) as data:
             layout = None if shards is None else _Layout(shards, self._rows)
             table = self._scan(data, layout)
             if shards is not None and layout is not None:
-                if state == "changed":
+                if state == "changed" and not self._foreign:
                     self._between(data, layout)
                 if table is not None:
                     self._members(table, layout)
@@ -171,7 +175,7 @@ class ShardCheck:
     def _idx(self, layout: _Layout) -> None:
         path = self._root / self._entry.idx.name
         # A missing or changed file was reported with its hash; this finds one written wrong.
-        if path.exists() and path.read_bytes() != idx_text(layout.idx_lines()).encode():
+        if path.exists() and path.read_bytes() != layout.idx().encode():
             what = "the DALI index does not agree with index.arrow"
             self._report(what, Where(source=path.name))
 
@@ -207,6 +211,9 @@ class ShardCheck:
         pieces: Sequence[bytes],
     ) -> None:
         where = self._where(key, parts[-1])
+        if self._foreign:
+            self._foreign_text(shards, i, parts, pieces, where)
+            return
         try:
             record, named = decode_record(pieces[-1], pieces[:-1])
             known_key = key_for(record.id)
@@ -217,9 +224,28 @@ class ShardCheck:
             self._report(f"the JSON's id {record.id!r} has another key", where)
         if tuple(f"{key}.{part}" for part in (*named, "json")) != tuple(p.name for p in parts):
             self._report("the JSON names other images than the index", where)
+        self._lengths(shards, i, record, where)
+
+    def _foreign_text(
+        self,
+        shards: ShardSet,
+        i: int,
+        parts: Sequence[Part],
+        pieces: Sequence[bytes],
+        where: Where,
+    ) -> None:
+        try:
+            record = shards.record_of(i, tuple(parts), tuple(pieces))
+        except OmrError as error:
+            self._report(error.what, where)
+            return
+        self._lengths(shards, i, record, where)
+
+    def _lengths(self, shards: ShardSet, i: int, record: Record, where: Where) -> None:
+        letters = {option.letter for option in record.options}
         in_json = (
             len(record.question.encode()), len(record.reasoning.encode()), len(record.options),
-            record.answer,
+            record.answer if record.answer in letters else "",
         )  # fmt: skip
         in_index = (
             shards.question_bytes[i], shards.reasoning_bytes[i], shards.num_options[i],
@@ -261,15 +287,12 @@ class _Layout:
         """The part whose header, data or padding holds the byte at `offset`, below `end`."""
         return self.parts[bisect_right(self._ends, offset)]
 
-    def idx_lines(self) -> list[str]:
-        """The lines of the DALI index."""
-        return [
-            " ".join(
-                f"{part.name[len(key) + 1 :]} {part.offset} {part.size} {part.name}"
-                for part in parts
-            )
-            for key, parts in self.samples
+    def idx(self) -> str:
+        """The text of the DALI index."""
+        samples = [
+            [(part.name, part.offset, part.size) for part in parts] for _, parts in self.samples
         ]
+        return dali_index(samples)
 
 
 def _first_difference(found: memoryview, right: bytes) -> int | None:

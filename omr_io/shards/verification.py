@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from omr_io.errors import OmrError, Where
+from omr_io.errors import ConfigError, OmrError, Where
 from omr_io.index import ShardSet, open_index
 from omr_io.shards.layout import FileDigest, Manifest, read_manifest
 from omr_io.shards.shard_check import Problem, ShardCheck, read_and_compare
+from omr_io.storage import LocalStorage
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
@@ -91,11 +92,30 @@ def _checks(
     root: Path, manifest: Manifest, shards: ShardSet | None, decode: bool
 ) -> Iterator[ShardCheck]:
     repeated = {} if shards is None else _repeated_keys(shards)
-    first = 0
+    tars, first = _tars(root, manifest), 0
     for entry in manifest.shards:
         rows = range(first, first + entry.samples)
-        yield ShardCheck(root, entry, shards, rows, repeated, decode)
+        yield ShardCheck(root, tars, entry, shards, rows, repeated, decode)
         first = rows.stop
+
+
+def _tars(root: Path, manifest: Manifest) -> Path:
+    """The folder of the tars.
+
+    Raises:
+        ConfigError: they are remote.
+    """
+    if manifest.foreign is None:
+        return root
+    from omr_io.shards.foreign.storage import tar_storage
+
+    storage = tar_storage(root, manifest.foreign.root)
+    if not isinstance(storage, LocalStorage):
+        raise ConfigError(
+            "the set's shards are remote, and every byte of them would have to be fetched",
+            mend="Copy them, run `omr-io index` on the copies, and verify those",
+        )
+    return storage.folder
 
 
 def _in_order(checks: Iterator[ShardCheck], threads: int) -> Iterator[list[Problem]]:
@@ -123,7 +143,7 @@ def _other_files(root: Path, manifest: Manifest) -> list[Problem]:
             problems.append(Problem(what, Where(source=manifest.rejects.name)))
     known = {file.name for file in manifest.files()}
     for path in sorted(root.glob("*.tar")):
-        if path.name not in known:
+        if path.name not in known and manifest.foreign is None:
             # A reader that takes train-*.tar would train on it.
             problems.append(Problem("this tar is not part of the set", Where(shard=path.name)))
     return problems

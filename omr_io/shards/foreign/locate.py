@@ -1,0 +1,144 @@
+"""Which tars are meant: files, folders, globs, braces {000..012}, URLs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omr_io.corpus.formats.location import Location, is_url
+from omr_io.errors import ConfigError, SourceError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MAX_NAMES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignTars:
+    """Tars of one place.
+
+    Attributes:
+        root: an absolute folder, or a URL that ends in a slash.
+        names: of the tars, relative to `root`, in the order given; each once.
+    """
+
+    root: str
+    names: tuple[str, ...]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the tars are read over the network."""
+        return is_url(self.root)
+
+    def location(self, name: str) -> Location:
+        """Where one of them is."""
+        return self.root + name if self.is_remote else Path(self.root) / name
+
+
+def locate(sources: Iterable[str | Path]) -> ForeignTars:
+    """Find the tars that sources stand for.
+
+    Args:
+        sources: files; folders (their *.tar); glob patterns; any of these with braces, {000..012}
+            or {a,b}; URLs, those of hf:// and s3:// also of folders and with globs. All local or
+            all remote.
+
+    Raises:
+        SourceError: nothing is found.
+        ConfigError: local and remote sources are mixed, have no folder in common, or a URL holds a
+            secret: a manifest never does.
+    """
+    named = [name for source in sources for name in expand_braces(str(source))]
+    if not named:
+        raise ConfigError("no source was given")
+    remote = [is_url(name) for name in named]
+    if any(remote) != all(remote):
+        raise ConfigError("some sources are local, others remote", mend="Index them apart")
+    if remote[0]:
+        return _relative_urls([url for name in named for url in _urls(name)])
+    paths = [path for name in named for path in _paths(name)]
+    root = os.path.commonpath([path.parent for path in paths])
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return ForeignTars(root, tuple(dict.fromkeys(names)))
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """All that a pattern with braces stands for, as a shell and webdataset have it.
+
+    {08..11} counts with leading zeros, up or down; {a,b} lists; braces may follow one another and
+    nest. Anything else in braces stays as it is.
+
+    Raises:
+        ConfigError: more than a million names.
+    """
+    waiting, count = [pattern], 0
+    while waiting:
+        text = waiting.pop()
+        for match in _BRACES.finditer(text):
+            choices = _choices(match[1])
+            if choices is not None:
+                head, tail = text[: match.start()], text[match.end() :]
+                waiting += [head + choice + tail for choice in reversed(choices)]
+                break
+        else:
+            count += 1
+            yield text
+        if len(waiting) + count > _MAX_NAMES:
+            raise ConfigError(f"{pattern} stands for more than {_MAX_NAMES} names")
+
+
+def _choices(inside: str) -> list[str] | None:
+    if match := _RANGE.fullmatch(inside):
+        first, last = int(match[1]), int(match[2])
+        padded = any(len(text) > 1 and text[0] == "0" for text in match.groups())
+        width = max(map(len, match.groups())) if padded else 0
+        if abs(last - first) >= _MAX_NAMES:
+            raise ConfigError(f"{{{inside}}} stands for more than {_MAX_NAMES} names")
+        step = 1 if last >= first else -1
+        return [f"{n:0{width}d}" for n in range(first, last + step, step)]
+    return inside.split(",") if "," in inside else None
+
+
+def _paths(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+        if not found:
+            raise SourceError(f"{path} holds no .tar")
+    elif path.exists():
+        found = [path]
+    else:
+        # With [0-9] too, and never over a name that is there as it stands.
+        found = sorted(Path(one) for one in glob.glob(name, recursive=True))  # noqa: PTH207
+        if not found:
+            raise SourceError(f"{name} does not exist", mend="Check the path; quote patterns")
+    # Not resolved: in a cache, a link has the name and its target a hash.
+    return [Path(os.path.abspath(one)) for one in found]  # noqa: PTH100
+
+
+def _urls(name: str) -> tuple[str, ...]:
+    from omr_io import remote
+
+    if remote.redact(name) != name:
+        raise ConfigError(
+            f"{remote.redact(name)} holds a secret, and a manifest may not",
+            mend="Give the URL without query, user and password; credentials come from the "
+            "environment",
+        )
+    folder = name.lower().startswith(("hf://", "s3://")) and not re.search(r"\.tar$|[*?]", name)
+    return remote.list_urls(f"{name.rstrip('/')}/*.tar" if folder else name)
+
+
+def _relative_urls(urls: list[str]) -> ForeignTars:
+    folders = [url.split("/")[:-1] for url in urls]
+    same = 0
+    while all(len(parts) > same and parts[same] == folders[0][same] for parts in folders):
+        same += 1
+    root = "".join(f"{part}/" for part in folders[0][:same])
+    if same < 3:  # scheme:, nothing, host
+        raise ConfigError("the URLs have no place in common", mend="Index them apart")
+    return ForeignTars(root, tuple(dict.fromkeys(url.removeprefix(root) for url in urls)))
