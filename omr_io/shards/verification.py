@@ -26,7 +26,7 @@ from omr_io.shards.layout import (
     read_manifest,
 )
 from omr_io.shards.sample_json import decode_record
-from omr_io.shards.tar import TarTable, scan_tar
+from omr_io.tar import TarTable, scan_tar
 from omr_io.shards.tar_writer import idx_text
 
 
