@@ -36,7 +36,10 @@ from typing import Any, Literal
 from omr_io.corpus.columns import UNIT_FIELDS, Columns, plain
 from omr_io.corpus.options import parse_letter, parse_options, trace_letter
 from omr_io.errors import ConfigError, RecordError
-from omr_io.types import Axis, EncodedImage, Option, Record, Refusal, RubricUnit
+from omr_io.types import AXES, Axis, EncodedImage, Option, Record, Refusal, RubricUnit
+
+MEANINGS = ("question", "answer", "reasoning", "image", "images", "options", "id", *AXES)
+"""What columns can be mapped to."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -58,6 +61,14 @@ class ReadOptions:
         need_reasoning: whether a source without a reasoning column is an error; if not, its
             records' reasoning is "".
         max_image_bytes: largest file, in bytes, read from image_root.
+        schema: the name of the sources' schema (`omr-io schemas`); None recognises it.
+        column_map: (meaning, column) pairs: read any columns as OpenMedReason's. Meanings are
+            question, answer, reasoning, image, images, options, id and the rubric's axes; one that
+            is not mapped is the column of its own name, if there is one.
+        open_ended: mapped columns may hold questions without options.
+        turns: what to do with a conversation of several exchanges: "refuse" the row, or take its
+            "first"; the whole conversation then stays in `Record.extra`.
+        question: asked of captioned images.
 
     Raises:
         ConfigError: image_root is not a folder, or a value is not one of those above.
@@ -68,6 +79,11 @@ class ReadOptions:
     answer_mismatch: Literal["refuse", "keep"] = "refuse"
     need_reasoning: bool = True
     max_image_bytes: int = 256 << 20
+    schema: str | None = None
+    column_map: tuple[tuple[str, str], ...] = ()
+    open_ended: bool = False
+    turns: Literal["refuse", "first"] = "refuse"
+    question: str = "Describe the image."
 
     def __post_init__(self) -> None:
         if self.image_root is not None and not Path(self.image_root).is_dir():
@@ -76,6 +92,27 @@ class ReadOptions:
             raise ConfigError(
                 f"answer_mismatch is {self.answer_mismatch!r}", mend="Use 'refuse' or 'keep'"
             )
+        if self.turns not in ("refuse", "first"):
+            raise ConfigError(f"turns is {self.turns!r}", mend="Use 'refuse' or 'first'")
+        if not self.question.strip():
+            raise ConfigError("the question for captions is blank")
+        _check_map(self.column_map, self.schema)
+
+
+def _check_map(column_map: tuple[tuple[str, str], ...], schema: str | None) -> None:
+    meanings = [meaning for meaning, _ in column_map]
+    columns = [column for _, column in column_map]
+    for meaning in meanings:
+        if meaning not in MEANINGS:
+            known = ", ".join(MEANINGS)
+            raise ConfigError(f"{meaning!r} is nothing to map to", mend=f"Use one of {known}")
+    for name in (*meanings, *columns):
+        if meanings.count(name) > 1 or columns.count(name) > 1:
+            raise ConfigError(f"{name} is mapped twice")
+    if column_map and schema not in (None, "mapped"):
+        raise ConfigError(
+            f"the schema is {schema} and columns are mapped", mend="Give one or the other"
+        )
 
 
 class _RowError(RecordError):
