@@ -38,11 +38,27 @@ def open_image_root(
         SourceError: an archive is broken. (Also when one is first read.)
         DiskError: unpacking ran out of space.
     """
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
-    if not given:
+    roots = [_open(path, unpack_to) for path in image_paths(paths)]
+    if not roots:
         raise ConfigError("no image root was given")
-    roots = [_open(Path(path), unpack_to) for path in given]
     return roots[0] if len(roots) == 1 else SeveralRoots(tuple(roots))
+
+
+def image_paths(given: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    """One, several or no places of images."""
+    if given is None:
+        return ()
+    return (Path(given),) if isinstance(given, str | Path) else tuple(map(Path, given))
+
+
+def check_image_root(path: Path) -> None:
+    """Raise ConfigError for what is no image root, without opening it."""
+    known = path.name.lower().endswith((".zip", ".tar", *_PACKED))
+    if not path.is_dir() and not (path.is_file() and known):
+        raise ConfigError(
+            f"image_root {path} is not a folder, nor a file that ends in .zip, .tar, "
+            f"{', '.join(_PACKED)}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +79,9 @@ class FolderRoot:
                 raise missing(name)
             check_size(name, file.stat().st_size, max_bytes)
             return file.read_bytes()
-        except ValueError:
+        except ImageError:
+            raise
+        except ValueError:  # a NUL, or half a surrogate pair
             raise unreadable(name, "no file can have this name") from None
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, up to 3.12
             why = getattr(error, "strerror", None) or "a loop of links"
@@ -134,16 +152,11 @@ def short(text: str) -> str:
 def _open(path: Path, unpack_to: str | Path | None) -> ImageRoot:
     from omr_io.corpus.image_archives import TarRoot, ZipRoot
 
+    check_image_root(path)
     if path.is_dir():
         return FolderRoot(path)
     name = path.name.lower()
     packed = next((kind for suffix, kind in _PACKED.items() if name.endswith(suffix)), None)
-    known = name.endswith((".zip", ".tar")) or packed is not None
-    if not path.is_file() or not known:
-        raise ConfigError(
-            f"image_root {path} is not a folder, nor a file that ends in .zip, .tar, "
-            f"{', '.join(_PACKED)}",
-        )
     if name.endswith(".zip"):
         return ZipRoot(path)
     if packed is None:

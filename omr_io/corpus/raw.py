@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 ColumnKind = Literal[
@@ -15,8 +16,8 @@ ColumnKind = Literal[
 class ColumnType:
     """The type of a column: `item` is that of a list, `fields` are those of a struct.
 
-    "mixed" is a column of a file without types (JSON) whose first values differ in type, or one of
-    a type that no JSON can carry (a map, a duration); `named` is then the file's own name for it.
+    "mixed" is a column of a file without types (JSON) whose values differ in type, or one of a
+    type that no JSON can carry (a map, a duration); `named` is then the file's own name for it.
     """
 
     kind: ColumnKind
@@ -89,10 +90,16 @@ class SourceFile(Protocol):
     """A source file of any format, checked; picklable, and nothing is open between calls.
 
     Attributes:
+        location: a local path, or the text of a URL.
         name: as it stands in provenance, rejects and errors: the last part of its path.
         num_rows: of the whole file.
         columns: the columns by name, in the file's order.
     """
+
+    @property
+    def location(self) -> Path | str:
+        """See above."""
+        ...
 
     @property
     def name(self) -> str:

@@ -44,7 +44,7 @@ def type_of(value: Any) -> ColumnType:
 
 def merged(one: ColumnType, other: ColumnType) -> ColumnType:
     """The type that both values fit: null fits all, an integer is a float too."""
-    if one == other or other.kind == "null":
+    if one == other or other.kind == "null" or one.kind == "mixed":
         return one
     if one.kind == "null":
         return other
@@ -61,27 +61,33 @@ def merged(one: ColumnType, other: ColumnType) -> ColumnType:
 
 
 class TypesByExample:
-    """The columns of rows seen so far.
+    """The columns of the rows seen so far, and their types.
 
-    All names count, so that none is lost; types come from the first thousand rows, and for a name
-    that was null or missing until then from its first value.
+    Every name and every value counts, but what is nested in a value only in the first thousand
+    rows: a schema that needs it looks at each row anyway.
     """
 
     def __init__(self, where: Where) -> None:
         self.columns: dict[str, ColumnType] = {}
         self._where = where
         self._seen = 0
-        self._open: set[str] = set()
+        self._usual: dict[str, type] = {}
 
     def see(self, row: Mapping[str, Any]) -> None:
         """Take one row into account."""
         self._seen += 1
-        early = self._seen <= _TYPED_ROWS
-        names = row if early else (row.keys() - self.columns.keys()) | (self._open & row.keys())
-        for name in [name for name in row if name in names]:
-            kind = merged(self.columns.get(name, ColumnType("null")), type_of(row[name]))
-            self.columns[name] = kind
-            (self._open.add if kind.kind == "null" else self._open.discard)(name)
+        early, usual = self._seen <= _TYPED_ROWS, self._usual
+        for name, value in row.items():
+            if early or usual.get(name) is not value.__class__:
+                self._merge(name, value)
+
+    def _merge(self, name: str, value: Any) -> None:
+        if value is None and name in self.columns:
+            return
+        known = self.columns.get(name, ColumnType("null"))
+        kind = self.columns[name] = merged(known, type_of(value))
+        if kind.kind == _KINDS.get(type(value)) or kind.kind in ("list", "struct"):
+            self._usual[name] = type(value)
         if len(self.columns) > _MAX_COLUMNS:
             raise SourceError(
                 f"the first {self._seen} rows have more than {_MAX_COLUMNS} different names",

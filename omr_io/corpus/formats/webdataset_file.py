@@ -45,7 +45,8 @@ class WebDatasetFile(CheckedFile):
             for row in self.head(_TYPED_ROWS):
                 for name in structs:
                     columns[name] = merged(columns[name], type_of(row[name]))
-            self.columns = columns
+            unseen = [name for name in structs if columns[name].kind == "null"]
+            self.columns = columns | dict.fromkeys(unseen, ColumnType("mixed"))
 
     @classmethod
     def open(cls, location: Location) -> WebDatasetFile:
