@@ -20,7 +20,7 @@ from omr_io.shards.idx import dali_index
 from omr_io.shards.keys import key_for
 from omr_io.shards.layout import IMAGE_HASH_BYTES, FileDigest, Part, ShardEntry
 from omr_io.shards.sample_json import decode_record
-from omr_io.shards.tar import TarTable, scan_tar
+from omr_io.tar import TarTable, scan_tar
 from omr_io.shards.tar_writer import BLOCK, TRAILER, tar_header
 from omr_io.types import ImageInfo, Record
 
