@@ -15,13 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from omr_io.corpus import (
-    ReadOptions,
-    count_rows,
-    list_sources,
-    read_parquet,
-    source_fingerprint,
-)
+from omr_io.corpus import ReadOptions, open_corpus
 from omr_io.errors import ConfigError, DataError, Where
 from omr_io.images import MAX_BYTES, MAX_PIXELS
 from omr_io.shards.prepare import ImageChecks, prepare_rows
@@ -89,7 +83,8 @@ class ConvertOptions:
         """Those that change the content, as JSON values."""
         fields = dataclasses.asdict(self)
         del fields["overwrite"], fields["threads"], fields["max_rejects"]
-        del fields["read"]["image_root"]  # a place on one machine, not a property of the set
+        for name in ("image_root", "unpack_to"):  # places on one machine, not what the set is
+            del fields["read"][name]
         return fields
 
 
@@ -151,15 +146,13 @@ def convert(
         DataError: not one row became a sample, or more were refused than `max_rejects`.
         DiskError: writing failed; running again removes what is left and starts afresh.
     """
-    paths = list_sources(sources)
-    total = count_rows(paths)
     options = options or ConvertOptions()
-    readers = [read_parquet(path, options.read) for path in paths]  # checks every schema first
-    rows = (item for reader in readers for item in reader)
-    names = [path.name for path in paths]
+    corpus = open_corpus(sources, options.read)
+    pieces = corpus.pieces(options.max_shard_bytes, options.max_shard_samples)
+    rows = (item for piece in pieces for item in corpus.read(piece))
     return write_shard_set(
         rows, Path(out), options, progress,
-        sources=names, fingerprint=source_fingerprint(paths), total_rows=total,
+        sources=corpus.names, fingerprint=corpus.fingerprint, total_rows=corpus.num_rows,
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ from omr_io.shards.layout import (
     read_manifest,
 )
 from omr_io.shards.sample_json import decode_record
-from omr_io.shards.tar import TarTable, scan_tar
 from omr_io.shards.tar_writer import idx_text
+from omr_io.tar import TarTable, scan_tar
 
 
 @dataclass(frozen=True, slots=True)

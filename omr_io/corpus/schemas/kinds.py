@@ -22,7 +22,7 @@ _SCALARS = frozenset({"text", "integer", "float", "boolean", "null", "mixed"})
 
 def accepts(kind: str, found: ColumnType) -> bool:
     """Whether a column of type `found` can be of this kind."""
-    if getattr(found, "named", ""):  # a type of the file's own that no row can carry
+    if found.named:  # a type of the file's own that no row can carry
         return False
     return _KINDS[kind][0](found)
 
@@ -33,13 +33,13 @@ def wanted(kind: str) -> str:
 
 
 def fits_json(found: ColumnType) -> bool:
-    """Whether JSON can carry every value of the type: no bytes at any depth."""
+    """Whether JSON can carry every value of the type: no bytes at any depth, no maps."""
     if found.kind == "list":
         return found.item is None or fits_json(found.item)
     if found.kind == "struct":
         names = {name for name, _ in found.fields}
         return len(names) == len(found.fields) and all(fits_json(kind) for _, kind in found.fields)
-    return found.kind in _SCALARS and not getattr(found, "named", "")
+    return found.kind in _SCALARS and not found.named  # named: a map, a duration
 
 
 def struct_fields(found: ColumnType | None) -> Mapping[str, ColumnType] | None:
