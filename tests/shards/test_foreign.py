@@ -167,8 +167,8 @@ def test_bad_samples_are_told_and_never_merged(tmp_path):
     told = rejects(tmp_path)
     assert [(key, reason) for _, key, reason in told] == [
         ("1", "dotted-key"),
-        ("a", "missing-text"), ("b", "missing-text"), ("a", "interleaved-key"),
-        ("b", "interleaved-key"), ("c", "interleaved-key"), ("c", "missing-text"),
+        ("a", "interleaved-key"), ("b", "interleaved-key"), ("a", "interleaved-key"),
+        ("b", "interleaved-key"), ("c", "interleaved-key"), ("c", "interleaved-key"),
         ("README", "unnamed-member"), ("e", "duplicate-member"), ("f", "missing-text"),
         ("g", "image-truncated"), ("h", "image-empty"), ("i", "bad-json"),
         ("j", "answer-not-an-option"),
@@ -345,7 +345,7 @@ def test_damage_in_a_foreign_tar_is_found(tmp_path):
     tar.write_bytes(damaged)
     place = f"shard a.tar, key b, part b.jpg, offset {part.offset}"
     assert any(place in str(problem) for problem in verify(tmp_path).problems)
-    with ShardSet.open(tmp_path) as shards, pytest.raises(IntegrityError, match="CRC-32C.*key b"):
+    with ShardSet.open(tmp_path) as shards, pytest.raises(IntegrityError, match=r"CRC-32C.*key b"):
         shards.read_record(1)
     damaged[part.offset + 40] ^= 1
     damaged[part.offset - 512] ^= 1

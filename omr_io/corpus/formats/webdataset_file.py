@@ -19,8 +19,8 @@ from omr_io.tar import TarTable, scan_tar, tar_windows
 
 KEY = "__key__"
 _BLOCK = 512
-_TEXT = ("txt", "text", "transcript", "caption", "cls")
-_JSON = ("json", "jsn")
+TEXT_ENDINGS = ("txt", "text", "transcript", "caption", "cls")
+JSON_ENDINGS = ("json", "jsn")
 _MAX_SAMPLE_BYTES = 1 << 30
 _TYPED_ROWS = 100
 
@@ -40,7 +40,7 @@ class WebDatasetFile(CheckedFile):
         spans = found.cutter.finish()
         super().__init__(location, stamp, found.digest.hexdigest(), columns, spans)
         self._interleaved = frozenset(found.interleaved)
-        structs = [name for name in columns if _ending(name) in _JSON]
+        structs = [name for name in columns if ending_of(name) in JSON_ENDINGS]
         if structs:
             for row in self.head(_TYPED_ROWS):
                 for name in structs:
@@ -94,7 +94,7 @@ class WebDatasetFile(CheckedFile):
                 row[name] = group.key
             elif name in members:
                 at = members[name].offset
-                value = _value(_ending(name), bytes(data[at : at + members[name].size]))
+                value = part_value(ending_of(name), bytes(data[at : at + members[name].size]))
                 if isinstance(value, BadRow):
                     return BadRow(value.reason, f"{group.key}.{name}: {value.detail}"[:300])
                 row[name] = value
@@ -185,22 +185,24 @@ def _grouped(table: TarTable) -> Iterator[Group]:
         yield groups.flush()
 
 
-def _ending(extension: str) -> str:
+def ending_of(extension: str) -> str:
+    """What follows the last dot of an extension: "png" of "img0.png"."""
     return extension.rpartition(".")[2]
 
 
 def _type_by_name(extension: str) -> ColumnType:
-    ending = _ending(extension)
-    if ending in _JSON:
+    ending = ending_of(extension)
+    if ending in JSON_ENDINGS:
         return ColumnType("null")  # until its values are seen
-    return ColumnType("text" if ending in _TEXT else "bytes")
+    return ColumnType("text" if ending in TEXT_ENDINGS else "bytes")
 
 
-def _value(ending: str, data: bytes) -> object:
-    if ending in _TEXT:
+def part_value(ending: str, data: bytes) -> object:
+    """What a part holds, by its ending: text, a JSON object, or bytes; BadRow if it is broken."""
+    if ending in TEXT_ENDINGS:
         text, damaged = decoded(data)
         return repaired(text) if damaged else text
-    return _parsed(data) if ending in _JSON else data
+    return _parsed(data) if ending in JSON_ENDINGS else data
 
 
 def _parsed(data: bytes) -> object:

@@ -12,7 +12,6 @@ from pathlib import Path
 from omr_io.corpus.formats.location import Location, is_url
 from omr_io.errors import ConfigError, SourceError
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_NAMES = 1_000_000
 
@@ -78,10 +77,11 @@ def expand_braces(pattern: str) -> Iterator[str]:
     waiting, count = [pattern], 0
     while waiting:
         text = waiting.pop()
-        for match in _BRACES.finditer(text):
-            choices = _choices(match[1])
+        for start in (place for place, char in enumerate(text) if char == "{"):
+            commas, end = _closed(text, start)
+            choices = _choices(text, start, commas, end)
             if choices is not None:
-                head, tail = text[: match.start()], text[match.end() :]
+                head, tail = text[:start], text[end + 1 :]
                 waiting += [head + choice + tail for choice in reversed(choices)]
                 break
         else:
@@ -91,7 +91,20 @@ def expand_braces(pattern: str) -> Iterator[str]:
             raise ConfigError(f"{pattern} stands for more than {_MAX_NAMES} names")
 
 
-def _choices(inside: str) -> list[str] | None:
+def _closed(text: str, start: int) -> tuple[list[int], int]:
+    """The commas directly within the brace at `start`, and where it is closed; -1 if nowhere."""
+    depth, commas = 0, []
+    for place in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 1 and text[place] == ",":
+            commas.append(place)
+        if depth == 0:
+            return commas, place
+    return [], -1
+
+
+def _choices(text: str, start: int, commas: list[int], end: int) -> list[str] | None:
+    inside = text[start + 1 : max(end, 0)]
     if match := _RANGE.fullmatch(inside):
         first, last = int(match[1]), int(match[2])
         padded = any(len(text) > 1 and text[0] == "0" for text in match.groups())
@@ -100,7 +113,9 @@ def _choices(inside: str) -> list[str] | None:
             raise ConfigError(f"{{{inside}}} stands for more than {_MAX_NAMES} names")
         step = 1 if last >= first else -1
         return [f"{n:0{width}d}" for n in range(first, last + step, step)]
-    return inside.split(",") if "," in inside else None
+    if not commas:
+        return None
+    return [text[a + 1 : b] for a, b in zip([start, *commas], [*commas, end], strict=True)]
 
 
 def _paths(name: str) -> list[Path]:

@@ -23,6 +23,7 @@ from omr_io.types import ImageInfo, Record, Refusal
 MAX_JSON_BYTES = 64 << 20
 MAX_IMAGES = 1000
 _BATCH_ROWS = 1024
+_TELLING = ("dotted-key", "unnamed-member", "duplicate-member")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +215,24 @@ def _refuse_interleaved(rows: ShardRows, runs: Counter[str]) -> None:
 
     webdataset would give them as several samples, each with a part of the members.
     """
-    apart = [runs[key] > 1 for key in rows.keys]
-    if not any(apart):
-        return
-    details = [
-        f"the key stands at {runs[key]} places in this shard, members of other keys between them"
-        for key in rows.keys
+
+    def told(key: str) -> str:
+        return f"the key stands at {runs[key]} places in this shard, other members between them"
+
+    rows.refusals = [
+        # What a part of a sample lacks, such as a text, may stand at another place.
+        refusal
+        if runs[str(refusal.id)] == 1 or refusal.reason in _TELLING
+        else dataclasses.replace(
+            refusal,
+            reason="interleaved-key",
+            detail=refusal.detail.partition(": ")[0] + ": " + told(str(refusal.id)),
+        )
+        for refusal in rows.refusals
     ]
-    refuse_rows(rows, apart, "interleaved-key", details)
+    apart = [runs[key] > 1 for key in rows.keys]
+    if any(apart):
+        refuse_rows(rows, apart, "interleaved-key", [told(key) for key in rows.keys])
 
 
 def refuse_rows(

@@ -65,6 +65,7 @@ class IndexWriter:
         self._entries: list[ShardEntry] = []
         self._keys = KeysSeen()
         self._refused = 0
+        self._unfinished: list[Path] = []
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._claim()
@@ -75,7 +76,9 @@ class IndexWriter:
 
     def _claim(self) -> None:
         """Check that nothing of another origin is replaced; then take back the old manifest."""
-        manifest = self._folder / MANIFEST_NAME
+        manifest, index = self._folder / MANIFEST_NAME, self._folder / INDEX_NAME
+        if not manifest.exists() and not index.exists():
+            return
         if manifest.exists():
             if not self._overwrite:
                 raise ConfigError(
@@ -91,8 +94,8 @@ class IndexWriter:
             with writing(manifest):
                 manifest.unlink()
                 fsync_folder(self._folder)
-        elif (self._folder / INDEX_NAME).exists() and not self._overwrite:
-            self._check_left_behind(self._folder / INDEX_NAME)
+        elif not self._overwrite:
+            self._check_left_behind(index)
         with writing(self._folder), suppress(FileNotFoundError):
             (self._folder / REJECTS_NAME).unlink()
 
@@ -143,6 +146,7 @@ class IndexWriter:
                     f"{path} is there already, with other content",
                     mend="Pass --overwrite to replace it, or choose another folder by -o",
                 )
+        self._unfinished.append(path)
         write_atomically(path, text)
         return digest
 
@@ -189,13 +193,19 @@ class IndexWriter:
             foreign=Foreign("" if together else self._tars.root, view.to_json()),
         )
         write_atomically(self._folder / MANIFEST_NAME, manifest.to_bytes())
+        self._unfinished = []
         return manifest
 
     def close(self) -> None:
         """Remove what is not complete; nothing after `finish`."""
         self._index_file.close()
-        if self._rejects_file is not None:
+        if self._rejects is not None and self._rejects_file is not None:
+            if not self._rejects_file.closed:
+                self._rejects.close()  # now: it would write when it is collected
             self._rejects_file.close()
+        for path in self._unfinished:
+            with suppress(OSError):
+                path.unlink()
 
 
 def idx_name(shard: str) -> str:
