@@ -76,12 +76,12 @@ class FoundSample:
         """How many of `parts` are images: the first ones."""
         return sum(part.is_image() for part in self.parts)
 
-    def parts_of(self, shard: str) -> SampleParts:
-        """A copy of it all, as a view takes it."""
+    def parts_of(self, shard: str, prefix: str = "") -> SampleParts:
+        """A copy of it all, as a view takes it; `prefix` comes before the key."""
         return SampleParts(
             shard,
             self.row,
-            self.key,
+            prefix + self.key,
             tuple(part.name for part in self.parts),
             tuple(bytes(part.data) for part in self.parts),
             self.num_images,

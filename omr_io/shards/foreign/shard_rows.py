@@ -103,7 +103,7 @@ def index_shard(
     for sample in read_samples(location, name, read):
         rows.groups += 1
         runs[sample.key] += 1
-        row = _row(sample, name, view, checks)
+        row = _row(sample, name, view, checks, prefix)
         _count_left_out(sample, rows)
         if isinstance(row, Refusal):
             rows.refusals.append(row)
@@ -128,7 +128,7 @@ def index_shard(
 
 
 def _row(
-    sample: FoundSample, shard: str, view: View, checks: ImageLimits
+    sample: FoundSample, shard: str, view: View, checks: ImageLimits, prefix: str
 ) -> dict[str, Any] | Refusal:
     def refuse(reason: str, detail: str) -> Refusal:
         where = f"offset {sample.offset}: {detail}"
@@ -148,7 +148,7 @@ def _row(
             infos.append(checks.check(part.data))
         except ImageError as error:
             return refuse(error.reason, f"{part.name}: {error.what}")
-    parts = sample.parts_of(shard)
+    parts = sample.parts_of(shard, prefix)
     taken = view.take(parts)
     if isinstance(taken, Refusal):
         return refuse(taken.reason, taken.detail)
