@@ -57,18 +57,41 @@ from collections.abc import Mapping, Sequence
 
 from omr_io.corpus.raw import ColumnType, RawRow
 from omr_io.corpus.rows import ReadOptions
-from omr_io.corpus.schemas import openmedreason
+from omr_io.corpus.schemas import (
+    choices,
+    conversations,
+    mapped,
+    open_ended,
+    openmedreason,
+    problems,
+)
 from omr_io.corpus.schemas.bound import BoundSchema
 from omr_io.corpus.schemas.kinds import fits_json
 from omr_io.corpus.schemas.recognise import force, named, recognise
 from omr_io.corpus.schemas.row import Found, Schema, Table
-from omr_io.errors import ConfigError, SourceError, Where
+from omr_io.errors import SourceError, Where
 from omr_io.types import AXES
 
 __all__ = ["SCHEMAS", "BoundSchema", "Schema", "bind"]
 
-SCHEMAS: tuple[Schema, ...] = (openmedreason.SCHEMA,)
-"""All that are recognised, in the order of `omr-io schemas`."""
+SCHEMAS: tuple[Schema, ...] = (
+    openmedreason.SCHEMA,
+    choices.MEDVLTHINKER,
+    choices.PMC_VQA,
+    conversations.VERL,
+    problems.EASYR1,
+    problems.R1V,
+    problems.VLAA,
+    conversations.LLAVA,
+    conversations.PUBMEDVISION,
+    conversations.MS_SWIFT,
+    conversations.TRL,
+    conversations.TRL_MESSAGES,
+    open_ended.VQA,
+    open_ended.SLAKE,
+    open_ended.BIOMEDICA,
+)
+"""All that are recognised, in the order of `omr-io schemas`. "mapped" is not among them."""
 
 
 def bind(
@@ -105,16 +128,14 @@ def bind(
                 where=where,
                 mend=f"Leave it out by --omit {name} (the option omit), or remove it from the file",
             )
-    images = {found[role] for role in ("image", "images") if role in found}
-    checked = [name for name in kept if name not in images and name != found.get("id")]
+    own = {found[role] for role in ("id", "image", "caption") if role in found}
     return BoundSchema(
         name=schema.name,
         columns=tuple(kept),
         _schema=schema,
         _found=dict(found),
         _axes=tuple(axis for axis in AXES if axis in found),
-        _flat=tuple(name for name in checked if kept[name].kind == "text"),
-        _deep=tuple(name for name in checked if kept[name].kind in ("list", "struct", "mixed")),
+        _plain=tuple(name for name in kept if name not in own),
         _extra=extra,
         _options=options,
     )
@@ -132,4 +153,9 @@ def _kept(
 
 
 def _choose(table: Table, source: str) -> tuple[Schema, Found]:
+    name = table.options.schema
+    if table.options.column_map or name == "mapped":
+        return force(mapped.schema_of(table, source), table, source)
+    if name is not None:
+        return force(named(SCHEMAS, name), table, source)
     return recognise(SCHEMAS, table, source)

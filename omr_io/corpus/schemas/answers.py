@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from omr_io.corpus.options import parse_letter, parse_options
+from omr_io.corpus.options import parse_comma_options, parse_letter, parse_options
 from omr_io.corpus.raw import BadText
 from omr_io.corpus.schemas.row import RowError, RowFields, Schema, short
 from omr_io.errors import RecordError
@@ -34,7 +34,7 @@ _INSTRUCTION = re.compile(
 
 
 def printable(text: str, what: str) -> str:
-    """The text, or RowError "control-characters": U+0000 to U+001F but tab, LF and CR, or U+007F."""
+    """The text; RowError "control-characters" for U+0000 to U+001F but tab, LF, CR, or U+007F."""
     data = text.encode("utf-8", "surrogatepass")
     # In UTF-8 a control character is one byte and part of no other: far faster than the pattern.
     if len(data.translate(None, _CONTROL_BYTES)) != len(data):
@@ -108,18 +108,29 @@ def _options_in(question: str, fields: RowFields, schema: Schema) -> tuple[Optio
 
 
 def inline_options(text: str) -> tuple[str, tuple[Option, ...]]:
-    """`parse_options`, which may be followed by one line that says how to answer.
+    """`parse_options`, or the comma form; one line that says how to answer may follow.
 
     Raises:
-        RecordError: as `parse_options`.
+        RecordError: as `parse_options` and `parse_comma_options`.
     """
     try:
-        return parse_options(text)
+        return _comma_form_or_usual(text)
     except RecordError:
         head, _, last = text.rstrip().rpartition("\n")
         if not _INSTRUCTION.match(last.strip()):
             raise
-        return parse_options(head)
+        return _comma_form_or_usual(head)
+
+
+def _comma_form_or_usual(text: str) -> tuple[str, tuple[Option, ...]]:
+    try:
+        found = parse_comma_options(text)
+    except RecordError:
+        usual = parse_options(text)  # "A) x B) y" has no commas, and need have none
+        if not usual[1]:
+            raise
+        return usual
+    return parse_options(text) if found is None else found
 
 
 def _check_options_missing(answer: object, schema: Schema) -> None:
@@ -179,6 +190,8 @@ def answer_letter(
         raise RowError("null-answer", "the answer is null")
     if isinstance(answer, int) and not isinstance(answer, bool) and not letters_only:
         return _numbered(answer, options)
+    if isinstance(answer, float):
+        answer = str(answer)
     text = as_text(answer, "the answer")
     letter = parse_letter(text)
     if letters_only and letter is None:
@@ -229,7 +242,7 @@ def _no_option(answer: object, options: Sequence[Option]) -> RowError:
 def _free_text(answer: object) -> str:
     if answer is None:
         raise RowError("null-answer", "the answer is null")
-    if isinstance(answer, int) and not isinstance(answer, bool):
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
         return str(answer)
     text = as_text(answer, "the answer").strip()
     if not text:

@@ -35,8 +35,7 @@ class BoundSchema:
     _schema: Schema
     _found: dict[str, str]
     _axes: tuple[Axis, ...]
-    _flat: tuple[str, ...]  # columns of text, which may hold what is not UTF-8
-    _deep: tuple[str, ...]  # columns that may hold it, or bytes, at any depth
+    _plain: tuple[str, ...]  # columns of JSON values: no bytes, no text that is not UTF-8
     _extra: tuple[str, ...]
     _options: ReadOptions
 
@@ -76,7 +75,7 @@ class BoundSchema:
 
     def _record(self, source: str, known_id: str, raw: RawRow, images: ImageRoot | None) -> Record:
         schema, options = self._schema, self._options
-        self._check_utf8(raw)
+        self._check_plain(raw)
         fields = schema.adapt(raw, self._found, options)
         found = pictures(fields.images, needed=schema.images == "needed")
         for _, name in found:
@@ -103,16 +102,14 @@ class BoundSchema:
             extra=self._rest(raw, fields.keep),
         )
 
-    def _check_utf8(self, raw: RawRow) -> None:
-        for name in self._flat:
+    def _check_plain(self, raw: RawRow) -> None:
+        for name in self._plain:
             value = raw.get(name)
-            if value.__class__ is BadText:
-                raise _not_utf8(name, value)
-        for name in self._deep:
-            _check_deep(name, raw.get(name))
+            if value is not None and value.__class__ is not str:
+                _check_deep(name, value)
 
     def _rest(self, raw: RawRow, keep: tuple[str, ...]) -> dict[str, object]:
-        """The columns that are not used, or not in full; also keys that only some JSON rows have."""
+        """What is not used, or not in full; also keys that only some JSON rows have."""
         if keep:
             names = [name for name in self.columns if name in self._extra or name in keep]
         else:
@@ -138,7 +135,7 @@ def _not_utf8(column: str, value: object) -> RowError:
 
 
 def _check_deep(column: str, value: object) -> None:
-    """Refuse text that is not UTF-8, and bytes, at any depth; not by recursion, whose depth ends."""
+    """Refuse text that is not UTF-8, and bytes, at any depth (so not by recursion)."""
     waiting = [value]
     while waiting:
         item = waiting.pop()

@@ -22,6 +22,8 @@ _SCALARS = frozenset({"text", "integer", "float", "boolean", "null", "mixed"})
 
 def accepts(kind: str, found: ColumnType) -> bool:
     """Whether a column of type `found` can be of this kind."""
+    if found.named:  # a type of the file's own that no row can carry
+        return False
     return _KINDS[kind][0](found)
 
 
@@ -103,7 +105,7 @@ _KINDS: Mapping[str, tuple[Callable[[ColumnType], bool], str]] = {
     "embedded-image": (_embedded, "struct<bytes: bytes, path: text>, or a list of them"),
     "rubric": (_rubric, f"list<struct<{', '.join(UNIT_FIELDS)}: text>>, or JSON text"),
     "text": (_one_of("text", "mixed", "null"), "text"),
-    "answer": (_one_of("text", "integer", "mixed"), "text or an integer"),
+    "answer": (_one_of("text", "integer", "float", "mixed"), "text or a number"),
     "picture": (_picture, "bytes, a path, struct<bytes, path>, or a list of these"),
     "bytes": (_one_of("bytes"), "bytes"),
     "messages": (_lists, "a list of messages"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omr_io.corpus.options import parse_letter, parse_options
 from omr_io.corpus.raw import RawRow
 from omr_io.corpus.rows import ReadOptions
+from omr_io.corpus.schemas.recognise import fit
 from omr_io.corpus.schemas.row import Found, Need, RowFields, Schema, Table
 from omr_io.errors import RecordError
 
@@ -35,14 +36,15 @@ def looks_multiple_choice(table: Table, question: str, answer: str) -> bool:
 
 
 def _against(table: Table, found: Found) -> str | None:
-    """Columns of MedVLThinker or VLAA-Thinking beside ours: then the rows must look like ours."""
+    """With a rival's columns beside ours, or without reasoning, the rows must look like ours."""
     rivals = [
         names
         for names in (("options", "answer_label"), ("gt",))
         if all(name in table.columns for name in names)
     ]
-    if rivals and not looks_multiple_choice(table, found["question"], found["answer"]):
-        return f"has {' and '.join(rivals[0])}, and no question of its first rows ends in options"
+    unclear = rivals or ("reasoning" not in found and table.head)
+    if unclear and not looks_multiple_choice(table, found["question"], found["answer"]):
+        return "no question of its first rows ends in options"
     return None
 
 
@@ -66,3 +68,11 @@ SCHEMA = Schema(
     reasoning="whole",
     images="needed",
 )
+
+
+def claims(table: Table) -> bool:
+    """Whether a table is OpenMedReason's by its columns and its rows."""
+    it = fit(SCHEMA, table, judge_rows=False)
+    if it.lacks:
+        return False
+    return looks_multiple_choice(table, it.found["question"], it.found["answer"])

@@ -86,7 +86,7 @@ def fit(schema: Schema, table: Table, *, judge_rows: bool = True) -> Fit:
     """Compare a table with a schema."""
     found = find(schema, table)
     needs = _required(schema, table)
-    missing = tuple(need.names[0] for need in needs if need.role not in found)
+    missing = tuple((*need.names, need.role)[0] for need in needs if need.role not in found)
     lacks = []
     if missing:
         lacks.append(f"missing column{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
