@@ -156,7 +156,8 @@ def test_groups_that_cannot_be_samples_are_told(
 def test_bad_json_and_bad_text_concern_their_row_only(tmp_path: Path) -> None:
     members = [
         ("a.json", b'{"x": 1}'), ("b.json", b'{"x": '), ("c.json", b'{"x": 1, "x": 2}'),
-        ("d.json", b"[3]"), ("e.json", b'{"x": "\xff"}'), ("f.txt", b"\xff"), ("g.json", b'{"x": 2}'),
+        ("d.json", b"[3]"), ("e.json", b'{"x": "\xff"}'), ("f.txt", b"\xff"),
+        ("g.json", b'{"x": 2}'),
     ]  # fmt: skip
     rows = all_rows(WebDatasetFile.open(write(tmp_path / "a.tar", members)))
     kinds = [row.reason if isinstance(row, BadRow) else row["json"] for row in rows]
@@ -185,12 +186,12 @@ def test_damage_is_an_error_with_its_offset(tmp_path: Path) -> None:
             WebDatasetFile.open(path)
     for changed in (b"", bytes(1024), b"hello" * 400):
         path.write_bytes(changed)
-        with pytest.raises(SourceError, match="no whole tar|the tar is empty"):
+        with pytest.raises(SourceError, match=r"no whole tar|the tar is empty"):
             WebDatasetFile.open(path)
     broken = bytearray(data)
     broken[512 * 2 + 3] ^= 1
     path.write_bytes(broken)
-    with pytest.raises(SourceError, match="checksum.*offset 1024"):
+    with pytest.raises(SourceError, match=r"checksum.*offset 1024"):
         WebDatasetFile.open(path)
 
 

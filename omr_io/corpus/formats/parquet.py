@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -144,7 +145,8 @@ def one_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__)[:200]
 
 
-def _opened(location: Location, metadata: Any) -> Any:
+@contextmanager
+def _opened(location: Location, metadata: Any) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile` that reads pages as needed and verifies their checksums."""
     given: Any = location
     if isinstance(location, str):
@@ -152,21 +154,25 @@ def _opened(location: Location, metadata: Any) -> Any:
 
         given = remote.open_url(location)  # it reads ahead on its own
     try:
-        return pq.ParquetFile(
-            given,
-            metadata=metadata,
-            pre_buffer=False,
-            buffer_size=BUFFER_BYTES,
-            page_checksum_verification=True,
-        )
-    except FileNotFoundError:
-        raise SourceError("the file does not exist", where=Where(source=shown(location))) from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(
-            f"this is not a Parquet file, or it was cut short: {one_line(error)}",
-            where=Where(source=shown(location)),
-            mend="Fetch or write the file again",
-        ) from error
+        try:
+            file = pq.ParquetFile(
+                given,
+                metadata=metadata,
+                pre_buffer=False,
+                buffer_size=BUFFER_BYTES,
+                page_checksum_verification=True,
+            )
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise SourceError(
+                f"this is not a Parquet file, or it was cut short: {one_line(error)}",
+                where=Where(source=shown(location)),
+                mend="Fetch or write the file again",
+            ) from error
+        with file:
+            yield file
+    finally:
+        if given is not location:
+            given.close()  # Arrow closes only what it opened
 
 
 def _footer_digest(location: Location, size: int) -> str:
