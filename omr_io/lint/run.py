@@ -6,6 +6,7 @@ sample is a few digests, about 50 bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections import Counter
@@ -117,9 +118,10 @@ def lint(
     start = time.monotonic()
     options = options or LintOptions()
     report = progress or (lambda stage, done, total: None)
+    splits = tuple(map(Path, against))
     with ExitStack() as stack:
         shards = stack.enter_context(ShardSet.open(folder))
-        others = [stack.enter_context(ShardSet.open(other)) for other in against]
+        others = [stack.enter_context(ShardSet.open(split)) for split in splits]
         for other in others:
             if other.fingerprint == shards.fingerprint:
                 raise ConfigError(
@@ -129,16 +131,19 @@ def lint(
         findings = texts.findings()
         findings += images.size_findings(shards, options.max_aspect, options.min_side)
         findings += images.duplicate_images(shards)
-        for other in others:
-            findings += images.leaked_images(shards, other)
-            findings += _leaked_ids(shards, other)
-            findings += _leaked_questions(shards, texts.questions, other, report)
+        for split, other in zip(splits, others, strict=True):
+            leaks = [
+                *images.leaked_images(shards, other),
+                *_leaked_ids(shards, other),
+                *_leaked_questions(shards, texts.questions, other, report),
+            ]
+            findings += [_into(split, leak) for leak in leaks]
         if options.pixels:
-            findings += _pixels(shards, others, options, report)
+            findings += _pixels(shards, list(zip(splits, others, strict=True)), options, report)
         kept = [item for item in findings if item.rule not in options.ignore]
         return LintReport(
             folder=Path(folder),
-            against=tuple(map(Path, against)),
+            against=splits,
             samples=len(shards),
             images=len(shards.image_widths),
             findings=tuple(sorted(kept, key=lambda item: (item.severity, -item.count, item.rule))),
@@ -286,7 +291,10 @@ def _pairs(
 
 
 def _pixels(
-    shards: ShardSet, others: Sequence[ShardSet], options: LintOptions, progress: Progress
+    shards: ShardSet,
+    others: Sequence[tuple[Path, ShardSet]],
+    options: LintOptions,
+    progress: Progress,
 ) -> list[Finding]:
     tally = Tally()
 
@@ -297,7 +305,14 @@ def _pixels(
 
     pixels = digests(shards, "pixels", tally)
     found = tally.findings({"": len(pixels)}) + list(images.duplicate_pixels(shards, pixels))
-    for other in others:
+    for split, other in others:
         there = digests(other, "pixels of the other split", Tally())
-        found += images.leaked_pixels(shards, pixels, other, there)
+        leaks = images.leaked_pixels(shards, pixels, other, there)
+        found += [_into(split, leak) for leak in leaks]
     return found
+
+
+def _into(split: Path, leak: Finding) -> Finding:
+    """A leak with the set that it goes into: there may be several."""
+    detail = f"into {split}: {leak.detail}" if leak.detail else f"into {split}"
+    return dataclasses.replace(leak, detail=detail)

@@ -189,7 +189,7 @@ def test_sizes(write):
     only(lint(folder, options=LintOptions(max_aspect=180)), "narrow-images", 5)
 
 
-def test_leaks(write):
+def test_leaks(write, tmp_path):
     train = write(SOUND)
     test = [record(100 + n) for n in range(5)]
     assert lint(train, [write(test, "apart")]).ok
@@ -197,7 +197,11 @@ def test_leaks(write):
     report = lint(train, [write(test, "images")])
     only(report, "leaked-images", 6)
     assert report.findings[0].examples[0].detail == "as in train-000000.tar, key case-103"
-    assert report.findings[0].detail == "1 images; 1 of the other split's 5 samples"
+    into = tmp_path / "images"
+    assert report.findings[0].detail == (f"into {into}: 1 images; 1 of the other split's 5 samples")
+    both = lint(train, iter([into, tmp_path / "apart"]))
+    assert both.against == (into, tmp_path / "apart")
+    assert by_rule(both) == {"leaked-images": 1}
     test[3] = record(103, id="case-7")
     only(lint(train, [write(test, "ids")]), "leaked-ids", 7)
     with pytest.raises(ConfigError, match="compared with itself"):

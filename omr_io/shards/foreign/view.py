@@ -153,7 +153,12 @@ class View:
             for name, value in fields["options"].items()
         }
         columns = {name: _type_from_json(kind) for name, kind in fields["columns"].items()}
-        read = ReadOptions(**options)
+        try:
+            read = ReadOptions(**options)
+        except TypeError as error:
+            what = f"the index was made by another omr_io: {error}"
+            mend = "Use that version, or run `omr-io index --overwrite`"
+            raise SourceError(what, mend=mend) from None
         layout = cast(Layout, fields["layout"])
         bound = None
         if layout != "omr_io":
