@@ -12,6 +12,7 @@ from omr_io.cli.common import EXIT_CODES
 from omr_io.cli.convert import convert
 from omr_io.cli.demo_corpus import demo_corpus
 from omr_io.cli.shard_sets import info, verify
+from omr_io.cli.view import view
 from omr_io.errors import OmrError
 from omr_io.terminal import printable
 
@@ -53,4 +54,5 @@ def _common(
 app.command("convert", epilog=EXIT_CODES)(convert)
 app.command("info", epilog=EXIT_CODES)(info)
 app.command("verify", epilog=EXIT_CODES)(verify)
+app.command("view", epilog=EXIT_CODES)(view)
 app.command("demo-corpus", epilog=EXIT_CODES)(demo_corpus)
