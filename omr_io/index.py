@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
@@ -121,6 +121,15 @@ class ShardSet:
     def image_formats(self) -> list[str]:
         """The formats of all N images, "jpeg", "png", ...."""
         return list(self._formats.to_pylist())
+
+    def column(self, name: Literal["answer", "format", "mode"]) -> pa.Array:
+        """An Arrow array of text, to count without a loop: answers (n), formats or modes (N)."""
+        return {"answer": self._answers, "format": self._formats, "mode": self._modes}[name]
+
+    def part_sizes(self) -> tuple[Int64Array, Int64Array]:
+        """Sizes in bytes: (N,) of all images as encoded, (n,) of all samples' JSON."""
+        last = self._part_offsets[1:] - 1
+        return np.delete(self._sizes, last), self._sizes[last]
 
     def shard(self, i: int) -> str:
         """The file name of the shard that holds sample i."""
