@@ -8,10 +8,16 @@ from typing import Annotated
 import typer
 
 from omr_io import __version__
-from omr_io.cli.common import EXIT_CODES
+from omr_io.cli.common import epilog
+from omr_io.cli.completion import EXAMPLES as COMPLETION_EXAMPLES
+from omr_io.cli.completion import PROGRAM, VARIABLE, answer_shells, completion
 from omr_io.cli.convert import convert
 from omr_io.cli.demo_corpus import demo_corpus
-from omr_io.cli.shard_sets import info, verify
+from omr_io.cli.doctor import CODES as DOCTOR_CODES
+from omr_io.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
+from omr_io.cli.doctor import doctor
+from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_EXAMPLES, info, verify
+from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
 from omr_io.cli.view import view
 from omr_io.errors import OmrError
 from omr_io.terminal import printable
@@ -19,10 +25,10 @@ from omr_io.terminal import printable
 app = typer.Typer(
     name="omr-io",
     help="Shards of OpenMedReason for training: convert, look at, verify.",
-    epilog=EXIT_CODES,
+    epilog=epilog("omr-io convert train.parquet shards/", "omr-io COMMAND --help  # with examples"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a traceback is a bug of ours: print it whole
-    add_completion=False,
+    add_completion=False,  # `omr-io completion` prints the script and edits no one's files
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -30,7 +36,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; an `OmrError` becomes one line and its exit code."""
     try:
-        app(prog_name="omr-io")
+        answer_shells()
+        app(prog_name=PROGRAM, complete_var=VARIABLE)
     except OmrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -51,8 +58,20 @@ def _common(
     """Options of every command."""
 
 
-app.command("convert", epilog=EXIT_CODES)(convert)
-app.command("info", epilog=EXIT_CODES)(info)
-app.command("verify", epilog=EXIT_CODES)(verify)
-app.command("view", epilog=EXIT_CODES)(view)
-app.command("demo-corpus", epilog=EXIT_CODES)(demo_corpus)
+_CONVERT_EXAMPLES = (
+    "omr-io convert train.parquet shards/",
+    "omr-io convert 'data/train-*.parquet' shards/ --max-rejects 0.5%",
+    "omr-io convert data/ shards/ --image-root figures/ --overwrite --json",
+)
+_DEMO_EXAMPLES = (
+    "omr-io demo-corpus demo.parquet",
+    "omr-io demo-corpus demo.parquet --train-rows 200 --test-rows 40 --seed 1",
+)
+
+app.command("convert", epilog=epilog(*_CONVERT_EXAMPLES))(convert)
+app.command("info", epilog=epilog(*INFO_EXAMPLES))(info)
+app.command("view", epilog=epilog(*VIEW_EXAMPLES))(view)
+app.command("verify", epilog=epilog(*VERIFY_EXAMPLES))(verify)
+app.command("demo-corpus", epilog=epilog(*_DEMO_EXAMPLES))(demo_corpus)
+app.command("doctor", epilog=epilog(*DOCTOR_EXAMPLES, codes=DOCTOR_CODES))(doctor)
+app.command("completion", epilog=epilog(*COMPLETION_EXAMPLES))(completion)

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from omr_io.cli.common import AsJson, finish
+from omr_io.cli.common import AsJson, choices, finish
 from omr_io.terminal import Reporter, human_bytes, table
 
 if TYPE_CHECKING:
     from omr_io.gallery import GallerySummary
+
+FILTER_NAMES = (
+    "options", "answer", "images", "format", "turned", "shard", "key", "rubric", "text",
+)  # fmt: skip
+"""Those of omr_io.gallery.FILTERS: importing that takes too long for a shell that completes."""
 
 EXAMPLES = (
     "omr-io view shards/ -o page.html",
@@ -32,8 +37,9 @@ def view(
         typer.Option(
             "--filter",
             metavar="NAME=VALUE",
+            autocompletion=choices(*(f"{name}=" for name in FILTER_NAMES)),
             help="Show only samples that fit; repeatable. Names: options, answer, images, format, "
-            "turned, shard, key, rubric, text. Values with commas mean any of them.",
+            "turned, shard, key, rubric, text. Values with commas: any of them.",
         ),
     ] = None,
     max_mib: Annotated[int, typer.Option(min=1, help="The page's largest size.")] = 20,
