@@ -16,6 +16,8 @@ from omr_io.cli.demo_corpus import demo_corpus
 from omr_io.cli.doctor import CODES as DOCTOR_CODES
 from omr_io.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
 from omr_io.cli.doctor import doctor
+from omr_io.cli.energon import EXAMPLES as ENERGON_EXAMPLES
+from omr_io.cli.energon import energon
 from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_EXAMPLES, info, verify
 from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
 from omr_io.cli.view import view
@@ -72,6 +74,7 @@ app.command("convert", epilog=epilog(*_CONVERT_EXAMPLES))(convert)
 app.command("info", epilog=epilog(*INFO_EXAMPLES))(info)
 app.command("view", epilog=epilog(*VIEW_EXAMPLES))(view)
 app.command("verify", epilog=epilog(*VERIFY_EXAMPLES))(verify)
+app.command("energon", epilog=epilog(*ENERGON_EXAMPLES))(energon)
 app.command("demo-corpus", epilog=epilog(*_DEMO_EXAMPLES))(demo_corpus)
 app.command("doctor", epilog=epilog(*DOCTOR_EXAMPLES, codes=DOCTOR_CODES))(doctor)
 app.command("completion", epilog=epilog(*COMPLETION_EXAMPLES))(completion)
