@@ -122,14 +122,9 @@ def write_gallery(
     data = page.encode("utf-8")
     write_atomically(target, data)
     return GallerySummary(
-        path=target,
-        bytes=len(data),
-        shown=len(cards),
-        matching=choice.matching,
-        samples=len(shards),
-        images=counts.images,
-        failures=dict(sorted(counts.failures.items())),
-    )
+        target, len(data), len(cards), choice.matching, len(shards), counts.images,
+        dict(sorted(counts.failures.items())),
+    )  # fmt: skip
 
 
 class _Counts:
@@ -253,7 +248,7 @@ def _top(
             f" {len(choice.samples):,} were asked for, and no more fit a page of "
             f"{human_bytes(settings.max_bytes)}."
         )
-    filters = [join("Filters: ", text(", ".join(settings.filters), 2000), ". ")]
+    filters = join("Filters: ", text(", ".join(settings.filters), 2000), ". ")
     return element(
         "div",
         element("p", "omr_io gallery", class_="eyebrow"),
@@ -261,7 +256,7 @@ def _top(
         element("p", lead, class_="lead"),
         element(
             "p",
-            *(filters if settings.filters else []),
+            filters if settings.filters else None,
             f"Fingerprint {shards.fingerprint}.",
             class_="quiet",
         ),
@@ -297,8 +292,8 @@ def _bar(shown: Sequence[Shown]) -> Markup:
 
 
 def _select(name: str, label: str, choices: Sequence[tuple[str, str]]) -> Markup:
-    items = [element("option", "any", value="")]
-    items += [element("option", words, value=value) for value, words in choices]
+    pairs = [("", "any"), *choices]
+    items = [element("option", words, value=value) for value, words in pairs]
     return element(
         "label", element("span", label), element("select", *items, name=name, aria_label=label)
     )

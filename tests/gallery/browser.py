@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import html.parser
 import http.server
+import json
+import os
+import select
 import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,3 +111,86 @@ def listener() -> Iterator[tuple[int, list[str]]]:
 
 def file_url(path: Path, fragment: str = "") -> str:
     return path.resolve().as_uri() + (f"#{fragment}" if fragment else "")
+
+
+class Session:
+    """A page in a running browser, driven through Chrome's protocol over a pair of pipes."""
+
+    def __init__(self, process: subprocess.Popen[bytes], to: int, back: int) -> None:
+        self._process, self._to, self._back = process, to, back
+        self._rest, self._number, self._session = b"", 0, ""
+
+    def open(self, url: str) -> None:
+        """Open a page; its scripts have run when `js` first answers for a loaded document."""
+        target = self.call("Target.createTarget", url=url)["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        deadline = time.monotonic() + 30
+        while self.js("document.readyState") != "complete" and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression, evaluated in the page as its developer tools would."""
+        done = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def until(self, expression: str, expected: Any) -> None:
+        """Wait for what the page does a moment later; fails after some seconds."""
+        deadline = time.monotonic() + 10
+        while (found := self.js(expression)) != expected:
+            assert time.monotonic() < deadline, f"{expression} is {found}, not {expected}"
+            time.sleep(0.02)
+
+    def key(self, key: str) -> None:
+        """Press a key as a person would; a printable one types itself."""
+        text = {"text": key} if len(key) == 1 else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._rest:
+                ready, _, _ = select.select([self._back], [], [], 60)
+                assert ready, f"no answer to {method}"
+                data = os.read(self._back, 1 << 16)
+                assert data, "the browser is gone"
+                self._rest += data
+            raw, self._rest = self._rest.split(b"\0", 1)
+            answer = json.loads(raw)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+
+
+@contextlib.contextmanager
+def session(url: str) -> Iterator[Session]:
+    """A browser with a page open, to be typed into."""
+    in_read, in_write = os.pipe()
+    out_read, out_write = os.pipe()
+    flags = [flag for flag in FLAGS if not flag.startswith("--virtual")]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = [chromium(), *flags, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
+        process = subprocess.Popen(
+            ["bash", "-c", f'exec "$@" 3<&{in_read} 4>&{out_write}', "bash", *browser],
+            pass_fds=(in_read, out_write), stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(in_read)
+        os.close(out_write)
+        try:
+            page = Session(process, in_write, out_read)
+            page.open(url)
+            yield page
+            page._session = ""
+            page.call("Browser.close")
+            process.wait(30)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(in_write)
+            os.close(out_read)

@@ -11,7 +11,7 @@ import pytest
 from omr_io.gallery import GalleryOptions, cards, write_gallery
 from omr_io.markup import Markup
 from omr_io.types import AXES, EncodedImage, Option, Record, RubricUnit
-from tests.gallery.browser import Dom, dump_dom, file_url, listener
+from tests.gallery.browser import Dom, dump_dom, file_url, listener, session
 from tests.gallery.payloads import RAW, REFRESH, payloads, shown
 from tests.shard_sets import encoded, record, write
 
@@ -146,6 +146,47 @@ def test_filters_by_a_link(
     assert words in dom.text
     [empty] = [attributes for attributes in dom.all("p") if attributes.get("id") == "empty"]
     assert ("hidden" in empty) == bool(expected)
+
+
+VISIBLE = "[...document.querySelectorAll('article')].flatMap((c, i) => c.hidden ? [] : [i])"
+FOCUSED = "[...document.querySelectorAll('article')].indexOf(document.activeElement)"
+
+
+def test_it_is_used_by_keys_and_hands(small_page: Path) -> None:
+    with session(file_url(small_page)) as page:
+        assert page.js(VISIBLE) == [0, 1, 2, 3, 4]
+        page.key("/")  # to the search field, and no slash in it
+        assert page.js("document.activeElement.name") == "q"
+        for char in "fracture":
+            page.key(char)
+        assert page.js("document.activeElement.value") == "fracture"
+        assert page.js(VISIBLE) == [0, 1]
+        assert page.js("location.hash") == "#q=fracture"
+        page.key("j")  # typed, as any letter in a field
+        assert page.js(VISIBLE) == []
+        assert page.js("document.getElementById('empty').hidden") is False
+        page.key("Escape")
+        assert page.js(VISIBLE) == [0, 1, 2, 3, 4]
+        assert page.js("location.hash") == ""
+        page.js("document.activeElement.blur()")
+        for key, place in (("j", 0), ("j", 1), ("j", 2), ("k", 1), ("k", 0), ("k", 0)):
+            page.key(key)
+            assert page.js(FOCUSED) == place
+        page.js("document.querySelectorAll('article')[4].focus()")
+        page.key("j")
+        assert page.js(FOCUSED) == 4
+        change = "{ bubbles: true }"
+        page.js(
+            "const f = document.getElementById('filters').elements; f.answer.value = 'C';"
+            f"f.answer.dispatchEvent(new Event('input', {change}))"
+        )
+        assert page.js(VISIBLE) == [2]
+        assert page.js("document.getElementById('count').textContent") == "1 of 5"
+        page.js("document.querySelector('button[type=reset]').click()")
+        page.until(VISIBLE, [0, 1, 2, 3, 4])
+        page.js("location.hash = '#format=png'")
+        page.until(VISIBLE, [1, 4])
+        assert page.js("document.getElementById('filters').elements.format.value") == "png"
 
 
 def test_without_scripts_all_is_readable_and_no_filter_shown(small_page: Path) -> None:
