@@ -121,13 +121,12 @@ class Session:
         self._rest, self._number, self._session = b"", 0, ""
 
     def open(self, url: str) -> None:
-        """Open a page; its scripts have run when `js` first answers for a loaded document."""
+        """Open a page and wait until it is there and its scripts have run."""
         target = self.call("Target.createTarget", url=url)["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        deadline = time.monotonic() + 30
-        while self.js("document.readyState") != "complete" and time.monotonic() < deadline:
-            time.sleep(0.05)
+        # At first there may be an empty page, which is complete too.
+        self.until("[location.href, document.readyState]", [url, "complete"])
 
     def js(self, expression: str) -> Any:
         """The value of an expression, evaluated in the page as its developer tools would."""
@@ -137,7 +136,7 @@ class Session:
 
     def until(self, expression: str, expected: Any) -> None:
         """Wait for what the page does a moment later; fails after some seconds."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while (found := self.js(expression)) != expected:
             assert time.monotonic() < deadline, f"{expression} is {found}, not {expected}"
             time.sleep(0.02)

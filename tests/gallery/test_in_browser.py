@@ -154,39 +154,39 @@ FOCUSED = "[...document.querySelectorAll('article')].indexOf(document.activeElem
 
 def test_it_is_used_by_keys_and_hands(small_page: Path) -> None:
     with session(file_url(small_page)) as page:
-        assert page.js(VISIBLE) == [0, 1, 2, 3, 4]
+        page.until(VISIBLE, [0, 1, 2, 3, 4])
         page.key("/")  # to the search field, and no slash in it
-        assert page.js("document.activeElement.name") == "q"
+        page.until("document.activeElement.name", "q")
         for char in "fracture":
             page.key(char)
-        assert page.js("document.activeElement.value") == "fracture"
-        assert page.js(VISIBLE) == [0, 1]
-        assert page.js("location.hash") == "#q=fracture"
+        page.until("document.activeElement.value", "fracture")
+        page.until(VISIBLE, [0, 1])
+        page.until("location.hash", "#q=fracture")
         page.key("j")  # typed, as any letter in a field
-        assert page.js(VISIBLE) == []
-        assert page.js("document.getElementById('empty').hidden") is False
+        page.until(VISIBLE, [])
+        page.until("document.getElementById('empty').hidden", False)
         page.key("Escape")
-        assert page.js(VISIBLE) == [0, 1, 2, 3, 4]
-        assert page.js("location.hash") == ""
+        page.until(VISIBLE, [0, 1, 2, 3, 4])
+        page.until("location.hash", "")
         page.js("document.activeElement.blur()")
         for key, place in (("j", 0), ("j", 1), ("j", 2), ("k", 1), ("k", 0), ("k", 0)):
             page.key(key)
-            assert page.js(FOCUSED) == place
+            page.until(FOCUSED, place)
         page.js("document.querySelectorAll('article')[4].focus()")
         page.key("j")
-        assert page.js(FOCUSED) == 4
+        page.until(FOCUSED, 4)
         change = "{ bubbles: true }"
         page.js(
             "const f = document.getElementById('filters').elements; f.answer.value = 'C';"
             f"f.answer.dispatchEvent(new Event('input', {change}))"
         )
-        assert page.js(VISIBLE) == [2]
-        assert page.js("document.getElementById('count').textContent") == "1 of 5"
+        page.until(VISIBLE, [2])
+        page.until("document.getElementById('count').textContent", "1 of 5")
         page.js("document.querySelector('button[type=reset]').click()")
         page.until(VISIBLE, [0, 1, 2, 3, 4])
         page.js("location.hash = '#format=png'")
         page.until(VISIBLE, [1, 4])
-        assert page.js("document.getElementById('filters').elements.format.value") == "png"
+        page.until("document.getElementById('filters').elements.format.value", "png")
 
 
 def test_without_scripts_all_is_readable_and_no_filter_shown(small_page: Path) -> None:
