@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -135,22 +136,48 @@ def test_json(omr_io, tmp_path):
     about = json.loads(out)
     assert about["formats"] == {"jpeg": 2}
     assert about["answers"] == {"A": 2}
-    assert about["pixels"] == {"low": 768, "median": 768, "high": 768}
+    assert about["folder"] == str(tmp_path / "set")
+    assert about["pixels"] == dict.fromkeys(("low", "p5", "median", "p95", "high"), 768)
+    _, out, _ = omr_io("info", tmp_path / "set", tmp_path / "set", "--json")
+    assert json.loads(out) == {"sets": [about, about]}
     code, out, _ = omr_io("verify", tmp_path / "set", "--json")
     assert (code, json.loads(out)["problems"]) == (0, [])
 
 
 def test_info_counts_what_is_there(omr_io, tmp_path):
     rows = [*single_records(4), record(9, [encoded(1), encoded(8, "PNG")]), record(10, [b"x"])]
-    write(tmp_path / "set", rows)
+    write(tmp_path / "set", [*rows, record(11, options=(), answer="free text")])
     code, out, _ = omr_io("info", tmp_path / "set")
     assert code == 0
-    text = {line[:20].strip(): line[20:].strip() for line in out.splitlines()}
-    assert text["samples"] == "5"
-    assert text["images"] == "6 (jpeg: 5, png: 1)"
+    lines = [line.strip() for line in out.splitlines() if "   " in line]
+    text = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
+    assert text["samples"] == "6"
+    assert text["images"] == "6"
+    assert text["formats"] == "jpeg: 5 (83.3%), png: 1 (16.7%)"
+    assert text["images a sample"] == "0: 1 (16.7%), 1: 4 (66.7%), 2: 1 (16.7%)"
     assert text["repeated images"] == "1"
-    assert text["answers"] == "A: 2, B: 3"
+    assert text["open-ended"] == "1 (16.7%)"
+    assert text["answers"] == "A: 2 (40.0%), B: 3 (60.0%)"
+    assert text["answers of 2"] == text["answers"]
     assert text["rows refused"] == "image-format: 1"
+    assert text["megapixels"].startswith("0.000768 / 0.000768 /")
+    assert text["made with check"] == "decode"
+
+
+def test_info_shows_sets_side_by_side(omr_io, tmp_path):
+    write(tmp_path / "one", single_records(4))
+    write(tmp_path / "two", [record(n, [encoded(n, "PNG")]) for n in range(12)])
+    code, out, _ = omr_io("info", tmp_path / "one", tmp_path / "two")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["one", "two"]
+    begin = lines[0].index("two")
+    [samples] = [line for line in lines if line.strip().startswith("samples  ")]
+    assert samples.split() == ["samples", "4", "12"]
+    assert samples.index("12") == begin  # under its name
+    [formats] = [line for line in lines if line.strip().startswith("formats")]
+    assert formats[begin:] == "png: 12 (100.0%)"
+    assert not any(line.endswith(" ") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,30 @@ from typing import Annotated
 import typer
 
 from omr_io import __version__
-from omr_io.cli.checks import INDEX_EPILOG, LINT_EPILOG, index, lint
-from omr_io.cli.common import EXIT_CODES
+from omr_io.cli.checks import INDEX_CODES, INDEX_EXAMPLES, LINT_CODES, LINT_EXAMPLES, index, lint
+from omr_io.cli.common import EXIT_CODES, epilog
+from omr_io.cli.completion import EXAMPLES as COMPLETION_EXAMPLES
+from omr_io.cli.completion import PROGRAM, VARIABLE, answer_shells, completion
 from omr_io.cli.convert import convert
 from omr_io.cli.demo_corpus import demo_corpus
-from omr_io.cli.shard_sets import info, verify
+from omr_io.cli.doctor import CODES as DOCTOR_CODES
+from omr_io.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
+from omr_io.cli.doctor import doctor
+from omr_io.cli.energon import EXAMPLES as ENERGON_EXAMPLES
+from omr_io.cli.energon import energon
+from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_EXAMPLES, info, verify
+from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
+from omr_io.cli.view import view
 from omr_io.errors import OmrError
 from omr_io.terminal import printable
 
 app = typer.Typer(
     name="omr-io",
     help="Shards of OpenMedReason for training: convert, look at, verify.",
-    epilog=EXIT_CODES,
+    epilog=epilog("omr-io convert train.parquet shards/", "omr-io COMMAND --help  # with examples"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a traceback is a bug of ours: print it whole
-    add_completion=False,
+    add_completion=False,  # `omr-io completion` prints the script and edits no one's files
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -30,7 +39,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; an `OmrError` becomes one line and its exit code."""
     try:
-        app(prog_name="omr-io")
+        answer_shells()
+        app(prog_name=PROGRAM, complete_var=VARIABLE)
     except OmrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -51,9 +61,25 @@ def _common(
     """Options of every command."""
 
 
-app.command("convert", epilog=EXIT_CODES)(convert)
-app.command("info", epilog=EXIT_CODES)(info)
-app.command("verify", epilog=EXIT_CODES)(verify)
-app.command("index", epilog=INDEX_EPILOG)(index)
-app.command("lint", epilog=LINT_EPILOG)(lint)
-app.command("demo-corpus", epilog=EXIT_CODES)(demo_corpus)
+_DEMO_EXAMPLES = (
+    "omr-io demo-corpus demo.parquet",
+    "omr-io demo-corpus demo.parquet --train-rows 200 --test-rows 40 --seed 1",
+)
+_CONVERT_EXAMPLES = ("omr-io convert train.parquet shards/",)
+
+for _name, _command, _examples, _codes in (
+    ("convert", convert, _CONVERT_EXAMPLES, EXIT_CODES),
+    ("schemas", schemas, SCHEMAS_EXAMPLES, EXIT_CODES),
+    ("index", index, INDEX_EXAMPLES, INDEX_CODES),
+    ("info", info, INFO_EXAMPLES, EXIT_CODES),
+    ("view", view, VIEW_EXAMPLES, EXIT_CODES),
+    ("verify", verify, VERIFY_EXAMPLES, EXIT_CODES),
+    ("lint", lint, LINT_EXAMPLES, LINT_CODES),
+    ("energon", energon, ENERGON_EXAMPLES, EXIT_CODES),
+    ("card", card, CARD_EXAMPLES, EXIT_CODES),
+    ("push", push, PUSH_EXAMPLES, EXIT_CODES),
+    ("demo-corpus", demo_corpus, _DEMO_EXAMPLES, EXIT_CODES),
+    ("doctor", doctor, DOCTOR_EXAMPLES, DOCTOR_CODES),
+    ("completion", completion, COMPLETION_EXAMPLES, EXIT_CODES),
+):
+    app.command(_name, epilog=epilog(*_examples, codes=_codes))(_command)

@@ -16,17 +16,15 @@ if TYPE_CHECKING:
     from omr_io.lint import LintReport
     from omr_io.shards.foreign.build import IndexSummary
 
-LINT_EPILOG = """Exit codes: 0 no errors; 1 errors were found (with --strict: anything); 2 usage;
-3 no shard set; 5 bytes on disk are not what was written.
-
-Examples:
-
-  omr-io lint shards/train --against shards/test
-
-  omr-io lint shards/train --against shards/test --pixels --json > lint.json
-
-  omr-io lint shards/train --strict --ignore answer-bias
-"""
+LINT_CODES = (
+    "Exit codes: 0 no errors; 1 errors were found (with --strict: anything); 2 usage; 3 no shard "
+    "set; 5 bytes on disk are not what was written."
+)
+LINT_EXAMPLES = (
+    "omr-io lint shards/train --against shards/test",
+    "omr-io lint shards/train --against shards/test --pixels --json > lint.json",
+    "omr-io lint shards/train --strict --ignore answer-bias",
+)
 
 
 def lint(
@@ -104,20 +102,17 @@ def _print_lint(report: LintReport, to: Console) -> None:
     to.print(table(rows), soft_wrap=True, highlight=False)
 
 
-INDEX_EPILOG = """Exit codes: 0 done (groups of members that are no sample are named, counted and
-written to rejects.parquet); 1 no sample at all; 2 usage; 3 a source cannot be read, or its samples
-fit no schema; 4 writing failed; 5 a tar is malformed.
-
-Examples:
-
-  omr-io index wds/                              # index and manifest beside the tars
-
-  omr-io index 'wds/shard-{000..127}.tar' -o index/
-
-  omr-io index hf://datasets/OWNER/NAME/data -o index/ --map question=caption
-
-  omr-io index wds/ --qualify-keys               # keys that start again in each shard
-"""
+INDEX_CODES = (
+    "Exit codes: 0 done (groups of members that are no sample are named, counted and written to "
+    "rejects.parquet); 1 no sample at all; 2 usage; 3 a source cannot be read, or its samples fit "
+    "no schema; 4 writing failed; 5 a tar is malformed."
+)
+INDEX_EXAMPLES = (
+    "omr-io index wds/                              # index and manifest beside the tars",
+    "omr-io index 'wds/shard-{000..127}.tar' -o index/",
+    "omr-io index hf://datasets/OWNER/NAME/data -o index/ --map question=caption",
+    "omr-io index wds/ --qualify-keys               # keys that start again in each shard",
+)
 
 
 def index(

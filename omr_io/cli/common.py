@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,22 @@ EXIT_CODES = (
     "rejects.parquet); 1 the data is wrong as a whole; 2 usage; 3 a source cannot be read; "
     "4 writing failed; 5 bytes on disk are not what was written; 130 interrupted."
 )
+
+
+def epilog(*examples: str, codes: str = EXIT_CODES) -> str:
+    """The end of a command's help: examples, each a line that can be run, and exit codes."""
+    lines = [example.replace("[", "\\[") for example in examples]  # or rich takes it for markup
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines), codes])
+
+
+def choices(*values: str) -> Callable[[str], list[str]]:
+    """For typer.Option(autocompletion=...): the values that a shell may complete to."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from omr_io.cli.common import AsJson, finish
+from omr_io.cli.info_text import info_text
 from omr_io.terminal import Reporter, human_bytes, printable, table
 
 if TYPE_CHECKING:
-    from omr_io.shards import Description, Spread, VerifyReport
+    from omr_io.shards import Description, VerifyReport
+
+INFO_EXAMPLES = (
+    "omr-io info shards/",
+    "omr-io info train-shards/ test-shards/",
+    "omr-io info shards/ --json",
+)
+VERIFY_EXAMPLES = ("omr-io verify shards/", "omr-io verify shards/ --decode --json")
 
 _SHOWN_PROBLEMS = 50
 
 
 def info(
-    folder: Annotated[Path, typer.Argument(help="A shard set.")], as_json: AsJson = False
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Shard sets; several stand side by side.")
+    ],
+    as_json: AsJson = False,
 ) -> None:
-    """Say what a shard set holds, from its index; no shard is read."""
+    """Say what shard sets hold, from their indexes; no shard is read."""
     from omr_io.index import ShardSet
     from omr_io.shards import describe
 
-    with ShardSet.open(folder) as shards:
-        finish(as_json, describe(shards), _print_info)
-
-
-def _print_info(about: Description, to: Console) -> None:
-    def spread(of: Spread) -> str:
-        return f"{of.low:.0f} to {of.high:.0f}, median {of.median:.0f}"
-
-    def counts(of: Any) -> str:
-        return ", ".join(f"{name}: {count}" for name, count in of.items()) or "none"
-
-    rows = [
-        ("split", about.split),
-        ("samples", str(about.samples)),
-        ("shards", f"{about.shards} ({human_bytes(about.bytes)})"),
-        ("images", f"{about.images} ({counts(about.formats)})"),
-        ("pixels an image", spread(about.pixels)),
-        ("turned by EXIF", str(about.turned)),
-        ("repeated images", str(about.repeated_images)),
-        ("question bytes", spread(about.question_bytes)),
-        ("reasoning bytes", spread(about.reasoning_bytes)),
-        ("options a question", counts(about.num_options)),
-        ("answers", counts(about.answers)),
-        ("rows read", str(about.rows)),
-        ("rows refused", counts(about.refusals)),
-        ("sources", ", ".join(map(printable, about.sources))),
-        ("fingerprint", about.fingerprint),
-    ]
-    to.print(table(rows), soft_wrap=True, highlight=False)
+    sets: list[Description] = []
+    for folder in folders:
+        with ShardSet.open(folder) as shards:
+            sets.append(describe(shards))
+    if as_json:
+        facts = [
+            {"folder": str(folder), **dataclasses.asdict(about)}
+            for folder, about in zip(folders, sets, strict=True)
+        ]
+        print(json.dumps(facts[0] if len(facts) == 1 else {"sets": facts}, indent=1))
+    else:
+        Console().print(info_text(folders, sets), soft_wrap=True, highlight=False)
 
 
 def verify(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from omr_io.train.report.markup import Markup, element, join
+from omr_io.markup import Markup, element, join
 from omr_io.train.statistics import Interval
 
 WIDTH, HEIGHT = 360, 200

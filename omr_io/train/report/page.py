@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omr_io.errors import DiskError
+from omr_io.markup import Markup, element
 from omr_io.train.report import sections
 from omr_io.train.report.data import Report
 from omr_io.train.report.format import (
@@ -21,7 +22,6 @@ from omr_io.train.report.format import (
     plain_interval,
     points,
 )
-from omr_io.train.report.markup import Markup, element
 from omr_io.train.report.style import STYLE
 from omr_io.train.statistics import Interval, PairedDifference
 

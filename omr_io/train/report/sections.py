@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from omr_io.markup import Markup, element, join
 from omr_io.train.evaluate import Evaluation, RewardChange, TaskScore
 from omr_io.train.history import curve
 from omr_io.train.report.charts import ends, interval_chart, line_chart
@@ -21,7 +22,6 @@ from omr_io.train.report.format import (
     plain_interval,
     points,
 )
-from omr_io.train.report.markup import Markup, element, join
 from omr_io.train.statistics import Interval
 from omr_io.types import UInt8Array
 

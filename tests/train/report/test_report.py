@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from omr_io.errors import ConfigError, DiskError
+from omr_io.markup import VOID, Markup, element, escape
 from omr_io.train.evaluate import evaluate
 from omr_io.train.report import (
     Example,
@@ -28,7 +29,6 @@ from omr_io.train.report import (
     write_report,
 )
 from omr_io.train.report.charts import ends, interval_chart, line_chart, moving_mean, nice_ticks
-from omr_io.train.report.markup import VOID, Markup, element, escape
 from omr_io.train.report.style import STYLE
 from omr_io.train.statistics import Interval
 from tests.train.report.fake_report import TASKS, fake_report, items
@@ -149,7 +149,7 @@ def test_the_check_for_harm_can_fail() -> None:
 
 def test_escape_shows_what_would_be_hidden() -> None:
     assert escape("a\u202eb") == "a\\u202eb"
-    assert escape("\x00\x1b\n\t\ud800") == "\ufffd\ufffd\n\t\ufffd"
+    assert escape("\x00\x1b\n\t\ud800") == "\\x00\\x1b\n\t\\ud800"
     assert element("p", "<", Markup("<br>"), None, class_='a"b', data_label=None) == (
         '<p class="a&quot;b">&lt;<br></p>'
     )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 
-VOID = frozenset({"meta", "img", "br", "hr", "link"})
+VOID = frozenset({"meta", "img", "br", "hr", "link", "input"})
 """HTML elements without content or end tag."""
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-# They reorder what is shown, so that a completion could look like another one.
-_BIDI = re.compile("[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c]")
+_SHOWN_AS_THEY_ARE = frozenset("\n\t")
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Characters of other categories that a browser draws as nothing, or as blank that is no space:
+# Unicode's Default_Ignorable_Code_Point beyond Cf, the fillers, and the empty braille pattern.
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 class Markup(str):
@@ -22,10 +27,26 @@ class Markup(str):
 Child = str | Markup | None
 
 
+def is_hidden(char: str) -> bool:
+    """Whether a reader would not see this character, or it reorders what stands beside it.
+
+    So that no text can look like another one: control, format (zero width, bidirectional, tags),
+    private and unassigned characters, surrogates, line separators, variation selectors, fillers.
+    Line feed, tab and all kinds of spaces are not hidden.
+    """
+    if char in _SHOWN_AS_THEY_ARE or " " <= char <= "~":
+        return False
+    return unicodedata.category(char) in _HIDDEN_CATEGORIES or _BLANK.match(char) is not None
+
+
 def escape(text: str) -> Markup:
-    """Text as HTML: `& < > " '` escaped, characters that HTML forbids or that reorder replaced."""
-    visible = _BIDI.sub(lambda found: f"\\u{ord(found[0]):04x}", _CONTROL.sub("\ufffd", text))
-    return Markup(html.escape(visible, quote=True))
+    r"""Text as HTML: `& < > " '` escaped, hidden characters (see `is_hidden`) as \x00 or \u202e."""
+    if not text.isascii() or not text.isprintable():
+        text = "".join(
+            char.encode("unicode_escape").decode("ascii") if is_hidden(char) else char
+            for char in text
+        )
+    return Markup(html.escape(text, quote=True))
 
 
 def element(name: str, /, *children: Child, **attributes: str | float | None) -> Markup:
