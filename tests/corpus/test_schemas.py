@@ -243,6 +243,7 @@ def test_maps_that_cannot_be_right() -> None:
         ((("questoin", "q"),), "questoin"),
         ((("question", "q"), ("question", "p")), "question is mapped twice"),
         ((("question", "q"), ("answer", "q")), "q is mapped twice"),
+        ((("image", "q"), ("images", "p")), "image is mapped twice"),
     ):
         with pytest.raises(ConfigError, match=says):
             ReadOptions(column_map=column_map)

@@ -22,6 +22,7 @@ _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 _GUESS_KINDS = {"image": "picture", "options": "choices", "answer": "answer"}
 _NEAR = 0.6
+_HALF = 0.5
 
 
 class Fit(NamedTuple):
@@ -50,6 +51,8 @@ def recognise(schemas: Sequence[Schema], table: Table, source: str) -> tuple[Sch
         mend = f"Say which, such as --schema {whole[0].schema.name}"
         raise SourceError(f"the columns fit several schemas: {names}", where=where, mend=mend)
     best = max(fits, key=lambda item: item.share)  # the first of the best
+    if best.share < _HALF:  # so little says nothing; then it is measured by the first
+        best = fits[0]
     what = f"no known schema has these columns; nearest is {best.schema.name}: {_say(best, table)}"
     raise SourceError(what, where=where, mend=_mend(best, table))
 
@@ -77,7 +80,7 @@ def named(schemas: Sequence[Schema], name: str) -> Schema:
     if name in names:
         return names[name]
     near = difflib.get_close_matches(name, names, n=1, cutoff=_NEAR)
-    known = ", ".join(item.name for item in schemas)
+    known = ", ".join((*(item.name for item in schemas), "mapped"))
     mend = f"Did you mean {near[0]}? Known: {known}" if near else f"Known are: {known}"
     raise ConfigError(f"there is no schema {name!r}", mend=mend)
 
