@@ -158,5 +158,10 @@ def _column(names: tuple[str, ...], optional: bool) -> str:
 
 
 def _print_schemas(found: SchemaList, to: Console) -> None:
-    rows = [(item.name, item.summary) for item in found.schemas]
+    rows = [line for item in found.schemas for line in _lines(item)]
     to.print(table(rows), soft_wrap=True)
+
+
+def _lines(item: SchemaLine) -> list[tuple[str, str]]:
+    columns = ", ".join(item.columns)
+    return [(item.name, item.summary), ("", f"  columns: {columns}")]

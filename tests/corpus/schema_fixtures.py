@@ -537,6 +537,12 @@ LLAVA = Fixture(
         {"id": "z", "image": "a/1.jpg", "conversations": llava("<image>\nQ?")},
         {"id": "z", "image": "a/1.jpg", "conversations": llava("<image>\nQ?", "R")[::-1]},
         {"id": "z", "image": "a/1.jpg", "conversations": []},
+        {"id": "z", "image": "a/1.jpg", "conversations": llava(f"<image>\n{HEART}", "E")},
+        {"id": "z", "image": "a/1.jpg", "conversations": llava(f"{HEART}\nand?\n<image>", "B")},
+        {
+            "id": "z", "image": "a/1.jpg",
+            "conversations": llava(f"<image>\n{HEART}", "The left one, since it bulges."),
+        },
     ),
     expected=(
         Expected(
@@ -564,6 +570,13 @@ LLAVA = Fixture(
         no("null-answer"),
         no("bad-turns"),
         no("bad-turns"),
+        no("answer-not-an-option"),
+        no("bad-options"),
+        Expected(  # a reply in words to a question with options is a reply in words
+            question=HEART, answer="The left one, since it bulges.",
+            reasoning="The left one, since it bulges.", images=shown(("a/1.jpg", picture(1))),
+            extra={"id": "z"},
+        ),
     ),
 )  # fmt: skip
 

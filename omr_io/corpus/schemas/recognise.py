@@ -140,22 +140,29 @@ def describe(columns: Mapping[str, ColumnType]) -> str:
 def _mend(it: Fit, table: Table) -> str:
     advice = []
     if it.schema.name == "openmedreason" and it.missing == ("reasoning",):
-        advice.append("Add --allow-no-reasoning if it has no traces")
+        advice.append("add --allow-no-reasoning if it has no traces")
     guess = guess_map(table.columns)
     if guess:
-        advice.append(f"Try --map {guess}")
-    advice.append("or name a schema by --schema (`omr-io schemas` lists them)")
-    return ", ".join(advice)
+        advice.append(f"try --map {guess}")
+    advice.append("name a schema by --schema (`omr-io schemas` lists them)")
+    text = ", or ".join(advice)
+    return text[0].upper() + text[1:]
 
 
 def guess_map(columns: Mapping[str, ColumnType]) -> str:
-    """The likeliest `--map`, "question=problem,answer=label"; "" if no question can be guessed."""
+    """The likeliest `--map`, "question=problem,answer=label"; "" if neither can be guessed.
+
+    COLUMN stands for the one of them that cannot.
+    """
     taken: dict[str, str] = {}
     for meaning in _USUAL_NAMES:
         column = _guess(meaning, columns, set(taken.values()))
         if column is not None:
             taken[meaning] = column
-    return ",".join(f"{meaning}={column}" for meaning, column in taken.items())
+    if "question" not in taken and "answer" not in taken:
+        return ""
+    needed = {meaning: taken.get(meaning, "COLUMN") for meaning in ("question", "answer")}
+    return ",".join(f"{meaning}={column}" for meaning, column in (needed | taken).items())
 
 
 def _guess(meaning: str, columns: Mapping[str, ColumnType], taken: set[str]) -> str | None:
