@@ -21,6 +21,7 @@ from omr_io.corpus.image_roots import (
     short,
     unreadable,
 )
+from omr_io.corpus.unpacking import unpack_tar
 from omr_io.errors import IntegrityError, SourceError, Where
 from omr_io.tar import scan_tar_file
 
@@ -47,19 +48,18 @@ class _Archive(ABC):
     pread has no position to share, so threads and forked children may read at once.
     """
 
-    def __init__(self, path: Path, owner: Any = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._owner = owner  # keeps a temporary file alive; stays in the process that made it
         self._lock = threading.Lock()
         self._fd = -1
         self._members: dict[str, _Member | None] = {}  # None: several members of that name
         self._by_last: dict[str, list[str]] = {}
 
-    def __getstate__(self) -> Path:
-        return self.path
+    def __getstate__(self) -> tuple[Any, ...]:
+        return (self.path,)
 
-    def __setstate__(self, path: Path) -> None:
-        _Archive.__init__(self, path)
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _Archive.__init__(self, state[0])
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
@@ -143,6 +143,30 @@ class TarRoot(_Archive):
         if len(data) != member.size:
             raise unreadable(name, "the tar was cut short")
         return data
+
+
+class PackedTarRoot(TarRoot):
+    """A packed tar of images, unpacked when it is opened, by one process for all that get a copy.
+
+    A copy on a machine that does not see the plain tar unpacks the packed one for itself.
+    """
+
+    def __init__(self, packed: Path, packing: str, to: Path | None) -> None:
+        tar, self._owner = unpack_tar(packed, packing, to)
+        self._packed = (packed, packing, to)
+        super().__init__(tar)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return (self.path, self._packed)  # a temporary folder stays the process' that made it
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        super().__setstate__(state)
+        self._owner, self._packed = None, state[1]
+
+    def _list(self) -> Iterable[tuple[str, _Member]]:
+        if not self.path.is_file():
+            self.path, self._owner = unpack_tar(*self._packed)
+        return super()._list()
 
 
 class ZipRoot(_Archive):

@@ -21,7 +21,8 @@ def open_image_root(
         paths: folders, .zip, .tar, .tar.gz, .tgz or .tar.zst files.
         unpack_to: a folder for the tars that packed ones are unpacked into, once: they are found
             there again, and several processes may unpack at once. None takes a temporary folder
-            (of TMPDIR), which goes when the result is garbage, and with the process.
+            (of TMPDIR), which goes when the result is garbage, and with the process; copies in
+            other processes then unpack for themselves.
 
     Returns:
         A picklable root that is safe to use from several threads and after a fork. Archives are
@@ -150,7 +151,7 @@ def short(text: str) -> str:
 
 
 def _open(path: Path, unpack_to: str | Path | None) -> ImageRoot:
-    from omr_io.corpus.image_archives import TarRoot, ZipRoot
+    from omr_io.corpus.image_archives import PackedTarRoot, TarRoot, ZipRoot
 
     check_image_root(path)
     if path.is_dir():
@@ -161,7 +162,4 @@ def _open(path: Path, unpack_to: str | Path | None) -> ImageRoot:
         return ZipRoot(path)
     if packed is None:
         return TarRoot(path)
-    from omr_io.corpus.unpacking import unpack_tar
-
-    tar, owner = unpack_tar(path, packed, None if unpack_to is None else Path(unpack_to))
-    return TarRoot(tar, owner)
+    return PackedTarRoot(path, packed, None if unpack_to is None else Path(unpack_to))

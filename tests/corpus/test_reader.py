@@ -1,4 +1,4 @@
-"""Reading Parquet of OpenMedReason's schema: every row gives one Record or one Refusal, and broken files say what broke."""
+"""Reading Parquet: every row gives one Record or one Refusal; broken files say what broke."""
 
 from __future__ import annotations
 

@@ -7,16 +7,22 @@ for its whole array. So text is read the fast way first, and value by value only
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, pairwise, repeat
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from omr_io.corpus.raw import BadText, ColumnType
 
-Values = list[Any]
-Reader = Callable[[Any], Values]
+Reader = Callable[[Any], Iterable[Any]]
+"""Array → its values, to be gone through once while the array is there.
+
+Bytes are copied one by one as they are asked for, not a batch at a time: an image's memory is then
+used again for the next one, which the processor still has in its cache.
+"""
 
 
 def column_type(kind: Any) -> ColumnType:
@@ -62,10 +68,30 @@ def reader_of(kind: Any) -> Reader:
         return lambda array: [_finite(value) for value in array.cast(pa.float64()).to_pylist()]
     if _is_written(plain):
         return lambda array: list(array.cast(pa.large_string()).to_pylist())
+    if types.is_binary(plain) or types.is_large_binary(plain):
+        return _bytes_reader(np.int64 if types.is_large_binary(plain) else np.int32)
     return _text if _is_text(plain) else lambda array: list(array.to_pylist())
 
 
-def _text(array: Any) -> Values:
+def _bytes_reader(offset_type: type[np.signedinteger[Any]]) -> Reader:
+    def read(array: Any) -> Iterator[bytes | None]:
+        _, places, data = array.buffers()
+        count = len(array)
+        ends = np.frombuffer(places, offset_type, count + 1, array.offset * offset_type(0).nbytes)
+        offsets = ends.tolist()
+        view = memoryview(data or b"")
+        if not array.null_count:
+            for start, end in pairwise(offsets):
+                yield view[start:end].tobytes()
+            return
+        valid = array.is_valid().to_pylist()
+        for start, end, there in zip(offsets, offsets[1:], valid, strict=False):
+            yield view[start:end].tobytes() if there else None
+
+    return read
+
+
+def _text(array: Any) -> list[Any]:
     try:
         return list(array.to_pylist())
     except UnicodeDecodeError:
@@ -80,30 +106,21 @@ def _decoded(value: bytes | None) -> str | BadText | None:
 
 
 def _struct_reader(names: list[str], readers: list[Reader]) -> Reader:
-    def read(array: Any) -> Values:
-        # flatten, unlike field, counts a field of a null struct as null. Whole columns at a time:
-        # a struct's own to_pylist takes about twice as long for an image's bytes and path.
-        columns = [
-            reader(child) for reader, child in zip(readers, array.flatten(), strict=True)
-        ] or [[None] * len(array)]
-        rows = [dict(zip(names, values, strict=False)) for values in zip(*columns, strict=True)]
-        if array.null_count:
-            there = array.is_valid().to_pylist()
-            return [row if valid else None for row, valid in zip(rows, there, strict=True)]
-        return list(rows)
+    def read(array: Any) -> Iterator[dict[str, Any] | None]:
+        # flatten, unlike field, counts a field of a null struct as null.
+        columns = [reader(child) for reader, child in zip(readers, array.flatten(), strict=True)]
+        valid = array.is_valid().to_pylist() if array.null_count else repeat(True, len(array))
+        for there, *values in zip(valid, *columns, strict=True):
+            yield dict(zip(names, values, strict=True)) if there else None
 
     return read
 
 
 def _list_reader(item: Reader) -> Reader:
-    def read(array: Any) -> Values:
-        values = item(array.flatten())  # leaves out what lies beneath null lists
-        rows: Values = []
-        start = 0
+    def read(array: Any) -> Iterator[list[Any] | None]:
+        values = iter(item(array.flatten()))  # leaves out what lies beneath null lists
         for length in pc.list_value_length(array).to_pylist():
-            rows.append(None if length is None else values[start : start + length])
-            start += length or 0
-        return rows
+            yield None if length is None else list(islice(values, length))
 
     return read
 

@@ -20,6 +20,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 # How far before the end of a buffer the error may lie that a cut value gives: a pair of \u escapes.
 _CUT_TAIL = 16
+_JSON_NAMES = {list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+_JSON_NAMES |= {int: "a number", float: "a number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class RowParser:
     def row(self, value: Any, place: int, *, damaged: bool) -> dict[str, Any] | BadRow:
         """What was just parsed, as a row; `damaged` where text may be no UTF-8."""
         if not isinstance(value, dict):
-            kind = type(value).__name__
-            return BadRow("bad-json", f"byte {place}: a {kind}, wanted an object")
+            kind = _JSON_NAMES[type(value)]
+            return BadRow("bad-json", f"byte {place}: {kind}, wanted an object")
         if self._twice:
             return BadRow("bad-json", f"byte {place}: the name {self._twice[0]!r} is there twice")
         if damaged:
@@ -99,7 +101,7 @@ def line_items(file: BinaryIO, start: int, end: int | None, where: Where) -> Ite
 
 
 def _line(parser: RowParser, line: bytes, place: int) -> dict[str, Any] | BadRow:
-    text, damaged = decoded(line)
+    text, damaged = decoded(line.rstrip(b"\r\n"))
     begin = _skip(text, 0)
     try:
         value, stop = parser.parse(text, begin)
