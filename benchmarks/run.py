@@ -1,6 +1,6 @@
 """Run the benchmarks, each measurement in its own process on one core, and write the results.
 
-    python -m benchmarks.run [--rounds 5]
+    python -m benchmarks.run [loader] [plan] [convert] [--rounds 5]
 
 Sides of a comparison take turns (A B A B ...), so that both see the machine's drift; what counts is
 the median ratio of neighbouring runs. Results go to benchmarks/results/*.json.
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.bench_convert import IMAGE_BYTES
 from benchmarks.bench_loader import SEQ_LEN, VISION, tokenizer_for
 
 RESULTS = Path(__file__).parent / "results"
@@ -93,17 +94,54 @@ def bench_plan(rounds: int) -> None:
     )
 
 
+def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_python: str) -> None:
+    """Parquet to shards against the peers and the machine's own limit, side by side."""
+    sides = ["limit", "omr_io", "omr_io-decode", "datasets", "datasets-raw", "nemo"]
+    sides += ["img2dataset"] if img2dataset_python else []
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        corpus = Path(made) / "corpus"
+        make = [sys.executable, "-m", "benchmarks.bench_convert", "make", str(corpus)]
+        subprocess.run([*make, "--rows", str(rows)], check=True)
+        extra = [str(corpus), "--img2dataset-python", img2dataset_python]
+        runs = [
+            {side: measure("bench_convert", [side, *extra]) for side in sides}
+            for _ in range(rounds)
+        ]
+    seconds = {side: statistics.median(run[side]["seconds"] for run in runs) for side in sides}
+    rates = {side: rows / seconds[side] for side in sides}
+    ratios = {
+        side: statistics.median(run[side]["seconds"] / run["omr_io"]["seconds"] for run in runs)
+        for side in sides
+    }
+    settings = {"rows": rows, "image_bytes": IMAGE_BYTES, "folder": str(folder or "temporary")}
+    result = {"settings": settings, "rows_per_second": rates, "omr_io_is_faster_by": ratios}
+    write("convert", result | {"rounds": runs})
+    for side in sides:
+        print(f"convert, {side}: {rates[side]:.0f} rows/s; omr_io is {ratios[side]:.2f} times it")
+
+
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
+    every = ["loader", "plan", "convert"]
+    parser.add_argument("benchmarks", nargs="*", choices=[*every, []], default=[])
+    parser.add_argument("--rows", type=int, default=20_000, help="of the convert benchmark")
+    parser.add_argument("--folder", type=Path, help="where convert reads and writes")
+    parser.add_argument("--img2dataset-python", default="", help="of an environment that has it")
     parser.add_argument("--shards", type=Path, default=Path("data/demo-shards"))
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    if not arguments.shards.is_dir():
-        sys.exit(f"error: {arguments.shards} does not exist. Make it with `make data`")
-    bench_loader(arguments.shards, arguments.samples, arguments.rounds)
-    bench_plan(arguments.rounds)
+    chosen = arguments.benchmarks or every
+    if "loader" in chosen:
+        if not arguments.shards.is_dir():
+            sys.exit(f"error: {arguments.shards} does not exist. Make it with `make data`")
+        bench_loader(arguments.shards, arguments.samples, arguments.rounds)
+    if "plan" in chosen:
+        bench_plan(arguments.rounds)
+    if "convert" in chosen:
+        folder, python = arguments.folder, arguments.img2dataset_python
+        bench_convert(arguments.rows, arguments.rounds, folder, python)
 
 
 if __name__ == "__main__":

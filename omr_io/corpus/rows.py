@@ -10,6 +10,7 @@ from omr_io.corpus.image_roots import check_image_root, image_paths
 from omr_io.errors import ConfigError
 from omr_io.types import AXES
 
+CAPTION_QUESTION = "Describe the image."
 MEANINGS = ("question", "answer", "reasoning", "image", "images", "options", "id", *AXES)
 """What columns can be mapped to."""
 
@@ -55,7 +56,7 @@ class ReadOptions:
     column_map: tuple[tuple[str, str], ...] = ()
     open_ended: bool = False
     turns: Literal["refuse", "first"] = "refuse"
-    question: str = "Describe the image."
+    question: str = CAPTION_QUESTION
 
     def __post_init__(self) -> None:
         for root in image_paths(self.image_root):
@@ -81,6 +82,8 @@ def _check_map(column_map: tuple[tuple[str, str], ...], schema: str | None) -> N
     for name in (*meanings, *columns):
         if meanings.count(name) > 1 or columns.count(name) > 1:
             raise ConfigError(f"{name} is mapped twice")
+    if "image" in meanings and "images" in meanings:
+        raise ConfigError("image is mapped twice, as images too")
     if column_map and schema not in (None, "mapped"):
         raise ConfigError(
             f"the schema is {schema} and columns are mapped", mend="Give one or the other"

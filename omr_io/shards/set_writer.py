@@ -167,7 +167,7 @@ def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> dict[str, A
         "question_bytes": len(record.question.encode()),
         "reasoning_bytes": len(record.reasoning.encode()),
         "num_options": len(record.options),
-        "answer": record.answer,
+        "answer": record.answer if record.options else "",  # letters only
     }
 
 

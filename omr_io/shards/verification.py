@@ -233,7 +233,7 @@ class _Check:
             self.report("the JSON names other images than the index", where)
         in_json = (
             len(record.question.encode()), len(record.reasoning.encode()), len(record.options),
-            record.answer,
+            record.answer if record.options else "",
         )  # fmt: skip
         in_index = (
             shards.question_bytes[i], shards.reasoning_bytes[i], shards.num_options[i],

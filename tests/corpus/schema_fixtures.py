@@ -80,6 +80,7 @@ class Fixture:
         types: of a Parquet file's columns.
         images: beside the source, by name, in `root`: a folder ("images"), or a zip or tar.gz.
         options: further arguments of ReadOptions.
+        written_as: the format, where the file's suffix lies about it.
     """
 
     schema: str
@@ -90,6 +91,7 @@ class Fixture:
     images: dict[str, bytes] = field(default_factory=dict)
     root: str = "images"
     options: Row = field(default_factory=dict)
+    written_as: str = ""
 
     @property
     def columns(self) -> dict[str, ColumnType]:
@@ -107,7 +109,7 @@ class Fixture:
     def write(self, folder: Path) -> tuple[Path, Path | None]:
         """Write the source, and its images: their paths."""
         path = folder / self.file
-        WRITERS[path.suffix](self, path)
+        WRITERS[self.written_as or path.suffix](self, path)
         if not self.images:
             return path, None
         root = folder / self.root
@@ -535,6 +537,12 @@ LLAVA = Fixture(
         {"id": "z", "image": "a/1.jpg", "conversations": llava("<image>\nQ?")},
         {"id": "z", "image": "a/1.jpg", "conversations": llava("<image>\nQ?", "R")[::-1]},
         {"id": "z", "image": "a/1.jpg", "conversations": []},
+        {"id": "z", "image": "a/1.jpg", "conversations": llava(f"<image>\n{HEART}", "E")},
+        {"id": "z", "image": "a/1.jpg", "conversations": llava(f"{HEART}\nand?\n<image>", "B")},
+        {
+            "id": "z", "image": "a/1.jpg",
+            "conversations": llava(f"<image>\n{HEART}", "The left one, since it bulges."),
+        },
     ),
     expected=(
         Expected(
@@ -562,6 +570,13 @@ LLAVA = Fixture(
         no("null-answer"),
         no("bad-turns"),
         no("bad-turns"),
+        no("answer-not-an-option"),
+        no("bad-options"),
+        Expected(  # a reply in words to a question with options is a reply in words
+            question=HEART, answer="The left one, since it bulges.",
+            reasoning="The left one, since it bulges.", images=shown(("a/1.jpg", picture(1))),
+            extra={"id": "z"},
+        ),
     ),
 )  # fmt: skip
 
@@ -935,7 +950,8 @@ SLAKE = Fixture(
 
 VLAA_THINKING = Fixture(
     schema="vlaa-thinking",
-    file="VLAA-Thinking-SFT.jsonl",
+    file="VLAA-Thinking-SFT.json",
+    written_as=".jsonl",
     root="images.tar.gz",
     images={"arxivqa/1.jpg": picture(1)},
     rows=(

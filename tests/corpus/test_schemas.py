@@ -222,6 +222,30 @@ def test_the_map_that_is_proposed_can_be_used() -> None:
     assert (item.answer, item.images[0].name) == ("B", "1.jpg")
 
 
+@pytest.mark.parametrize(
+    ("names", "tries"),
+    [
+        (("Question", "label"), "Try --map question=Question,answer=label, or name"),
+        (("Question", "zzz"), "Try --map question=Question,answer=COLUMN, or name"),
+        (("yyy", "zzz"), "Name a schema by --schema"),
+        ((), "the file has: no columns"),
+    ],
+)
+def test_what_is_proposed_when_not_all_can_be_guessed(names: tuple[str, ...], tries: str) -> None:
+    assert tries in table_error(dict.fromkeys(names, "text"))
+
+
+def test_a_missing_trace_says_how_to_do_without() -> None:
+    kinds = {name: ColumnType("text") for name in ("question", "answer")}
+    data = ColumnType("bytes")
+    kinds["image"] = ColumnType("struct", fields=(("bytes", data), ("path", kinds["answer"])))
+    row = {"question": "Q?\nA. x\nB. y", "answer": "A", "image": {"bytes": None, "path": None}}
+    with pytest.raises(SourceError, match=r"missing column reasoning.* Add --allow-no-reasoning"):
+        bind(kinds, [row], ReadOptions(), "x")
+    assert bind(kinds, [row], ReadOptions(need_reasoning=False), "x").name == "openmedreason"
+    assert bind(kinds, [{**row, "question": "Where?"}], ReadOptions(), "x").name == "vqa"
+
+
 def test_mapped_columns_may_be_open_ended_when_told() -> None:
     kinds = {name: ColumnType("text") for name in ("q", "a")}
     column_map = (("question", "q"), ("answer", "a"))
@@ -243,6 +267,7 @@ def test_maps_that_cannot_be_right() -> None:
         ((("questoin", "q"),), "questoin"),
         ((("question", "q"), ("question", "p")), "question is mapped twice"),
         ((("question", "q"), ("answer", "q")), "q is mapped twice"),
+        ((("image", "q"), ("images", "p")), "image is mapped twice"),
     ):
         with pytest.raises(ConfigError, match=says):
             ReadOptions(column_map=column_map)

@@ -84,7 +84,8 @@ def question_options_answer(
         letter = answer_letter(fields.answer, choices, letters_only=schema.answers == "letter")
         if letter is not None:
             return question, choices, letter
-        if schema.options != "free" or fields.options is not None:
+        lettered = fields.options is not None or letter_of(fields.answer) is not None
+        if schema.options != "free" or lettered:
             raise _no_option(fields.answer, choices)
     elif schema.options != "free":
         _check_options_missing(fields.answer, schema)

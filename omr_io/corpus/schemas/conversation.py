@@ -98,9 +98,7 @@ def exchange(turns: list[Turn], options: ReadOptions) -> Exchange:
     if not spoken:
         raise RowError("bad-turns", "the conversation has no turns")
     if len(spoken) > 2 and options.turns == "refuse":
-        what = (
-            f"the conversation has {len(spoken)} turns; the option turns=first takes the first two"
-        )
+        what = f"the conversation has {len(spoken)} turns; --turns first takes the first exchange"
         raise RowError("several-turns", what)
     asked = spoken[0]
     question, count, between = take_out_placeholders(asked.text or "")

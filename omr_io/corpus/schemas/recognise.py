@@ -22,6 +22,7 @@ _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 _GUESS_KINDS = {"image": "picture", "options": "choices", "answer": "answer"}
 _NEAR = 0.6
+_HALF = 0.5
 
 
 class Fit(NamedTuple):
@@ -50,6 +51,8 @@ def recognise(schemas: Sequence[Schema], table: Table, source: str) -> tuple[Sch
         mend = f"Say which, such as --schema {whole[0].schema.name}"
         raise SourceError(f"the columns fit several schemas: {names}", where=where, mend=mend)
     best = max(fits, key=lambda item: item.share)  # the first of the best
+    if best.share < _HALF:  # so little says nothing; then it is measured by the first
+        best = fits[0]
     what = f"no known schema has these columns; nearest is {best.schema.name}: {_say(best, table)}"
     raise SourceError(what, where=where, mend=_mend(best, table))
 
@@ -77,7 +80,7 @@ def named(schemas: Sequence[Schema], name: str) -> Schema:
     if name in names:
         return names[name]
     near = difflib.get_close_matches(name, names, n=1, cutoff=_NEAR)
-    known = ", ".join(item.name for item in schemas)
+    known = ", ".join((*(item.name for item in schemas), "mapped"))
     mend = f"Did you mean {near[0]}? Known: {known}" if near else f"Known are: {known}"
     raise ConfigError(f"there is no schema {name!r}", mend=mend)
 
@@ -137,22 +140,29 @@ def describe(columns: Mapping[str, ColumnType]) -> str:
 def _mend(it: Fit, table: Table) -> str:
     advice = []
     if it.schema.name == "openmedreason" and it.missing == ("reasoning",):
-        advice.append("Add --allow-no-reasoning if it has no traces")
+        advice.append("add --allow-no-reasoning if it has no traces")
     guess = guess_map(table.columns)
     if guess:
-        advice.append(f"Try --map {guess}")
-    advice.append("or name a schema by --schema (`omr-io schemas` lists them)")
-    return ", ".join(advice)
+        advice.append(f"try --map {guess}")
+    advice.append("name a schema by --schema (`omr-io schemas` lists them)")
+    text = ", or ".join(advice)
+    return text[0].upper() + text[1:]
 
 
 def guess_map(columns: Mapping[str, ColumnType]) -> str:
-    """The likeliest `--map`, "question=problem,answer=label"; "" if no question can be guessed."""
+    """The likeliest `--map`, "question=problem,answer=label"; "" if neither can be guessed.
+
+    COLUMN stands for the one of them that cannot.
+    """
     taken: dict[str, str] = {}
     for meaning in _USUAL_NAMES:
         column = _guess(meaning, columns, set(taken.values()))
         if column is not None:
             taken[meaning] = column
-    return ",".join(f"{meaning}={column}" for meaning, column in taken.items())
+    if "question" not in taken and "answer" not in taken:
+        return ""
+    needed = {meaning: taken.get(meaning, "COLUMN") for meaning in ("question", "answer")}
+    return ",".join(f"{meaning}={column}" for meaning, column in (needed | taken).items())
 
 
 def _guess(meaning: str, columns: Mapping[str, ColumnType], taken: set[str]) -> str | None:
