@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from omr_io.corpus.formats.location import Location, is_url, name_of, open_binary, shown
+from omr_io.corpus.formats.location import Location, is_url, name_of, open_binary, shown, stamp_of
 from omr_io.corpus.raw import SourceFile
 from omr_io.errors import SourceError, Where
 
@@ -55,6 +55,7 @@ def format_of(location: Location) -> Format:
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
     where = Where(source=shown(location))
+    stamp_of(location)  # opening a pipe would hang
     try:
         with open_binary(location) as file:
             head = file.read(4096)

@@ -1,0 +1,94 @@
+"""Finding source files of every format: folders, globs, URLs; never two kinds at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from omr_io.corpus import count_rows, list_sources, source_fingerprint
+from omr_io.errors import SourceError
+from tests.corpus.source_files import use_remote
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+def test_a_folder_stands_for_its_parquet_or_its_one_other_format(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    files = touch(data, "train-0.json", "train-1.jsonl", "train-2.ndjson")
+    touch(data, "readme.md", "images.zip", "LICENSE")
+    assert list_sources(data) == tuple(files)
+    tables = touch(data, "train.csv", "train2.TSV")
+    with pytest.raises(SourceError, match=r"several formats: 2 csv, 3 json.*train-0\.json"):
+        list_sources(data)
+    assert list_sources(str(data / "*.[ct]*v")) == (tables[0],)
+    (parquet,) = touch(data, "train-9.parquet")
+    assert list_sources(data) == (parquet,)
+    tars = touch(tmp_path / "tars", "000001.tar", "000000.tar")
+    assert list_sources(tmp_path / "tars") == tuple(reversed(tars))
+    touch(tmp_path / "none", "readme.md")
+    with pytest.raises(SourceError, match=r"no \*\.parquet.*Known are \.parquet, \.json"):
+        list_sources(tmp_path / "none")
+
+
+def test_rows_of_two_formats_need_different_names_too(tmp_path: Path) -> None:
+    files = touch(tmp_path, "a.json", "a.csv")
+    with pytest.raises(SourceError, match="same name"):
+        list_sources(files)
+    splits = touch(tmp_path, "train.json", "test.csv")
+    with pytest.raises(SourceError, match="different splits"):
+        list_sources(splits)
+
+
+def test_urls_are_listed_once_and_keep_their_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = "hf://datasets/owner/name/data/"
+    names = [f"{base}train-{n}.parquet" for n in range(2)]
+    use_remote(monkeypatch, dict.fromkeys([*names, f"{base}test-0.parquet"], b""))
+    assert list_sources(f"{base}train") == tuple(names)
+    assert list_sources([names[0], f"{base}train"]) == tuple(names)
+    (local,) = touch(tmp_path, "train-7.parquet")
+    assert set(list_sources([local, names[0]])) == {local, names[0]}
+    with pytest.raises(SourceError, match=r"different splits: test-0\.parquet \(test\)"):
+        list_sources(base)
+    with pytest.raises(SourceError, match="same name"):
+        list_sources([names[0], *touch(tmp_path, "train-0.parquet")])
+
+
+def test_the_fingerprint_of_json_is_over_all_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"answer": "A"}) + "\n")
+    first = source_fingerprint([path])
+    path.write_text(json.dumps({"answer": "B"}) + "\n")
+    assert source_fingerprint([path]) != first
+    path.write_text(json.dumps({"answer": "A"}) + "\n")
+    assert source_fingerprint([path]) == first
+
+
+def test_the_fingerprint_of_parquet_is_what_it_was(tmp_path: Path) -> None:
+    """Shard sets on disk hold it: a change would make every one of them foreign."""
+    import hashlib
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["x"]}), path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[-8:-4], "little")
+    footer = hashlib.sha256(data[len(data) - 8 - length :]).hexdigest()
+    text = json.dumps(["sources", [["a.parquet", len(data), footer]]], separators=(",", ":"))
+    assert source_fingerprint([path]) == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_rows_are_counted_over_formats(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": ["x", "y"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"a": 1}\nbroken\n\n')
+    (tmp_path / "c.csv").write_text("a\n1\n2\n3\n")
+    assert count_rows([tmp_path / name for name in ("a.parquet", "b.jsonl", "c.csv")]) == 7
