@@ -1,0 +1,241 @@
+"""Byte ranges over HTTP: every length and every tag is checked, what may pass is tried again."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from email.message import Message
+
+from omr_io.errors import SourceError, Where
+from omr_io.remote.connections import Connections, origin_of
+from omr_io.remote.ranges import Stat, changed
+from omr_io.remote.retries import RetryPolicy, TransientError
+from omr_io.remote.urls import redact
+
+_PIECE = 1 << 16
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_EXPIRED = (401, 403, 404, 410)
+_CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)", re.IGNORECASE)
+_NETWORK = "Check the network and the server, then run again"
+
+Explain = Callable[[int, Message, str], SourceError]
+"""(status, headers, source as printed) → the error for a refusal that is final."""
+
+
+def http_error(status: int, headers: Message, source: str) -> SourceError:
+    """What a final refusal of a plain server means."""
+    where = Where(source=source)
+    if status in (404, 410):
+        return SourceError("there is no such file on the server (404)", where=where)
+    if status in (401, 403, 407):
+        return SourceError(
+            f"the server gives no access ({status})",
+            where=where,
+            mend="A signed URL may have expired: get a new one. Otherwise ask for access, or give "
+            "a name and password as https://NAME:PASSWORD@HOST/...",
+        )
+    return SourceError(f"the server answers {status}", where=where)
+
+
+class HttpRanges:
+    """A file on an HTTP server that knows ranges.
+
+    Args:
+        url: of http or https.
+        policy: of trying again.
+        private: headers for the URL's own origin alone: redirects to others do not get them.
+        explain: what a final refusal means.
+        pinned: the URL's content never changes (it names a commit), so that only its size is
+            compared: the storage servers behind it may disagree on ETags.
+        source: the URL as it is printed; by default `url` without its secrets.
+
+    Raises:
+        SourceError: the file cannot be had; or the server does not know ranges.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        policy: RetryPolicy,
+        *,
+        private: Mapping[str, str] | None = None,
+        explain: Explain = http_error,
+        pinned: bool = False,
+        source: str | None = None,
+        head: int = 1 << 18,
+    ) -> None:
+        self._url = url
+        self._policy = policy
+        self._private = dict(private or {})
+        self._explain = explain
+        self._pinned = pinned
+        self._source = source or redact(url)
+        self._where = Where(source=self._source)
+        self._connections = Connections(policy.timeout)
+        self._final: str | None = None  # where redirects led; asked again when it expires
+        self._stat: Stat | None = None
+        self._etag = self._modified = ""
+        self._head = bytearray()
+        self._fill(0, head, self._head)
+        assert self._stat is not None
+
+    @property
+    def stat(self) -> Stat:
+        """As it was at the first request."""
+        assert self._stat is not None
+        return self._stat
+
+    def fetch(self, offset: int, size: int) -> bytes:
+        """Exactly these bytes.
+
+        Raises:
+            SourceError: they cannot be had, or the file has changed since it was opened.
+        """
+        if offset + size <= len(self._head):
+            return bytes(self._head[offset : offset + size])
+        out = bytearray()
+        self._fill(offset, size, out)
+        return bytes(out)
+
+    def close(self) -> None:
+        """Close connections; the next fetch opens new ones."""
+        self._connections.close()
+
+    def _fill(self, offset: int, size: int, out: bytearray) -> None:
+        """Append to `out` until it has `size` bytes, or the file ends (for the first request)."""
+        failures = 0
+        while len(out) < (size if self._stat is None else min(size, self._stat.size - offset)):
+            had = len(out)
+            problem = self._try(offset, size, out)
+            if problem is None and (len(out) > had or self._ends_at(offset + had)):
+                failures = 0
+                continue
+            if problem is None:
+                problem = TransientError("the server sent nothing")
+            failures = 1 if len(out) > had else failures + 1
+            if failures >= self._policy.tries:
+                what = f"reading failed {failures} times in a row, the last time: {problem.what}"
+                raise SourceError(what, where=self._where, mend=_NETWORK)
+            self._policy.wait(failures, problem.retry_after)
+
+    def _ends_at(self, offset: int) -> bool:
+        return self._stat is not None and offset >= self._stat.size
+
+    def _try(self, offset: int, size: int, out: bytearray) -> TransientError | None:
+        """One request; what it brought is in `out` even when it fails half-way."""
+        permanent = ""
+        try:
+            self._request(offset + len(out), size - len(out), out)
+            return None
+        except TransientError as error:
+            return error
+        except ssl.SSLCertVerificationError as error:
+            permanent = f"the server's certificate is not trusted: {error.verify_message}"
+        except socket.gaierror as error:
+            if error.errno != socket.EAI_NONAME:
+                return TransientError(f"the host's name cannot be resolved: {error.strerror}")
+            permanent = "there is no such host"
+        except (OSError, http.client.HTTPException) as error:
+            self._connections.close()
+            what = "the server was silent too long" if isinstance(error, TimeoutError) else ""
+            return TransientError(what or f"the connection failed ({type(error).__name__})")
+        self._connections.close()
+        raise SourceError(permanent, where=self._where)
+
+    def _request(self, start: int, size: int, out: bytearray) -> None:
+        cached = self._final
+        response, final = self._connections.get(
+            cached or self._url,
+            {"Range": f"bytes={start}-{start + size - 1}"},
+            {} if cached else self._private,
+            self._source,
+        )
+        if response.status != 206:
+            self._connections.drop(final)
+        if cached and response.status in _EXPIRED:
+            self._final = None  # signed addresses live for minutes: ask for a new one
+            self._request(start, size, out)
+            return
+        # Kept only if it needs none of the headers meant for the first URL's origin.
+        self._final = final if origin_of(final) != origin_of(self._url) else None
+        self._check_status(response, start)
+        if response.status == 206:
+            self._read(response, final, start, size, out)
+
+    def _check_status(self, response: http.client.HTTPResponse, start: int) -> None:
+        status, headers = response.status, response.headers
+        if status == 206:
+            return
+        if status in _TRANSIENT or status > 505:
+            asked = headers.get("Retry-After", "")
+            after = float(asked) if asked.isascii() and asked.isdigit() else None
+            raise TransientError(f"the server answers {status}", after)
+        if status == 416:
+            match = _CONTENT_RANGE.search(headers.get("Content-Range", ""))
+            total = int(match[3]) if match and match[3] != "*" else None
+            if total == 0 or (total is None and start == 0):
+                self._note(0, headers)
+                return
+            raise changed(self._source, f"it has no byte {start} any more")
+        if status == 200 and headers.get("Content-Length") == "0":
+            self._note(0, headers)
+            return
+        if status == 200:
+            raise SourceError(
+                "the server ignores Range and sends the whole file each time",
+                where=self._where,
+                mend="Download the file and read the copy, or use a server that knows ranges",
+            )
+        raise self._explain(status, headers, self._source)
+
+    def _read(
+        self, response: http.client.HTTPResponse, url: str, start: int, size: int, out: bytearray
+    ) -> None:
+        match = _CONTENT_RANGE.search(response.headers.get("Content-Range", ""))
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        if match is None or match[1] is None or match[3] == "*" or encoding != "identity":
+            self._connections.drop(url)
+            what = "the server sends a range without saying which of how many bytes it is"
+            if encoding != "identity":
+                what = f"the server sends ranges of a copy that it encodes ({encoding})"
+            raise SourceError(what, where=self._where, mend="Download the file, read the copy")
+        first, last, total = int(match[1]), int(match[2]), int(match[3])
+        if first != start or last < first or last >= total:
+            self._connections.drop(url)
+            what = f"the server sends bytes {first} to {last} of {total}, {start} on were asked for"
+            raise SourceError(what, where=self._where)
+        try:
+            self._note(total, response.headers)
+        except SourceError:
+            self._connections.drop(url)
+            raise
+        left = min(size, last - first + 1)
+        while left:
+            piece = response.read(min(left, _PIECE))
+            if not piece:
+                self._connections.drop(url)
+                raise TransientError("the server stopped in the middle")
+            out += piece
+            left -= len(piece)
+        if last - first + 1 > size or not response.isclosed():
+            self._connections.drop(url)  # there is more in it than anyone will read
+
+    def _note(self, total: int, headers: Message) -> None:
+        """Remember what the file is; or compare, if that is known."""
+        etag, modified = headers.get("ETag", ""), headers.get("Last-Modified", "")
+        if self._stat is None:
+            self._etag, self._modified = etag, modified
+            self._stat = Stat(total, etag or modified)
+            return
+        if total != self._stat.size:
+            raise changed(self._source, f"it has {total} bytes and had {self._stat.size}")
+        if self._pinned:
+            return
+        if etag and self._etag:
+            if etag != self._etag:
+                raise changed(self._source, "its ETag is another")
+        elif modified and self._modified and modified != self._modified:
+            raise changed(self._source, "its Last-Modified is another")
