@@ -11,8 +11,11 @@ from omr_io.errors import SourceError, Where
 
 SCHEMES = ("hf", "s3", "http", "https")
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tar", ".tar.gz", ".tgz")
-"""What a folder is searched for, in this order; the first kind that is there is taken."""
+KINDS = {
+    ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv",
+    ".tsv": "csv", ".tar": "webdataset",
+}  # fmt: skip
+"""What a folder is searched for, as a local one: kinds of files by the last suffix."""
 
 _MAGIC = re.compile(r"[*?[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
@@ -168,14 +171,15 @@ def _part_regex(part: str) -> str:
     return out
 
 
-def known_files(names: Iterable[str]) -> list[str]:
-    """Those of the first kind in `SUFFIXES` that is there; hidden files do not count."""
-    shown = [name for name in names if not name.rpartition("/")[2].startswith(".")]
-    for suffix in SUFFIXES:
-        found = [name for name in shown if name.lower().endswith(suffix)]
-        if found:
-            return found
-    return []
+def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by kind of file; hidden ones and those of no known kind do not count."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        last = name.rpartition("/")[2]
+        kind = KINDS.get(last[last.rfind(".") :].lower()) if "." in last[1:] else None
+        if kind is not None and not last.startswith("."):
+            found.setdefault(kind, []).append(name)
+    return found
 
 
 def in_folder(find: Callable[[bool], Iterable[str]], folder: str, url: str) -> list[str]:
@@ -189,14 +193,23 @@ def in_folder(find: Callable[[bool], Iterable[str]], folder: str, url: str) -> l
     Raises:
         SourceError: there is none; it names a subfolder that has some.
     """
-    found = known_files(sorted(find(False)))
-    if found:
-        return found
+    found = by_kind(sorted(find(False)))
+    if "parquet" in found:
+        return found["parquet"]
+    if len(found) == 1:
+        return next(iter(found.values()))
     where = Where(source=redact(url))
+    if found:
+        listed = ", ".join(f"{len(names)} {kind}" for kind, names in sorted(found.items()))
+        raise SourceError(
+            f"the folder holds files of several formats: {listed}",
+            where=where,
+            mend="Give those of one, as a glob such as .../*.json",
+        )
     below = sorted(find(True))
     if not below:
         raise SourceError("there is no such file or folder", where=where)
-    deeper = known_files(below)
+    deeper = sorted(name for names in by_kind(below).values() for name in names)
     mend = f"There are some in {deeper[0].rpartition('/')[0]}/" if deeper else None
-    kinds = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+    kinds = ", ".join(f"*{suffix}" for suffix in KINDS)
     raise SourceError(f"the folder has none of {kinds}", where=where, mend=mend)

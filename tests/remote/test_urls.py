@@ -13,7 +13,7 @@ from omr_io.errors import SourceError
 from omr_io.remote import RetryPolicy, is_url, list_urls, open_url, redact
 from omr_io.remote.hub import HubPath, parse
 from omr_io.remote.s3 import parse as parse_s3
-from omr_io.remote.urls import fixed_part, glob_regex, known_files, name_of
+from omr_io.remote.urls import fixed_part, glob_regex, in_folder, name_of
 
 SECRET = "S3CR3TxyZ"
 WITH_SECRETS = [
@@ -56,13 +56,16 @@ def test_no_secret_in_errors(url):
         raise socket.gaierror(socket.EAI_NONAME, SECRET)
 
     for action in (list_urls, local):
+        failure = None
         try:
             action(url)
         except SourceError as error:
-            assert SECRET not in "".join(traceback.format_exception(error))
-            assert error.__context__ is None
-        else:
+            failure = error
+        if failure is None:
             assert action is list_urls  # which does not open what http(s) offers
+            continue
+        assert SECRET not in "".join(traceback.format_exception(failure))
+        assert failure.__context__ is None
 
 
 def test_redact_keeps_what_is_no_secret(monkeypatch):
@@ -188,7 +191,20 @@ def test_the_fixed_part_of_a_pattern():
     assert fixed_part("a/b") == "a/b"
 
 
-def test_a_folder_means_its_first_known_kind():
-    assert known_files(["a.csv", "b.PARQUET", ".c.parquet", "d.txt"]) == ["b.PARQUET"]
-    assert known_files(["a.csv", "b.jsonl"]) == ["b.jsonl"]
-    assert known_files(["a.txt"]) == []
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.csv", "b.PARQUET", ".c.parquet", "d.txt"], ["b.PARQUET"]),
+        (["b.jsonl", "a.json", ".parquet", "c"], ["a.json", "b.jsonl"]),
+        (["x.tar"], ["x.tar"]),
+    ],
+)
+def test_a_folder_means_its_parquet_or_its_only_kind(names, expected):
+    assert in_folder(lambda deep: names, "", "s3://b/") == expected
+
+
+def test_a_folder_of_several_kinds_or_none():
+    with pytest.raises(SourceError, match=r"several formats: 1 csv, 2 json"):
+        in_folder(lambda deep: ["a.csv", "b.jsonl", "c.json"], "", "s3://b/")
+    with pytest.raises(SourceError, match=r"none of \*\.parquet"):
+        in_folder(lambda deep: ["a.txt"], "", "s3://b/")
