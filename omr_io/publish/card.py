@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from omr_io import __version__
 from omr_io.errors import ConfigError, SourceError, Where
 from omr_io.index import ShardSet
 from omr_io.publish.markdown import code, plain, quoted, table
-from omr_io.shards.description import Description, describe
+from omr_io.shards.description import Description, Spread, describe
 from omr_io.shards.layout import REJECTS_NAME
 from omr_io.storage import write_atomically
 from omr_io.terminal import human_bytes
@@ -26,6 +26,11 @@ _MARK = re.compile(rb"<!-- omr-io card ([0-9a-f]{64}) -->\n\Z")
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,63}")
 _MAX_SOURCES = 50
+_ABOUT = (
+    "Image-question-answer samples for training medical vision-language models, as WebDataset "
+    "shards with an index. Each sample has its images, then a JSON with `id`, `question`, "
+    "`options`, `answer`, `reasoning`, `rubric`, `images`, `source` and `extra`."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,25 +167,19 @@ def _check_ours(path: Path, overwrite: bool) -> None:
 def dataset_card(splits: Sequence[_Split], options: CardOptions) -> str:
     """The whole text: front matter, then what the sets hold."""
     title = options.title or "Shards: " + ", ".join(split.about.split for split in splits)
-    return (
-        "\n\n".join(
-            [
-                _front_matter(splits, options),
-                f"# {plain(title)}",
-                "Image-question-answer samples for training medical vision-language models, as "
-                "WebDataset shards with an index. For each sample its images, then a JSON with `id`, "
-                "`question`, `options`, `answer`, `reasoning`, `rubric`, `images`, `source`, `extra`.",
-                _contents(splits),
-                _answers(splits),
-                _left_out(splits),
-                _making(splits),
-                _loading(splits),
-                _integrity(splits),
-                _limits(options),
-            ]
-        )
-        + "\n"
-    )
+    sections = [
+        _front_matter(splits, options),
+        f"# {plain(title)}",
+        _ABOUT,
+        _contents(splits),
+        _answers(splits),
+        _left_out(splits),
+        _making(splits),
+        _loading(splits),
+        _integrity(splits),
+        _limits(options),
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _front_matter(splits: Sequence[_Split], options: CardOptions) -> str:
@@ -211,24 +210,21 @@ def _contents(splits: Sequence[_Split]) -> str:
     def counts(of: Mapping[str, int]) -> str:
         return ", ".join(f"{plain(name)} {count:,}" for name, count in of.items()) or "none"
 
-    def spread(low: float, median: float, high: float) -> str:
-        return f"{low:,.0f} / {median:,.0f} / {high:,.0f}"
+    def three(of: Spread) -> str:
+        return f"{of.low:,.0f} / {of.median:,.0f} / {of.high:,.0f}"
 
-    rows = []
-    for name, of in (
-        ("samples", lambda a: f"{a.samples:,}"),
-        ("shards", lambda a: f"{a.shards:,} ({human_bytes(a.bytes)})"),
-        ("images", lambda a: f"{a.images:,}"),
-        ("image formats", lambda a: counts(a.formats)),
-        ("pixels an image", lambda a: spread(a.pixels.low, a.pixels.median, a.pixels.high)),
-        ("images turned by EXIF", lambda a: f"{a.turned:,}"),
-        ("images that repeat an earlier one", lambda a: f"{a.repeated_images:,}"),
-        ("question, bytes of UTF-8", lambda a: spread(
-            a.question_bytes.low, a.question_bytes.median, a.question_bytes.high)),
-        ("reasoning, bytes of UTF-8", lambda a: spread(
-            a.reasoning_bytes.low, a.reasoning_bytes.median, a.reasoning_bytes.high)),
-    ):  # fmt: skip
-        rows.append([name, *(of(split.about) for split in splits)])
+    facts: list[tuple[str, Callable[[Description], str]]] = [
+        ("samples", lambda about: f"{about.samples:,}"),
+        ("shards", lambda about: f"{about.shards:,} ({human_bytes(about.bytes)})"),
+        ("images", lambda about: f"{about.images:,}"),
+        ("image formats", lambda about: counts(about.formats)),
+        ("pixels an image", lambda about: three(about.pixels)),
+        ("images turned by EXIF", lambda about: f"{about.turned:,}"),
+        ("images that repeat an earlier one", lambda about: f"{about.repeated_images:,}"),
+        ("question, bytes of UTF-8", lambda about: three(about.question_bytes)),
+        ("reasoning, bytes of UTF-8", lambda about: three(about.reasoning_bytes)),
+    ]
+    rows = [[name, *(tell(split.about) for split in splits)] for name, tell in facts]
     head = ["", *(plain(split.about.split) for split in splits)]
     return f"## Contents\n\n{table(head, rows)}\n\nThree numbers are smallest / median / largest."
 

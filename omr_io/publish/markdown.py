@@ -10,7 +10,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, HTML, link, table cell or line break of its own.
+    """Text that Markdown shows as it is: no markup, HTML, link, cell or line break of its own.
 
     Characters that are not printable are shown as escapes.
     """

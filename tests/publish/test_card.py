@@ -151,7 +151,7 @@ def test_its_numbers_are_those_of_the_sets(tmp_path):
     assert "| images | 8 |" in text
     assert "| A | 4 (44.4%) |" in text
     assert "| B | 4 (44.4%) |" in text
-    assert "| open\\-ended | 1 (11.1%) |" in text or "| open-ended | 1 (11.1%) |" in text
+    assert "| open-ended | 1 (11.1%) |" in text
     assert "| with 0 options | 1 (11.1%) |" in text
     assert read_manifest(tmp_path / "set").fingerprint in text
     assert "not de-identification" in text
@@ -198,6 +198,7 @@ def test_bad_input(sets, tmp_path):
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_hostile_words_stay_words(sets, hostile):
     datasets = pytest.importorskip("datasets")
+    huggingface_hub = pytest.importorskip("huggingface_hub")
     markdown = pytest.importorskip("markdown_it")
     folder = sets / "train"
     options = json.loads(json.dumps(read_manifest(folder).options)) | {"x": hostile, hostile: 1}
@@ -206,8 +207,10 @@ def test_hostile_words_stay_words(sets, hostile):
     data = front_matter(text)
     assert data["pretty_name"] == hostile
     assert "license" not in data
-    config = datasets.utils.metadata.MetadataConfigs._from_exported_parquet_files_and_dataset_infos
-    assert callable(config)
+    configs = datasets.utils.metadata.MetadataConfigs.from_dataset_card_data(
+        huggingface_hub.DatasetCardData(**data)
+    )
+    assert list(configs) == ["default"]
     html = markdown.MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(
         text.split("---\n", 2)[2]
     )
@@ -218,19 +221,16 @@ def test_hostile_words_stay_words(sets, hostile):
         }, tag  # fmt: skip
     assert html.count("<h1>") == 1
     assert html.count("<!--") == 1  # our own last line
-    assert html.count("<table>") == text.count("---:") // 1 or True
+    assert html.count("<table>") == 4
     assert "\x1b" not in text
     assert "\u202e" not in text
 
 
-@pytest.mark.parametrize(
-    "text", [*HOSTILE, "", "no", "null", "1", "~", "\ud800", "\u2028\x85\ufeff"]
-)
+ODD = ["", "no", "null", "1", "~", "\ud800", "\u2028\x85\ufeff"]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, *ODD])
 def test_yaml_scalars_say_what_they_were_given(text):
-    if text == "\ud800":
-        assert yaml.safe_load(quoted(text)) == text
-        return
-    assert yaml.safe_load(quoted(text)) == text
     assert yaml.safe_load(f"- a: {quoted(text)}\n- b") == [{"a": text}, "b"]
 
 
