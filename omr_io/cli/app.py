@@ -19,6 +19,7 @@ from omr_io.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
 from omr_io.cli.doctor import doctor
 from omr_io.cli.energon import EXAMPLES as ENERGON_EXAMPLES
 from omr_io.cli.energon import energon
+from omr_io.cli.publish import CARD_EXAMPLES, PUSH_EXAMPLES, card, push
 from omr_io.cli.read_options import SCHEMAS_EXAMPLES, schemas
 from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_EXAMPLES, info, verify
 from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
