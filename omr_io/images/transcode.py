@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Final, Literal
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from omr_io.errors import ConfigError
@@ -113,21 +113,20 @@ class Transcode:
         return encoded
 
     def _encode(self, pixels_HW3: UInt8Array) -> bytes:
-        first = pixels_HW3[..., :1]
-        if (pixels_HW3 == first).all():
-            grey_HW1 = np.ascontiguousarray(first)
-            grey: bytes = simplejpeg.encode_jpeg(
-                grey_HW1, self.quality, "Gray", "Gray", fastdct=False
-            )
-            return grey
-        colour: bytes = simplejpeg.encode_jpeg(
-            np.ascontiguousarray(pixels_HW3), self.quality, "RGB", self.subsampling, fastdct=False
-        )
-        return colour
+        is_grey = (pixels_HW3 == pixels_HW3[..., :1]).all()
+        image = Image.fromarray(pixels_HW3[..., 0] if is_grey else pixels_HW3)
+        subsampling = {"444": 0, "420": 2}[self.subsampling]
+        file = BytesIO()
+        # Pillow, not simplejpeg, whose encoder has only the fast, inexact DCT.
+        image.save(file, "JPEG", quality=self.quality, subsampling=subsampling)
+        return file.getvalue()
 
 
 def library_versions() -> dict[str, str]:
     """The libraries that the bytes of a transcoded image depend on, with their versions."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("pillow", "simplejpeg")}
+    from PIL import features
+
+    found = {name: version(name) for name in ("pillow", "simplejpeg")}
+    return {**found, "libjpeg of pillow": str(features.version("jpg"))}

@@ -262,6 +262,12 @@ def tiff(plant: Planter, base: bytes, order: str) -> bytes:
     return bytes(file) + plant.raw()
 
 
+def clear_gif() -> bytes:
+    """A GIF of which some pixels are transparent."""
+    image = picture("P")
+    return encode(image, "GIF", transparency=image.getpixel((0, 0)))
+
+
 def gif_blocks(payload: bytes) -> bytes:
     parts = [payload[i : i + 255] for i in range(0, len(payload), 255)]
     return b"".join(bytes((len(part),)) + part for part in parts) + b"\0"
@@ -342,8 +348,7 @@ def all_planted() -> Iterator[tuple[str, bytes, list[str]]]:
         yield plant.seed, tiff(plant, base, "<" if base[:2] == b"II" else ">"), plant.strings
     for mode in ("P", "L", "transparent"):
         plant = Planter(f"gif-{mode}")
-        options = {"transparency": 3} if mode == "transparent" else {}
-        base = encode(picture("L" if mode == "L" else "P"), "GIF", **options)
+        base = clear_gif() if mode == "transparent" else encode(picture(mode), "GIF")
         yield plant.seed, gif(plant, base), plant.strings
     for mode in ("RGB", "P", "1"):
         plant = Planter(f"bmp-{mode}")
