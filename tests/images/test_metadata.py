@@ -22,7 +22,11 @@ from omr_io.images.pixels import decode_rgb
 from tests.images import planted
 from tests.images.planted import encode, jpeg_with, picture, riff, riff_chunk
 
-pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO file")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO file"),
+    pytest.mark.filterwarnings("ignore:Corrupt EXIF data"),
+    pytest.mark.filterwarnings("ignore:Tag data larger than file"),
+]
 FILES = {name: (data, strings) for name, data, strings in planted.all_planted()}
 
 

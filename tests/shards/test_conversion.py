@@ -196,7 +196,7 @@ def test_header_check_takes_what_only_a_decode_finds(tmp_path):
     half = jpeg[: len(jpeg) // 2]
     rows = [record(0, [half + jpeg[-2:]]), record(1, [b"no"])]
     assert write(tmp_path / "a", rows, check="header").refusals == {"image-format": 1}
-    with pytest.raises(DataError, match="image-truncated"):
+    with pytest.raises(DataError, match="image-corrupt"):
         write(tmp_path / "b", rows[:1])
     rows[0] = record(0, [half])  # without an end it is not certain what is metadata
     with pytest.raises(DataError, match="image-metadata"):
