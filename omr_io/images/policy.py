@@ -26,6 +26,7 @@ An image may be of several kinds; it is refused if one of them is.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Self, get_args
@@ -132,9 +133,21 @@ def unusual_kinds(data: bytes, info: ImageInfo) -> tuple[Kind, ...]:
 
 
 def is_kind(data: bytes, info: ImageInfo, kind: Kind) -> bool:
-    """True if an image is of that kind, by its headers alone. `info` is `probe`'s."""
+    """True if an image is of that kind, by its headers alone. `info` is `probe`'s.
+
+    Raises:
+        ImageError: "image-corrupt" when the file ends within what tells.
+    """
     if kind in _OF_MODE.get(info.mode, ()):
         return True
+    try:
+        return _is_built_as(data, info, kind)
+    except (IndexError, struct.error) as error:
+        raise ImageError(f"the {info.format} image ends within its own structure") from error
+
+
+def _is_built_as(data: bytes, info: ImageInfo, kind: Kind) -> bool:
+    """`is_kind` for what the mode does not tell."""
     match kind, info.format:
         case "16-bit-colour", "png":
             return data[24] == 16 and data[25] != 0

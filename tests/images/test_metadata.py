@@ -324,7 +324,9 @@ def test_damaged_files_are_errors_or_stay_equal(draw: st.DataObject) -> None:
     assert strip(after) == after
     before = decodes(made)
     if before is not None:
-        assert decodes(after) == before
+        # An error, too, is legal: libjpeg-turbo and Pillow's GIF look less closely at corrupt data
+        # that has something behind it. Other pixels are not.
+        assert decodes(after) in (before, None)
 
 
 def test_srgb_profile_reads() -> None:

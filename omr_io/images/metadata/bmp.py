@@ -10,13 +10,14 @@ from omr_io.images.metadata.verified import verified
 
 _HEADERS: Final = (12, 40, 52, 56, 64, 108, 124)
 _RGB, _RLE8, _RLE4, _BITFIELDS = 0, 1, 2, 3
+_MAX_RESOLUTION: Final = 1_000_000  # pixels a metre: 25,400 an inch, and less than any 4 letters
 _SRGB: Final = struct.pack("<I", 0x73524742)  # LCS_sRGB, for the colour space of V4 and V5
 
 
 def strip(data: bytes) -> bytes:
     """Strip a BMP file; see `strip_metadata`.
 
-    Gone are colour profiles and gaps, the reserved fields, resolution and end points.
+    Gone are colour profiles, gaps, reserved fields, end points, and a resolution that is none.
     """
     (offset, size) = struct.unpack_from("<II", data, 10)
     if size == 12:
@@ -66,8 +67,12 @@ def _info(data: bytes, offset: int, size: int) -> tuple[bytes, bytes, bytes, int
         length = _run_length(data, offset, packing == _RLE4)
     else:
         length = _row(width, bits) * abs(height)
-    fields = (size, width, height, planes, bits, packing, length & 0xFFFFFFFF, 0, 0, used, 0)
-    head = struct.pack("<IIiHHIIiiII", *fields)
+    across, down, _, important = struct.unpack_from("<IIII", data, 38)
+    if max(across, down) > _MAX_RESOLUTION:
+        across = down = 0
+    important = important if important <= used else 0
+    fields = (size, width, height, planes, bits, packing, length & 0xFFFFFFFF)
+    head = struct.pack("<IIiHHIIIIII", *fields, across, down, used, important)
     if size >= 52 and size != 64:
         head += data[54 : 54 + min(size - 40, 16)]  # the masks
     if size >= 108:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from omr_io.errors import ImageError
 from omr_io.images import headers
 from omr_io.images.metadata import jpeg
 from omr_io.images.metadata.common import damaged
@@ -89,7 +90,7 @@ def count_pages(data: bytes) -> int:
             seen.add(at)
             tags, at = _directory(data, order, at, only=_SUBFILE)
             pages += not _number(tags, order, _SUBFILE, 0) & 1
-    except (struct.error, ValueError):  # a damaged chain ends here
+    except (struct.error, ImageError):  # a damaged chain ends here
         pass
     return pages
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from omr_io.errors import ImageError
 from omr_io.images.metadata.common import damaged, minimal_exif
 
 _ICC, _ALPHA, _EXIF, _ANIMATION = 0x20, 0x10, 0x08, 0x02  # bits of VP8X
@@ -70,11 +71,17 @@ def _image(chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def count_frames(data: bytes) -> int:
-    """Frames of an animation; 1 for a still image."""
+    """Frames of an animation, as many as are whole; 1 for a still image."""
     if data[12:16] != b"VP8X" or not data[20] & _ANIMATION:
         return 1
     end = 8 + int.from_bytes(data[4:8], "little")
-    return sum(kind == b"ANMF" for kind, _ in _chunks(data, 12, end))
+    frames = 0
+    try:
+        for kind, _ in _chunks(data, 12, end):
+            frames += kind == b"ANMF"
+    except ImageError:  # the decode check says so
+        pass
+    return frames
 
 
 def _chunks(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, bytes]]:
