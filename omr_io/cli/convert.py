@@ -10,6 +10,15 @@ import typer
 from rich.console import Console
 
 from omr_io.cli.common import AsJson, finish
+from omr_io.cli.image_options import (
+    KeepIcc,
+    KeepMetadata,
+    MaxBytes,
+    Refuse,
+    Take,
+    TranscodeTo,
+    image_options,
+)
 from omr_io.cli.read_options import (
     CaptionQuestion,
     ColumnMap,
@@ -46,6 +55,12 @@ def convert(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse images of more pixels.")
     ] = None,
+    max_bytes: MaxBytes = None,
+    keep_metadata: KeepMetadata = False,
+    keep_icc: KeepIcc = False,
+    transcode: TranscodeTo = None,
+    take: Take = None,
+    refuse: Refuse = None,
     image_root: ImageRoots = None,
     unpack_to: UnpackTo = None,
     schema: SchemaName = None,
@@ -83,6 +98,7 @@ def convert(
         max_shard_samples=max_shard_samples,
         check=check,  # type: ignore[arg-type]  # ConvertOptions refuses what it does not know
         max_image_pixels=max_pixels or MAX_PIXELS,
+        **image_options(max_bytes, keep_metadata, keep_icc, transcode, take, refuse),
         read=read_options(
             image_root=image_root,
             unpack_to=unpack_to,
