@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
 )
 
 
-def corpus(path: Path, images: list[bytes | None]) -> Path:
+def corpus(path: Path, images: list[bytes | None], **options) -> Path:
     rows = [
         {
             "image": {"bytes": data, "path": f"{number}.jpg"},
@@ -35,7 +35,7 @@ def corpus(path: Path, images: list[bytes | None]) -> Path:
         }
         for number, data in enumerate(images)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, **options)
     return path
 
 
@@ -227,20 +227,27 @@ def test_text_from_the_data_cannot_drive_the_terminal(omr_io, tmp_path):
     assert "\x07" not in out + err
 
 
-def test_an_interrupted_run_exits_130_and_can_be_run_again(tmp_path):
-    source = corpus(tmp_path / "train.parquet", [encoded(i, size=(700, 700)) for i in range(120)])
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2)],
+)
+def test_a_stopped_run_can_be_run_again(tmp_path, number, code, workers):
+    images = [encoded(i, size=(700, 700)) for i in range(120)]
+    source = corpus(tmp_path / "train.parquet", images, row_group_size=30)
     command = [sys.executable, "-c", "from omr_io.cli import main; main()"]
     arguments = ["convert", str(source), str(tmp_path / "set"), "--max-shard-samples", "1"]
+    arguments += ["--workers", str(workers)]
     process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("set/*.tar")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("set/.*/**/*.tar")) and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in err
-    assert "manifest.json" not in contents(tmp_path / "set")
-    assert not list(tmp_path.glob("set/*.tmp"))
+    assert err.splitlines()[-1].endswith("run the same command again to go on")
+    assert all(name.startswith(".omr-io-unfinished/") for name in contents(tmp_path / "set"))
+    assert not [name for name in contents(tmp_path / "set") if ".tmp" in name]
     done = subprocess.run([*command, *arguments], capture_output=True)
     assert done.returncode == 0
 

@@ -9,7 +9,7 @@ import typer
 
 from omr_io import __version__
 from omr_io.cli.common import EXIT_CODES
-from omr_io.cli.convert import convert
+from omr_io.cli.convert import CONVERT_EPILOG, convert
 from omr_io.cli.demo_corpus import demo_corpus
 from omr_io.cli.shard_sets import info, verify
 from omr_io.errors import OmrError
@@ -50,7 +50,7 @@ def _common(
     """Options of every command."""
 
 
-app.command("convert", epilog=EXIT_CODES)(convert)
+app.command("convert", epilog=CONVERT_EPILOG)(convert)
 app.command("info", epilog=EXIT_CODES)(info)
 app.command("verify", epilog=EXIT_CODES)(verify)
 app.command("demo-corpus", epilog=EXIT_CODES)(demo_corpus)
