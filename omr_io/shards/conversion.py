@@ -180,7 +180,7 @@ class _Conversion:
         except BaseException:
             if staging is not None:
                 with suppress(OmrError):  # workers that were stopped leave their attempts
-                    staging.sweep(piece.number for piece in missing)
+                    staging.sweep_run(job.run)
             raise
         return len(kept)
 

@@ -36,6 +36,7 @@ class Job:
         plan: digest of the plan that they belong to.
         corpus: what pieces are read from; None for rows from elsewhere.
         dry: write no shards, only what it takes to count.
+        run: tells this run's attempts from those of others.
     """
 
     options: ConvertOptions
@@ -43,10 +44,16 @@ class Job:
     plan: str
     corpus: Corpus | None = None
     dry: bool = False
+    run: str = field(default_factory=lambda: secrets.token_hex(6))
 
     def folder(self, number: int) -> Path:
         """Where a converted piece is."""
         return self.pieces / f"{number:06d}"
+
+    def attempt(self, number: int) -> Path:
+        """A name for an attempt at a piece, that no other attempt has."""
+        name = f"{number:06d}-{self.run}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        return self.pieces / name
 
     def record(self, number: int) -> PieceRecord | None:
         """The record of a piece, or None if it is not there, or not whole, or of another plan."""
@@ -106,7 +113,7 @@ def write_piece(
 ) -> PieceRecord:
     """`convert_piece` for rows from anywhere."""
     options = job.options
-    folder = temporary_folder(job.pieces, number)
+    folder = job.attempt(number)
     limits = (options.max_shard_bytes, options.max_shard_samples)
     try:
         with writing(folder):
@@ -135,14 +142,9 @@ def _commit(job: Job, folder: Path, record: PieceRecord) -> PieceRecord:
             with writing(folder):
                 shutil.rmtree(folder)  # another run of the same part was first
             return known
-        old = temporary_folder(job.pieces, record.number)
+        old = job.attempt(record.number)
         with writing(final), suppress(FileNotFoundError):
             final.rename(old)
         with writing(old), suppress(FileNotFoundError):
             shutil.rmtree(old)
     return record
-
-
-def temporary_folder(pieces: Path, number: int) -> Path:
-    """A name for an attempt at a piece, that no other attempt has."""
-    return pieces / f"{number:06d}-{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"

@@ -18,6 +18,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -55,14 +56,20 @@ class Staging:
 
     def sweep(self, numbers: Iterable[int] | None = None) -> None:
         """Remove attempts of killed runs: at these pieces, or (None) all."""
+        wanted = None if numbers is None else {f"{number:06d}" for number in numbers}
         with writing(self.folder):
-            if numbers is None:
+            if wanted is None:
                 for path in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
-                    path.unlink()
-            wanted = None if numbers is None else {f"{number:06d}" for number in numbers}
+                    path.unlink(missing_ok=True)
             for path in self.pieces.glob(f"*{TEMPORARY_SUFFIX}"):
                 if wanted is None or path.name.partition("-")[0] in wanted:
                     _remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def sweep_run(self, run: str) -> None:
+        """Remove the attempts of one run (`Job.run`), whose workers were stopped."""
+        with writing(self.folder):
+            for path in self.pieces.glob(f"*-{run}-*{TEMPORARY_SUFFIX}"):
+                _remove_tree(path)
 
     def note_parts(self, parts: int) -> None:
         """Note that machines share the work in so many parts."""
@@ -247,6 +254,20 @@ def _other_run(out: Path) -> ConfigError:
 
 
 def _remove_tree(path: Path) -> None:
-    """Remove a folder of ours; that another run removes it at the same time is fine."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    """Remove a folder of ours; that another run removes it at the same time is fine.
+
+    A worker whose parent was killed a moment ago may still add a file, and on NFS a file that is
+    open stays under another name until it is closed: both pass.
+    """
+    for pause in (0.02, 0.1, 0.5, 2.0, None):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            if not path.exists():
+                return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY) or pause is None:
+                raise
+            time.sleep(pause)
+        else:
+            return
