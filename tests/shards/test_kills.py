@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,10 +125,8 @@ def kill_at_random(runs: Runs, out: Path, workers: int, chance: random.Random) -
         if not Path(f"/proc/{pid}").exists():
             break
     time.sleep(chance.random() ** 3 * (0.3 if wanted in ("nothing yet", "converting") else 0.01))
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     code = runs.wait()
     assert code in (0, -signal.SIGKILL)
     deadline = time.monotonic() + 10

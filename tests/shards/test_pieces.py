@@ -244,7 +244,7 @@ def test_max_rejects_over_all_pieces(corpus, one_process, tmp_path, limit, good,
         convert(corpus, tmp_path / "set", options(max_rejects=limit, workers=workers))
     else:
         for dry in (True, False):
-            with pytest.raises(DataError, match="of the first .* refused, more than max_rejects"):
+            with pytest.raises(DataError, match=r"of the first .* refused, more than max_rejects"):
                 convert(
                     corpus, tmp_path / "set", options(max_rejects=limit, workers=workers),
                     dry_run=dry,
@@ -411,7 +411,7 @@ def test_digests_that_are_equal_by_chance(corpus, tmp_path, monkeypatch, digests
     seen: dict[str, str] = {}
     for piece in pieces:
         table = pq_keys(job.folder(piece.number))
-        for key, source in table:
+        for key, _ in table:
             if key in seen:
                 expected.setdefault(piece.number, set()).add((key, seen[key]))
         for key, source in table:
