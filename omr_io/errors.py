@@ -89,7 +89,9 @@ class ImageError(DataError):
         reason: a short stable slug for counting: "image-empty", "image-format" (unknown or not
             supported), "image-truncated", "image-corrupt", "image-too-large", "image-too-narrow"
             or "image-changed" (the bytes are not the image that was planned); from an image root
-            "missing-image", "image-outside-root" or "unreadable-image".
+            "missing-image", "image-outside-root" or "unreadable-image"; on the way into a shard
+            "image-metadata" (cannot be stripped with certainty) and, by the policy for unusual
+            images, "image-16-bit", "image-animated", ... (see `omr_io.images.policy`).
     """
 
     def __init__(

@@ -109,11 +109,16 @@ def _make_records(count: int, *, broken: tuple[int, ...] = ()) -> list[Record]:
 
 @pytest.fixture(scope="session")
 def write_shards(tmp_path_factory):
-    """A function: records → the folder of a shard set. Only headers of images are checked."""
+    """A function: records → the folder of a shard set. Only headers of images are checked.
+
+    Files are stored as they came, since what is cut short could not be stripped.
+    """
 
     def write(records, samples_per_shard=10):
         folder = tmp_path_factory.mktemp("shards") / "set"
-        options = ConvertOptions(check="header", max_shard_samples=samples_per_shard)
+        options = ConvertOptions(
+            check="header", keep_metadata=True, max_shard_samples=samples_per_shard
+        )
         summary = write_shard_set(enumerate(records), folder, options)
         assert summary.samples == len(records)
         return folder

@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from omr_io import __version__, cli
@@ -184,6 +186,39 @@ def test_where_images_lie_is_no_part_of_the_bytes(omr_io, tmp_path):
         code, _, err = omr_io("convert", "--image-root", tmp_path / name, source, folder)
         assert code == 0, err
     assert contents(tmp_path / "set-here") == contents(tmp_path / "set-there")
+
+
+def test_convert_options_of_images(omr_io, tmp_path):
+    images = [encoded(1, size=(64, 64), comment=b"Jane Doe"), encoded(2, "PNG", size=(64, 300))]
+    deep = io.BytesIO()
+    Image.fromarray(np.full((64, 64), 999, np.uint16)).save(deep, "PNG")
+    source = corpus(tmp_path / "train.parquet", [*images, deep.getvalue()])
+
+    def run(name: str, *options: str) -> tuple[dict, bytes]:
+        folder = tmp_path / name
+        code, out, err = omr_io("convert", "--json", source, folder, *options)
+        assert code == 0, err
+        return json.loads(out), (folder / "train-000000.tar").read_bytes()
+
+    done, tar = run("a")
+    assert (done["samples"], done["refusals"]) == (2, {"image-16-bit": 1})
+    assert b"Jane Doe" not in tar
+    done, tar = run("b", "--take", "16-bit", "--keep-metadata")
+    assert (done["samples"], done["refusals"]) == (3, {})
+    assert b"Jane Doe" in tar
+    done, _ = run("c", "--max-bytes", str(len(images[1]) - 1), "--refuse", "alpha")
+    assert done["refusals"] == {"image-too-large": 1, "image-16-bit": 1}
+    run("d", "--transcode", "100:80", "--keep-icc")
+    _, out, _ = omr_io("info", tmp_path / "d", "--json")
+    assert json.loads(out)["formats"] == {"jpeg": 2}
+    for options, message in (
+        (("--take", "sepia"), "'sepia' is no kind"),
+        (("--take", "alpha", "--refuse", "alpha"), "both taken and refused"),
+        (("--transcode", "small"), "1024:90"),
+        (("--keep-metadata", "--keep-icc"), "Leave --keep-icc out"),
+    ):
+        code, _, err = omr_io("convert", source, tmp_path / "e", *options)
+        assert (code, message in err) == (2, True), err
 
 
 def test_json(omr_io, tmp_path):

@@ -11,6 +11,15 @@ from rich.console import Console
 
 from omr_io.cli.common import EXIT_CODES, AsJson, finish
 from omr_io.cli.convert_report import ConvertReport, print_summary
+from omr_io.cli.image_options import (
+    KeepIcc,
+    KeepMetadata,
+    MaxBytes,
+    Refuse,
+    Take,
+    TranscodeTo,
+    image_options,
+)
 from omr_io.cli.stopping import stoppable
 from omr_io.errors import ConfigError
 from omr_io.terminal import Reporter
@@ -50,6 +59,12 @@ def convert(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse images of more pixels.")
     ] = None,
+    max_bytes: MaxBytes = None,
+    keep_metadata: KeepMetadata = False,
+    keep_icc: KeepIcc = False,
+    transcode: TranscodeTo = None,
+    take: Take = None,
+    refuse: Refuse = None,
     image_root: Annotated[
         Path | None,
         typer.Option(help="Where images lie whose row has a file name and no bytes."),
@@ -101,6 +116,7 @@ def convert(
         max_shard_samples=max_shard_samples,
         check=check,  # type: ignore[arg-type]  # ConvertOptions refuses what it does not know
         max_image_pixels=max_pixels or MAX_PIXELS,
+        **image_options(max_bytes, keep_metadata, keep_icc, transcode, take, refuse),
         read=ReadOptions(
             image_root=image_root,
             omit=tuple(omit or ()),

@@ -255,18 +255,22 @@ def webp(data: bytes) -> ImageInfo:
         alpha = False
     else:
         raise ImageError(f"the WebP begins with {kind!r}, which is no image")
-    chunks = dict(_webp_chunks(data))
+    chunks = _webp_metadata(data) if kind == b"VP8X" else {}
     turned = orientation(chunks.get(b"EXIF", b""), chunks.get(b"XMP ", b""))
     return ImageInfo(width, height, "webp", "RGBA" if alpha else "RGB", turned)
 
 
-def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 12
-    while at + 8 <= len(data):
-        length = int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] in (b"EXIF", b"XMP "):
-            yield data[at : at + 4], data[at + 8 : at + 8 + length]
+def _webp_metadata(data: bytes) -> dict[bytes, bytes]:
+    """The first EXIF and the first XMP chunk, of those that the flags of VP8X announce."""
+    at, end = 12, 8 + int.from_bytes(data[4:8], "little")
+    wanted = {kind for kind, flag in ((b"EXIF", 0x08), (b"XMP ", 0x04)) if data[20] & flag}
+    found: dict[bytes, bytes] = {}
+    while at + 8 <= end:
+        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind in wanted:
+            found.setdefault(kind, data[at + 8 : at + 8 + length])
         at += 8 + length + (length & 1)
+    return found
 
 
 def gif(data: bytes) -> ImageInfo:

@@ -91,13 +91,22 @@ def check_caps(
             reason="image-too-large",
             mend="Shrink it, or raise max_pixels",
         )
+    check_bytes(num_bytes, max_bytes)
+    _check_aspect(info.height, info.width)
+
+
+def check_bytes(num_bytes: int, max_bytes: int = MAX_BYTES) -> None:
+    """Refuse an encoded image of more than `max_bytes`, before anything in it is looked at.
+
+    Raises:
+        ImageError: "image-too-large".
+    """
     if num_bytes > max_bytes:
         raise ImageError(
             f"the image file has {num_bytes} bytes, the cap is {max_bytes}",
             reason="image-too-large",
             mend="Compress it, or raise max_bytes",
         )
-    _check_aspect(info.height, info.width)
 
 
 def _check_aspect(height: int, width: int) -> None:

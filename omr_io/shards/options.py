@@ -12,6 +12,8 @@ from typing import Any, Literal
 from omr_io.corpus.rows import ReadOptions
 from omr_io.errors import ConfigError
 from omr_io.images import MAX_BYTES, MAX_PIXELS
+from omr_io.images.policy import ImagePolicy
+from omr_io.images.transcode import Transcode, library_versions
 from omr_io.shards.prepare import ImageChecks
 
 _ABOUT_THE_RUN = ("overwrite", "workers", "threads", "max_rejects")  # the content is the same
@@ -26,8 +28,12 @@ class ConvertOptions:
         max_shard_bytes: a tar is cut before it grows beyond this.
         max_shard_samples: and before it holds more samples than this.
         check: "decode" decodes every image in full, "header" reads only headers: faster, and a
-            truncated image is found in training.
+            damaged image is found in training.
         max_image_pixels, max_image_bytes: an image above is refused.
+        keep_metadata: store image files as they came; by default their metadata is stripped.
+        keep_icc: keep ICC profiles when the rest is stripped.
+        unusual: which images that are not 8-bit grey, RGB or CMYK are refused.
+        transcode: re-encode images as smaller JPEGs; None: never.
         read: how rows of the source become records.
         max_rejects: refused rows that are tolerated: a number of rows (int), or a share of all rows
             (float, 0 to 1); None tolerates any. Beyond it the conversion stops.
@@ -44,6 +50,10 @@ class ConvertOptions:
     check: Literal["decode", "header"] = "decode"
     max_image_pixels: int = MAX_PIXELS
     max_image_bytes: int = MAX_BYTES
+    keep_metadata: bool = False
+    keep_icc: bool = False
+    unusual: ImagePolicy = field(default_factory=ImagePolicy)
+    transcode: Transcode | None = None
     read: ReadOptions = field(default_factory=ReadOptions)
     max_rejects: int | float | None = None
     overwrite: bool = False
@@ -76,7 +86,13 @@ class ConvertOptions:
     def image_checks(self) -> ImageChecks:
         """What each image must pass."""
         return ImageChecks(
-            self.max_image_pixels, self.max_image_bytes, decode=self.check == "decode"
+            self.max_image_pixels,
+            self.max_image_bytes,
+            decode=self.check == "decode",
+            keep_metadata=self.keep_metadata,
+            keep_icc=self.keep_icc,
+            policy=self.unusual,
+            transcode=self.transcode,
         )
 
     def recorded(self) -> dict[str, Any]:
@@ -85,6 +101,8 @@ class ConvertOptions:
         for name in _ABOUT_THE_RUN:
             del fields[name]
         del fields["read"]["image_root"]  # a place on one machine, not a property of the set
+        if self.transcode is not None:
+            fields["transcode"]["libraries"] = library_versions()
         return dict(json.loads(json.dumps(fields)))
 
     def share_cores(self, pieces: int) -> tuple[int, int]:

@@ -1,12 +1,15 @@
-"""Record → the bytes of its sample, checked: images probed and decoded, key and JSON made."""
+"""Record → the bytes of its sample: images checked and stripped, key and JSON made."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omr_io.errors import ImageError, RecordError
-from omr_io.images import check_caps, check_decodes, probe
+from omr_io.images import check_bytes, check_caps, check_decodes, probe
+from omr_io.images.metadata import strip_metadata
+from omr_io.images.policy import ImagePolicy
+from omr_io.images.transcode import Transcode
 from omr_io.shards.keys import key_for
 from omr_io.shards.layout import EXTENSIONS, IMAGE_HASH_BYTES
 from omr_io.shards.sample_json import encode_record
@@ -18,29 +21,67 @@ MAX_IMAGES = 1000  # KEY.img999.jpeg still fits a tar's name
 
 @dataclass(frozen=True, slots=True)
 class ImageChecks:
-    """What an image must pass: caps on its size, and a full decode unless `decode` is False."""
+    """What an image must pass, and what is made of it, in this order.
+
+    Args:
+        max_bytes: cap on the encoded file as it comes, before its header is read.
+        max_pixels: cap on width x height, before any pixel is decoded.
+        policy: which unusual images are refused.
+        keep_metadata: store the file as it came. By default its metadata is stripped, without
+            re-encoding: see `omr_io.images.metadata`.
+        keep_icc: keep ICC profiles when the rest is stripped.
+        transcode: re-encode what is left as a smaller JPEG; None: never.
+        decode: decode what is stored in full and strictly.
+    """
 
     max_pixels: int
     max_bytes: int
     decode: bool
+    keep_metadata: bool = False
+    keep_icc: bool = False
+    policy: ImagePolicy = field(default_factory=ImagePolicy)
+    transcode: Transcode | None = None
 
-    def check(self, data: bytes) -> ImageInfo:
-        """Probe an image and check it.
+    def accept(self, data: bytes) -> tuple[bytes, ImageInfo]:
+        """Check an image.
+
+        Returns:
+            (the bytes to store, what `probe` says of them). The bytes are `data` itself when
+            nothing had to be taken out.
 
         Raises:
-            ImageError: with the reason as a slug.
+            ImageError: with the reason as a slug: those of `probe`, `check_caps`, `check_decodes`,
+                `strip_metadata` ("image-metadata") and `ImagePolicy` ("image-16-bit", ...).
         """
+        check_bytes(len(data), self.max_bytes)
         info = probe(data)
         check_caps(info, len(data), max_pixels=self.max_pixels, max_bytes=self.max_bytes)
+        self.policy.check(data, info)
+        stored = data if self.keep_metadata else self._strip(data, info)
+        if self.transcode is not None:
+            made = self.transcode.apply(stored, info)
+            if made is stored:  # and has just been decoded
+                return stored, info
+            stored, info = made, probe(made)
+            check_caps(info, len(made), max_pixels=self.max_pixels, max_bytes=self.max_bytes)
         if self.decode:
-            check_decodes(data, info)
-        return info
+            check_decodes(stored, info)
+        return stored, info
+
+    def _strip(self, data: bytes, info: ImageInfo) -> bytes:
+        try:
+            return strip_metadata(data, info, keep_icc=self.keep_icc)
+        except ImageError as error:
+            if error.reason == "image-metadata" and self.decode:
+                check_decodes(data, info)  # of a cut file it is better said that it is cut
+            raise
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A checked record as the bytes to write.
 
+    Images are as they are stored: stripped, perhaps transcoded; those of `record` are as they came.
     `members` are (rest of the name after "KEY.", data), images first, the JSON last; `hashes` are
     the first `IMAGE_HASH_BYTES` of each image's SHA-256.
     """
@@ -61,7 +102,7 @@ def prepare(row: int, record: Record, checks: ImageChecks) -> Prepared | Refusal
     """Check one record and make its sample's bytes, or say why not.
 
     Reasons: "bad-id", "too-many-images", "not-json", "text-too-large", and those of `ImageError`
-    ("image-truncated", "image-corrupt", "image-too-large", ...).
+    ("image-truncated", "image-corrupt", "image-too-large", "image-16-bit", "image-metadata", ...).
     """
     try:
         key = key_for(record.id)
@@ -70,13 +111,16 @@ def prepare(row: int, record: Record, checks: ImageChecks) -> Prepared | Refusal
     if len(record.images) > MAX_IMAGES:
         detail = f"{len(record.images)} images, at most {MAX_IMAGES} fit a sample"
         return refuse(row, record, "too-many-images", detail)
-    infos = []
+    data: list[bytes] = []
+    infos: list[ImageInfo] = []
     for number, image in enumerate(record.images):
         try:
-            infos.append(checks.check(image.data))
+            stored, info = checks.accept(image.data)
         except ImageError as error:
             which = f"image {number}: " if len(record.images) > 1 else ""
             return refuse(row, record, error.reason, which + error.what)
+        data.append(stored)
+        infos.append(info)
     names = [EXTENSIONS[info.format] for info in infos]
     if len(names) > 1:
         names = [f"img{number}.{name}" for number, name in enumerate(names)]
@@ -86,7 +130,6 @@ def prepare(row: int, record: Record, checks: ImageChecks) -> Prepared | Refusal
         return refuse(row, record, "not-json", error.what)
     if len(text) > MAX_JSON_BYTES:
         return refuse(row, record, "text-too-large", f"{len(text)} bytes of JSON")
-    data = [image.data for image in record.images]
     members = (*zip(names, data, strict=True), ("json", text))
     hashes = tuple(hashlib.sha256(image).digest()[:IMAGE_HASH_BYTES] for image in data)
     return Prepared(record, key, members, tuple(infos), hashes)

@@ -193,8 +193,15 @@ def test_every_row_is_a_sample_or_a_named_refusal(tmp_path):
 
 def test_header_check_takes_what_only_a_decode_finds(tmp_path):
     jpeg = encoded(5, size=(64, 64))
-    rows = [record(0, [jpeg[: len(jpeg) // 2]]), record(1, [b"no"])]
-    assert write(tmp_path, rows, check="header").refusals == {"image-format": 1}
+    half = jpeg[: len(jpeg) // 2]
+    rows = [record(0, [half + jpeg[-2:]]), record(1, [b"no"])]
+    assert write(tmp_path / "a", rows, check="header").refusals == {"image-format": 1}
+    with pytest.raises(DataError, match="image-corrupt"):
+        write(tmp_path / "b", rows[:1])
+    rows[0] = record(0, [half])  # without an end it is not certain what is metadata
+    with pytest.raises(DataError, match="image-metadata"):
+        write(tmp_path / "c", rows[:1], check="header")
+    assert write(tmp_path / "d", rows[:1], check="header", keep_metadata=True).refusals == {}
 
 
 def test_keys_that_collide_are_refused(tmp_path, monkeypatch):

@@ -178,7 +178,9 @@ def test_an_index_of_another_set_is_found(folder, tmp_path):
 
 def test_decode_finds_what_headers_do_not(tmp_path):
     jpeg = encoded(5, size=(64, 64))
-    write(tmp_path / "set", [record(0, [jpeg[: len(jpeg) // 2]])], check="header")
+    write(
+        tmp_path / "set", [record(0, [jpeg[: len(jpeg) // 2]])], check="header", keep_metadata=True
+    )
     assert verify(tmp_path / "set").ok
     text = found(verify(tmp_path / "set", decode=True))
     assert "key case%2E0000, part case%2E0000.jpg" in text
