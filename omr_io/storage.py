@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 TEMPORARY_SUFFIX = ".tmp"
+_BUFFER_BYTES = 1 << 20
 
 
 class Storage(Protocol):
@@ -183,7 +184,7 @@ def disk_error(error: OSError, path: Path) -> DiskError:
 
 def fsync_folder(folder: Path) -> None:
     """Make renames and removals in a folder last through a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -205,17 +206,27 @@ class AtomicFile(io.RawIOBase):
     It is written under a temporary name in the same folder; `commit` makes it last and renames it.
     Closing without `commit` removes it. `num_bytes` and `sha256()` are of what was written.
 
+    Args:
+        path: its final name.
+        in_new_folder: the folder itself gets its name only once all in it is whole (`commit_folder`
+            then makes the names in it last), so `commit` leaves the folder alone.
+
     Raises:
         DiskError: from opening, writing and committing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, in_new_folder: bool = False) -> None:
         self.path = path
         self.num_bytes = 0
+        self._in_new_folder = in_new_folder
         self._hash = hashlib.sha256()
         self._temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._descriptor = -1
         with writing(path):
-            self._file = self._temporary.open("wb", buffering=1 << 20)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            self._descriptor = os.open(self._temporary, flags, 0o666)
 
     def writable(self) -> bool:
         """True: `io` asks."""
@@ -228,11 +239,27 @@ class AtomicFile(io.RawIOBase):
     def write(self, data: Buffer, /) -> int:
         """Write all of `data`."""
         view = memoryview(data).cast("B")
-        with writing(self.path):
-            self._file.write(view)
         self._hash.update(view)
         self.num_bytes += len(view)
+        if len(view) >= _BUFFER_BYTES:
+            self._flush()
+            self._write(view)
+            return len(view)
+        # Whoever wrote a buffer that can change may change it before it is flushed.
+        self._waiting.append(data if type(data) is bytes else bytes(view))
+        self._waiting_bytes += len(view)
+        if self._waiting_bytes >= _BUFFER_BYTES:
+            self._flush()
         return len(view)
+
+    def _flush(self) -> None:
+        data, self._waiting, self._waiting_bytes = b"".join(self._waiting), [], 0
+        self._write(memoryview(data))
+
+    def _write(self, view: memoryview) -> None:
+        with writing(self.path):
+            while view:
+                view = view[os.write(self._descriptor, view) :]  # it may stop short
 
     def sha256(self) -> str:
         """Hex digits of the SHA-256 of all that was written so far."""
@@ -240,27 +267,57 @@ class AtomicFile(io.RawIOBase):
 
     def commit(self) -> None:
         """Flush to the device, give the file its final name, and close."""
+        self._flush()
         with writing(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(self.path)
-            fsync_folder(self.path.parent)
+            os.fsync(self._descriptor)
+            descriptor, self._descriptor = self._descriptor, -1
+            try:
+                os.close(descriptor)  # a network file system may fail only here
+                os.rename(self._temporary, self.path)  # noqa: PTH104
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(self._temporary)  # noqa: PTH108
+                raise
+            if not self._in_new_folder:
+                fsync_folder(self.path.parent)
         self.close()
 
     def close(self) -> None:
         """Close, and remove the file unless it was committed."""
-        if not self.closed and not self._file.closed:
-            with suppress(OSError):  # what could not be flushed is thrown away
-                self._file.close()
+        self._waiting = []
+        if not self.closed and self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            with suppress(OSError):  # it is thrown away
+                os.close(descriptor)
             with suppress(OSError):
                 self._temporary.unlink()
         super().close()
 
 
-def write_atomically(path: Path, data: bytes) -> AtomicFile:
+def write_atomically(path: Path, data: bytes, *, in_new_folder: bool = False) -> AtomicFile:
     """Write a whole file as an `AtomicFile` and give that back for its size and hash."""
-    with AtomicFile(path) as file:
+    with AtomicFile(path, in_new_folder=in_new_folder) as file:
         file.write(data)
         file.commit()
     return file
+
+
+def commit_folder(temporary: Path, final: Path) -> bool:
+    """Give a folder whose files are whole its final name, in one step that lasts.
+
+    Returns:
+        False if a folder of that name was there already: `temporary` is left as it is.
+
+    Raises:
+        DiskError: renaming failed.
+    """
+    with writing(final):
+        fsync_folder(temporary)
+        try:
+            os.rename(temporary, final)  # noqa: PTH104
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        fsync_folder(final.parent)
+    return True

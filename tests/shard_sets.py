@@ -70,4 +70,10 @@ def write(folder: Path, records: Iterable[Record | Refusal], **options) -> Conve
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Every file below a folder, hidden ones too, by its path in it; folders end in "/"."""
+    return {
+        f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}": (
+            b"" if path.is_dir() else path.read_bytes()
+        )
+        for path in sorted(folder.rglob("*"))
+    }

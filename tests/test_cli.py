@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 )
 
 
-def corpus(path: Path, images: list[bytes | None]) -> Path:
+def corpus(path: Path, images: list[bytes | None], **options) -> Path:
     rows = [
         {
             "image": {"bytes": data, "path": f"{number}.jpg"},
@@ -38,7 +38,7 @@ def corpus(path: Path, images: list[bytes | None]) -> Path:
         }
         for number, data in enumerate(images)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, **options)
     return path
 
 
@@ -116,6 +116,66 @@ def test_max_rejects(omr_io, tmp_path, limit, code):
         assert not list(target.glob("*.tar"))
         found, _, err = omr_io("convert", source, target)  # the leftovers are in nobody's way
         assert found == 0, err
+
+
+def test_parts_merge_and_dry_run(omr_io, tmp_path):
+    jpeg = encoded(1, size=(64, 64))
+    images = [jpeg, None, encoded(2), jpeg[:900], encoded(3)]
+    source = corpus(tmp_path / "train.parquet", images, row_group_size=1)
+    asked = ("convert", source, "--workers", 2, "--max-shard-samples", 1)
+    code, out, err = omr_io(*asked, tmp_path / "set", "--dry-run", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["outcome"], told["rows"], told["samples"]) == ("dry run", 5, 3)
+    assert not (tmp_path / "set").exists()
+
+    assert omr_io(*asked, tmp_path / "whole")[0] == 0
+    for which, pieces in ((2, 2), (1, 3)):
+        code, out, err = omr_io(*asked, tmp_path / "set", "--part", f"{which}/2")
+        assert (code, err) == (0, "")
+        lines = [line.split() for line in out.splitlines()]
+        assert ["outcome", "part", "done"] in lines
+        assert ["pieces", str(pieces)] in lines
+        assert "--merge" in out
+        if which == 2:
+            code, _, err = omr_io(*asked, tmp_path / "set", "--merge")
+            assert code == 2
+            assert "3 of 5 pieces are not there: 0, 2, 4. Run --part 1/2" in err
+    code, out, err = omr_io(*asked, tmp_path / "set", "--merge", "--json")
+    assert (code, err) == (0, "")
+    done = json.loads(out)
+    same = ("rows", "samples", "images", "refusals", "examples", "shards", "bytes", "pieces")
+    assert {name: done[name] for name in same} == {name: told[name] for name in same}
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+    code, out, _ = omr_io(*asked, tmp_path / "set")
+    assert code == 0
+    assert ["outcome", "already", "complete"] in [line.split() for line in out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [("0/4", "count from 1"), ("5/4", "no part 5"), ("1", "Use I/N"), ("-1/2", "Use I/N")],
+)
+def test_parts_that_cannot_be(omr_io, tmp_path, part, words):
+    source = corpus(tmp_path / "train.parquet", [encoded(1)])
+    code, out, err = omr_io("convert", source, tmp_path / "set", f"--part={part}")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert not (tmp_path / "set").exists()
+
+
+def test_what_a_conversion_shows(monkeypatch):
+    from omr_io.cli.convert_report import ConvertReport
+    from omr_io.shards import ConvertProgress
+
+    clock = iter((0.0, 0.0, 20.0, 20.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    console = Console(file=io.StringIO(), width=40)
+    report = ConvertReport(Reporter(console))
+    report(ConvertProgress(3000, 2990, 10, 80_000_000, 100_000, "convert", 1000, 40_000_000))
+    assert console.file.getvalue() == (
+        "convert: 3000 of 100000 rows, 100 rows/s, 2.0 MB/s, 10 refused, 16:10 left\n"
+    )
 
 
 def test_where_images_lie_is_no_part_of_the_bytes(omr_io, tmp_path):
@@ -289,20 +349,27 @@ def test_text_from_the_data_cannot_drive_the_terminal(omr_io, tmp_path):
     assert "\x07" not in out + err
 
 
-def test_an_interrupted_run_exits_130_and_can_be_run_again(tmp_path):
-    source = corpus(tmp_path / "train.parquet", [encoded(i, size=(700, 700)) for i in range(120)])
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [(signal.SIGINT, 130, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 2)],
+)
+def test_a_stopped_run_can_be_run_again(tmp_path, number, code, workers):
+    images = [encoded(i, size=(700, 700)) for i in range(120)]
+    source = corpus(tmp_path / "train.parquet", images, row_group_size=30)
     command = [sys.executable, "-c", "from omr_io.cli import main; main()"]
     arguments = ["convert", str(source), str(tmp_path / "set"), "--max-shard-samples", "1"]
+    arguments += ["--workers", str(workers)]
     process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("set/*.tar")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("set/.*/**/*.tar")) and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in err
-    assert "manifest.json" not in contents(tmp_path / "set")
-    assert not list(tmp_path.glob("set/*.tmp"))
+    assert err.splitlines()[-1].endswith("run the same command again to go on")
+    assert all(name.startswith(".omr-io-unfinished/") for name in contents(tmp_path / "set"))
+    assert not [name for name in contents(tmp_path / "set") if ".tmp" in name]
     done = subprocess.run([*command, *arguments], capture_output=True)
     assert done.returncode == 0
 

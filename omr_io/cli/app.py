@@ -12,7 +12,7 @@ from omr_io.cli.checks import INDEX_CODES, INDEX_EXAMPLES, LINT_CODES, LINT_EXAM
 from omr_io.cli.common import EXIT_CODES, epilog
 from omr_io.cli.completion import EXAMPLES as COMPLETION_EXAMPLES
 from omr_io.cli.completion import PROGRAM, VARIABLE, answer_shells, completion
-from omr_io.cli.convert import convert
+from omr_io.cli.convert import CONVERT_CODES, CONVERT_EXAMPLES, convert
 from omr_io.cli.demo_corpus import demo_corpus
 from omr_io.cli.doctor import CODES as DOCTOR_CODES
 from omr_io.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
@@ -67,10 +67,9 @@ _DEMO_EXAMPLES = (
     "omr-io demo-corpus demo.parquet",
     "omr-io demo-corpus demo.parquet --train-rows 200 --test-rows 40 --seed 1",
 )
-_CONVERT_EXAMPLES = ("omr-io convert train.parquet shards/",)
 
 for _name, _command, _examples, _codes in (
-    ("convert", convert, _CONVERT_EXAMPLES, EXIT_CODES),
+    ("convert", convert, CONVERT_EXAMPLES, CONVERT_CODES),
     ("schemas", schemas, SCHEMAS_EXAMPLES, EXIT_CODES),
     ("index", index, INDEX_EXAMPLES, INDEX_CODES),
     ("info", info, INFO_EXAMPLES, EXIT_CODES),

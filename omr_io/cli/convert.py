@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from omr_io.cli.common import AsJson, finish
+from omr_io.cli.common import EXIT_CODES, AsJson, finish
+from omr_io.cli.convert_report import ConvertReport, print_summary
 from omr_io.cli.image_options import (
     KeepIcc,
     KeepMetadata,
@@ -29,11 +30,22 @@ from omr_io.cli.read_options import (
     UnpackTo,
     read_options,
 )
+from omr_io.cli.stopping import stoppable
 from omr_io.errors import ConfigError
-from omr_io.terminal import Reporter, human_bytes, printable, table
+from omr_io.terminal import Reporter
 
-if TYPE_CHECKING:
-    from omr_io.shards import ConvertProgress, ConvertSummary
+CONVERT_CODES = f"""{EXIT_CODES} 143 ended by SIGTERM.
+
+A run that was stopped or killed goes on when the same command is run again; on a set that is
+complete it does nothing. The bytes depend on the sources and options alone."""
+
+CONVERT_EXAMPLES = (
+    "omr-io convert 'data/train-*.parquet' shards/train",
+    "omr-io convert data shards/train --dry-run --json",
+    "omr-io convert data shards/train --max-rejects 0.5% --workers 8",
+    "omr-io convert data shards/train --part 3/16  # of a job array: $SLURM_ARRAY_TASK_ID/16",
+    "omr-io convert data shards/train --merge",
+)
 
 
 def convert(
@@ -81,13 +93,29 @@ def convert(
         str | None,
         typer.Option(help="Stop when more rows are refused: a number (100) or a share (0.5%)."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="That check images; default: one a core.")
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cores to use, a process each; default: all.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a complete set.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Within each; default: to use cores that are left.")
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Make only part I of N (from 1), for a job array."),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="End what the parts have made: one complete set.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check all, write nothing, tell what would.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a complete set; drop another unfinished one."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert the corpus' Parquet into a shard set."""
+    """Convert a corpus into a shard set."""
     from omr_io.images import MAX_PIXELS
     from omr_io.shards import ConvertOptions
     from omr_io.shards import convert as run
@@ -113,17 +141,15 @@ def convert(
         ),
         max_rejects=_count_or_share(max_rejects),
         overwrite=overwrite,
-        threads=threads or len(os.sched_getaffinity(0)),
+        workers=workers,
+        threads=threads,
     )
-    with Reporter(Console(stderr=True)) as reporter:
-
-        def progress(at: ConvertProgress) -> None:
-            of = "" if at.total_rows is None else f" of {at.total_rows}"
-            now = f"{at.rows}{of} rows, {at.refused} refused, {human_bytes(at.bytes)}"
-            reporter.update("convert", at.rows, at.total_rows, now)
-
-        summary = run(sources, out, options, progress)
-    finish(as_json, summary, _print_convert)
+    which = _part(part)
+    with stoppable("run the same command again to go on"), Reporter(Console(stderr=True)) as show:
+        summary = run(
+            sources, out, options, ConvertReport(show), part=which, merge=merge, dry_run=dry_run
+        )
+    finish(as_json, summary, print_summary)
 
 
 def _count_or_share(text: str | None) -> int | float | None:
@@ -138,23 +164,11 @@ def _count_or_share(text: str | None) -> int | float | None:
         ) from None
 
 
-def _print_convert(summary: ConvertSummary, to: Console) -> None:
-    refused = summary.rows - summary.samples
-    rows = [
-        ("rows", str(summary.rows)),
-        ("samples", str(summary.samples)),
-        ("images", str(summary.images)),
-        ("refused", str(refused)),
-        *((f"  {reason}", str(count)) for reason, count in summary.refusals.items()),
-        ("shards", f"{summary.shards} ({human_bytes(summary.bytes)})"),
-        ("seconds", f"{summary.seconds:.1f}"),
-        ("folder", str(summary.folder)),
-    ]
-    to.print(table(rows), soft_wrap=True)
-    if refused:
-        to.print(f"\n{refused} rows were refused; the first of each reason:", style="bold yellow")
-        for item in summary.examples:
-            line = f"  {item.source} row {item.row}: {item.reason}: {item.detail}"
-            to.print(printable(line), soft_wrap=True, markup=False, highlight=False)
-        where = f"All of them are in {summary.folder / 'rejects.parquet'}"
-        to.print(where, soft_wrap=True, markup=False, highlight=False)
+def _part(text: str | None) -> tuple[int, int] | None:
+    """ "3/16" is the third of sixteen."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if found is None:
+        raise ConfigError(f"--part is {text!r}", mend="Use I/N, such as 1/16 to 16/16")
+    return int(found[1]), int(found[2])

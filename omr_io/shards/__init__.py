@@ -7,14 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omr_io.shards.conversion import (
-        ConvertOptions,
-        ConvertProgress,
-        ConvertSummary,
-        convert,
-        write_shard_set,
-    )
+    from omr_io.shards.conversion import convert, write_shard_set
     from omr_io.shards.description import Description, Spread, describe
+    from omr_io.shards.options import ConvertOptions
+    from omr_io.shards.progress import ConvertProgress
+    from omr_io.shards.summary import ConvertSummary
     from omr_io.shards.verification import Problem, VerifyReport, verify
 
 __all__ = [
@@ -32,9 +29,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ConvertOptions": "conversion",
-    "ConvertProgress": "conversion",
-    "ConvertSummary": "conversion",
+    "ConvertOptions": "options",
+    "ConvertProgress": "progress",
+    "ConvertSummary": "summary",
     "Description": "description",
     "Problem": "verification",
     "Spread": "description",

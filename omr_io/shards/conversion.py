@@ -1,147 +1,45 @@
 """Records → a shard set: tars, DALI indexes, index.arrow, manifest.json (`layout` has each).
 
-Every row becomes a sample or a named `Refusal`; nothing is lost in between and nothing is merged.
+Every row becomes a sample or a named `Refusal`; nothing is lost in between. A corpus is cut into
+pieces (`plan`), each is converted on its own (`piece`) into a hidden folder (`staging`), by workers
+(`workers`), machines (`part`) or Ray (`ray_adapter`); when all are there they become one set
+(`merging`), which is named at the very end (`publishing`). Killed anywhere, the same command goes
+on, and the bytes are those of a run that was not killed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
+import os
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from omr_io.corpus import ReadOptions, open_corpus
-from omr_io.errors import ConfigError, DataError, Where
-from omr_io.images import MAX_BYTES, MAX_PIXELS
-from omr_io.images.policy import ImagePolicy
-from omr_io.images.transcode import Transcode, library_versions
-from omr_io.shards.prepare import ImageChecks, prepare_rows
-from omr_io.shards.set_writer import SetWriter, first_of_each
-from omr_io.shards.target import claim
+from omr_io.corpus.pieces import Corpus, Piece, open_corpus
+from omr_io.errors import ConfigError, OmrError
+from omr_io.shards.layout import MANIFEST_NAME, Manifest, read_manifest
+from omr_io.shards.merging import publish, refuse_duplicates, require_samples
+from omr_io.shards.options import ConvertOptions
+from omr_io.shards.piece import Job, Runner, Task, write_piece
+from omr_io.shards.piece_record import PieceRecord, Tally
+from omr_io.shards.plan import ConversionPlan, option_differences, plan_conversion
+from omr_io.shards.progress import ConvertProgress, Progress, check_rejects
+from omr_io.shards.publishing import Publication
+from omr_io.shards.staging import (
+    Staging,
+    check_target,
+    claim,
+    clean_complete,
+    remove_staging,
+    unfinished,
+)
+from omr_io.shards.summary import ConvertSummary, Outcome
+from omr_io.shards.workers import Cores
 from omr_io.types import Record, Refusal
 
-
-@dataclass(frozen=True, slots=True)
-class ConvertOptions:
-    """How rows become shards.
-
-    Args:
-        split: names the shards; letters, digits, "-" and "_".
-        max_shard_bytes: a tar is cut before it grows beyond this.
-        max_shard_samples: and before it holds more samples than this.
-        check: "decode" decodes every image in full, "header" reads only headers: faster, and a
-            damaged image is found in training.
-        max_image_pixels, max_image_bytes: an image above is refused.
-        keep_metadata: store image files as they came; by default their metadata is stripped.
-        keep_icc: keep ICC profiles when the rest is stripped.
-        unusual: which images that are not 8-bit grey, RGB or CMYK are refused.
-        transcode: re-encode images as smaller JPEGs; None: never.
-        read: how Parquet rows become records.
-        max_rejects: refused rows that are tolerated: a number of rows (int), or a share of all rows
-            (float, 0 to 1); None tolerates any. Beyond it the conversion stops.
-        overwrite: replace a complete set.
-        threads: that check images; the result does not depend on it.
-    """
-
-    split: str = "train"
-    max_shard_bytes: int = 256 << 20
-    max_shard_samples: int = 10_000
-    check: Literal["decode", "header"] = "decode"
-    max_image_pixels: int = MAX_PIXELS
-    max_image_bytes: int = MAX_BYTES
-    keep_metadata: bool = False
-    keep_icc: bool = False
-    unusual: ImagePolicy = field(default_factory=ImagePolicy)
-    transcode: Transcode | None = None
-    read: ReadOptions = field(default_factory=ReadOptions)
-    max_rejects: int | float | None = None
-    overwrite: bool = False
-    threads: int = 2
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.split):
-            raise ConfigError(
-                f"split {self.split!r} is no name", mend="Use letters, digits, '-' and '_'"
-            )
-        if self.check not in ("decode", "header"):
-            raise ConfigError(f"check {self.check!r} is unknown", mend="Use decode or header")
-        for name in ("max_shard_bytes", "max_shard_samples", "max_image_pixels", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1")
-        if not 1 <= self.max_image_bytes <= 1 << 32:
-            raise ConfigError("max_image_bytes must lie between 1 and 4 GiB")
-
-        limit = self.max_rejects
-        if limit is not None and (limit < 0 or (isinstance(limit, float) and limit > 1)):
-            raise ConfigError(
-                f"max_rejects {limit} is neither a count nor a share",
-                mend="Use a whole number of rows from 0, or a share from 0.0 to 1.0",
-            )
-
-    def image_checks(self) -> ImageChecks:
-        """What each image must pass."""
-        return ImageChecks(
-            self.max_image_pixels,
-            self.max_image_bytes,
-            decode=self.check == "decode",
-            keep_metadata=self.keep_metadata,
-            keep_icc=self.keep_icc,
-            policy=self.unusual,
-            transcode=self.transcode,
-        )
-
-    def recorded(self) -> dict[str, object]:
-        """Those that change the content, as JSON values."""
-        fields = dataclasses.asdict(self)
-        del fields["overwrite"], fields["threads"], fields["max_rejects"]
-        for name in ("image_root", "unpack_to"):  # places on one machine, not what the set is
-            del fields["read"][name]
-        if self.transcode is not None:
-            fields["transcode"]["libraries"] = library_versions()
-        return fields
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertProgress:
-    """Rows read, samples written, rows refused, and bytes of images and text so far.
-
-    `total_rows` is None when the source cannot tell.
-    """
-
-    rows: int
-    samples: int
-    refused: int
-    bytes: int
-    total_rows: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertSummary:
-    """What `convert` did.
-
-    Attributes:
-        folder: the shard set.
-        rows, samples, images: read; written.
-        refusals: refused rows by reason, sorted by reason; all are in rejects.parquet.
-        examples: the first refused rows of each reason.
-        shards, bytes: number of tars; their size.
-        seconds: wall clock.
-    """
-
-    folder: Path
-    rows: int
-    samples: int
-    images: int
-    refusals: Mapping[str, int]
-    examples: tuple[Refusal, ...]
-    shards: int
-    bytes: int
-    seconds: float
+__all__ = ["ConvertOptions", "ConvertProgress", "ConvertSummary", "convert", "write_shard_set"]
 
 
 def convert(
@@ -149,29 +47,156 @@ def convert(
     out: str | Path,
     options: ConvertOptions | None = None,
     progress: Callable[[ConvertProgress], None] | None = None,
+    *,
+    part: tuple[int, int] | None = None,
+    merge: bool = False,
+    dry_run: bool = False,
+    runner: Runner | None = None,
 ) -> ConvertSummary:
-    """Convert Parquet files of OpenMedReason's schema into one shard set.
+    """Convert a corpus into one shard set.
 
     Args:
         sources: files, folders or glob patterns; all of one split.
-        out: a folder that is new, empty, or left by a run that was killed.
+        out: a folder that is new or empty, or left by a run of the same conversion that was
+            stopped: then this one goes on. A set that is complete and the same is left as it is.
         options: see `ConvertOptions`.
-        progress: called after each row.
+        progress: called a few times a second.
+        part: (i, n) makes only every n-th piece, from the i-th on; i counts from 1. Machines that
+            share `out` can each make a part, at the same time or not. `merge` ends it.
+        merge: end what parts have made; convert nothing but duplicates.
+        dry_run: read and check all, write nothing (but notes in the system's temporary folder),
+            and tell what would be written.
+        runner: converts the pieces; None uses this machine's cores.
 
     Raises:
         SourceError: a source cannot be read.
-        ConfigError: `out` is taken.
+        ConfigError: `out` is taken, holds another unfinished conversion, or lacks pieces to merge.
         DataError: not one row became a sample, or more were refused than `max_rejects`.
-        DiskError: writing failed; running again removes what is left and starts afresh.
+        DiskError: writing failed; running again goes on.
     """
+    start = time.monotonic()
     options = options or ConvertOptions()
+    _check_mode(options, part, merge, dry_run)
+    out = Path(out)
     corpus = open_corpus(sources, options.read)
-    pieces = corpus.pieces(options.max_shard_bytes, options.max_shard_samples)
-    rows = (item for piece in pieces for item in corpus.read(piece))
-    return write_shard_set(
-        rows, Path(out), options, progress,
-        sources=corpus.names, fingerprint=corpus.fingerprint, total_rows=corpus.num_rows,
-    )  # fmt: skip
+    plan, pieces = plan_conversion(corpus, options)
+    run = runner or Cores(options.workers or len(os.sched_getaffinity(0)), options.threads)
+    conversion = _Conversion(corpus, plan, pieces, options, run, progress, start)
+    manifest = _complete(out, plan, options)
+    if manifest is not None:
+        if not dry_run:
+            clean_complete(out)
+        return ConvertSummary.of_manifest(out, manifest, start, "already complete", len(pieces))
+    if dry_run:
+        return conversion.dry(out)
+    if part is not None:
+        return conversion.part(out, *part)
+    return conversion.whole(out, merge=merge)
+
+
+@dataclass(frozen=True, slots=True)
+class _Conversion:
+    corpus: Corpus
+    plan: ConversionPlan
+    pieces: tuple[Piece, ...]
+    options: ConvertOptions
+    run: Runner
+    progress: Callable[[ConvertProgress], None] | None
+    start: float
+
+    def whole(self, out: Path, *, merge: bool) -> ConvertSummary:
+        if merge and unfinished(out) is None:
+            raise ConfigError(
+                f"{out} holds nothing to merge", mend="Run the parts first, or leave --merge out"
+            )
+        with claim(out, self.plan, overwrite=self.options.overwrite and not merge) as staging:
+            staging.sweep()
+            publication = Publication.read(staging.folder)
+            if publication is not None:  # an earlier run was stopped while it named the files
+                publication.run(staging.folder, out)
+                remove_staging(out)
+                return ConvertSummary.of_manifest(
+                    out, read_manifest(out), self.start, "converted", len(self.pieces)
+                )
+            job = Job(self.options, staging.pieces, self.plan.digest, self.corpus)
+            if merge:
+                _require_all(job, staging, self.pieces)
+            kept = self._make(job, staging, self.pieces)
+            records = self._finish(job, staging)
+        return ConvertSummary.of_pieces(
+            out, records, self.start, "converted", len(self.pieces), kept
+        )
+
+    def _summary(
+        self, out: Path, records: Sequence[PieceRecord], outcome: Outcome, kept: int
+    ) -> ConvertSummary:
+        return ConvertSummary.of_pieces(out, records, self.start, outcome, len(self.pieces), kept)
+
+    def _finish(self, job: Job, staging: Staging) -> list[PieceRecord]:
+        records = self._refuse_duplicates(job)
+        if not any(record.tally.samples for record in records):
+            remove_staging(staging.out)  # there is nothing in it to go on with
+        self._check(records)
+        publish(job, staging, records)
+        remove_staging(staging.out)
+        return records
+
+    def part(self, out: Path, which: int, parts: int) -> ConvertSummary:
+        pieces = self.pieces[which - 1 :: parts]
+        with claim(out, self.plan, overwrite=False, shared=True) as staging:
+            if Publication.read(staging.folder) is not None:
+                raise ConfigError(
+                    f"all pieces in {out} are there, and it is being merged",
+                    mend="Run with --merge to end it",
+                )
+            staging.note_parts(parts)
+            staging.sweep(piece.number for piece in pieces)
+            job = Job(self.options, staging.pieces, self.plan.digest, self.corpus)
+            kept = self._make(job, staging, pieces)
+            records = _records(job, pieces)
+        return ConvertSummary.of_pieces(out, records, self.start, "part done", len(pieces), kept)
+
+    def dry(self, out: Path) -> ConvertSummary:
+        check_target(out, self.plan, overwrite=self.options.overwrite)
+        with tempfile.TemporaryDirectory(prefix="omr-io-dry-run-") as notes:
+            job = Job(self.options, Path(notes), self.plan.digest, self.corpus, dry=True)
+            self._make(job, None, self.pieces)
+            records = self._refuse_duplicates(job)
+            self._check(records)
+            return ConvertSummary.of_pieces(
+                out, records, self.start, "dry run", len(self.pieces), 0
+            )
+
+    def _make(self, job: Job, staging: Staging | None, pieces: Sequence[Piece]) -> int:
+        """Convert the pieces that are not there yet; how many were."""
+        known = [job.record(piece.number) for piece in pieces]
+        kept = [record for record in known if record is not None]
+        missing = [piece for piece, record in zip(pieces, known, strict=True) if record is None]
+        total = sum(piece.num_rows for piece in pieces)
+        progress = Progress(self.progress, total, self.options.max_rejects, self.corpus.num_rows)
+        progress.keep(record.tally for record in kept)
+        try:
+            self.run(job, (Task(piece) for piece in missing), len(missing), progress.tell)
+        except BaseException:
+            if staging is not None:
+                with suppress(OmrError):  # workers that were stopped leave their attempts
+                    staging.sweep_run(job.run)
+            raise
+        return len(kept)
+
+    def _refuse_duplicates(self, job: Job) -> list[PieceRecord]:
+        records = _records(job, self.pieces)
+        check_rejects(
+            Tally.total(record.tally for record in records),
+            self.options.max_rejects, self.corpus.num_rows,
+        )  # fmt: skip
+        progress = Progress(self.progress, None, None, None, "merge")
+        return refuse_duplicates(job, records, self.pieces, self.run, progress.tell)
+
+    def _check(self, records: Sequence[PieceRecord]) -> None:
+        total = Tally.total(record.tally for record in records)
+        check_rejects(total, self.options.max_rejects, self.corpus.num_rows)
+        require_samples(total)
 
 
 def write_shard_set(
@@ -184,55 +209,99 @@ def write_shard_set(
     fingerprint: str = "",
     total_rows: int | None = None,
 ) -> ConvertSummary:
-    """Write rows from anywhere into a shard set; `convert` without its reader.
+    """Write rows from anywhere into a shard set, as one piece in this process.
+
+    A run that was stopped starts afresh: whether the rows are the same cannot be told.
 
     Args:
         rows: (row number, record or refusal) in the order to be written. `Record.source` is
             "FILE#ROW".
-        out, options, progress: as in `convert`.
+        out, options: as in `convert`; `options.read` is not used.
+        progress: called after each row.
         sources, fingerprint: of the source, for the manifest.
         total_rows: for `progress`.
+
+    Raises:
+        ConfigError, DataError, DiskError: as `convert`.
     """
     start = time.monotonic()
-    limits = (options.max_shard_bytes, options.max_shard_samples)
-    with (
-        claim(out, options.split, overwrite=options.overwrite),
-        closing(SetWriter(out, options.split, *limits)) as to,
-    ):
-        for row, item in prepare_rows(rows, options.image_checks(), options.threads):
-            to.take(row, item)
-            _check_rejects(to, options.max_rejects, total_rows)
-            if progress is not None:
-                done = (to.rows, to.samples, len(to.refusals), to.num_bytes)
-                progress(ConvertProgress(*done, total_rows))
-        _check_rejects(to, options.max_rejects, to.rows)
-        manifest = to.finish(sources, fingerprint, options.recorded())
-    return ConvertSummary(
-        folder=out,
-        rows=to.rows,
-        samples=to.samples,
-        images=to.images,
-        refusals=manifest.refusals,
-        examples=first_of_each(to.refusals, 3),
-        shards=len(manifest.shards),
-        bytes=sum(shard.bytes for shard in manifest.shards),
-        seconds=time.monotonic() - start,
+    plan = ConversionPlan(
+        tuple(sources), fingerprint, options.recorded(), 1, "rows", resumable=False
+    )
+    threads = options.threads or options.workers or len(os.sched_getaffinity(0))
+    counts = Progress(progress, total_rows, options.max_rejects, total_rows)
+    with claim(out, plan, overwrite=options.overwrite) as staging:
+        staging.sweep()
+        job = Job(options, staging.pieces, plan.digest)
+        record = write_piece(job, rows, 0, {}, threads, counts.tell, tell_seconds=0)
+        if not record.tally.samples:
+            remove_staging(out)
+        check_rejects(record.tally, options.max_rejects, record.tally.rows)
+        require_samples(record.tally)
+        publish(job, staging, [record])
+        remove_staging(out)
+    return ConvertSummary.of_pieces(out, [record], start, "converted", 1, 0)
+
+
+def _check_mode(
+    options: ConvertOptions, part: tuple[int, int] | None, merge: bool, dry_run: bool
+) -> None:
+    if (part is not None) + merge + dry_run > 1:
+        raise ConfigError(
+            "part, merge and dry_run exclude each other", mend="Run one after the other"
+        )
+    if part is not None:
+        which, parts = part
+        if which == 0:
+            raise ConfigError(
+                "part 0: parts count from 1", mend=f"Use 1/{parts} to {parts}/{parts}"
+            )
+        if not 1 <= which <= parts:
+            raise ConfigError(f"there is no part {which} of {parts}", mend="Use i/n, i from 1 to n")
+        if options.overwrite:
+            raise ConfigError(
+                "overwrite with a part would let each part throw away what others have made",
+                mend="Remove the folder before the first part",
+            )
+
+
+def _complete(out: Path, plan: ConversionPlan, options: ConvertOptions) -> Manifest | None:
+    """The manifest of the set in a folder if it is what this conversion would make.
+
+    Raises:
+        ConfigError: it is complete, differs, and is not to be overwritten.
+    """
+    if options.overwrite or unfinished(out) is not None or not (out / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(out)
+    if plan.describes(manifest):
+        return manifest
+    found = option_differences(manifest.options, plan.options)
+    if manifest.source_fingerprint != plan.source_fingerprint or not found:
+        found.insert(0, "other sources")
+    raise ConfigError(
+        f"{out} already holds a complete shard set, of {'; '.join(found)}",
+        mend="Choose another folder, or pass --overwrite to replace it",
     )
 
 
-def _check_rejects(to: SetWriter, limit: int | float | None, total_rows: int | None) -> None:
-    """Stop once more rows were refused than `limit` tolerates; a share needs the number of rows."""
-    if limit is None or (isinstance(limit, float) and total_rows is None):
+def _require_all(job: Job, staging: Staging, pieces: Sequence[Piece]) -> None:
+    missing = [piece.number for piece in pieces if job.record(piece.number) is None]
+    if not missing:
         return
-    tolerated = limit if isinstance(limit, int) else limit * (total_rows or 0)
-    if len(to.refusals) <= tolerated:
-        return
-    counts = Counter(refusal.reason for refusal in to.refusals)
-    first = to.refusals[0]
-    listed = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
-    raise DataError(
-        f"{len(to.refusals)} of the first {to.rows} rows were refused, more than max_rejects "
-        f"{limit}: {listed}; the first: {first.reason}: {first.detail}",
-        where=Where(source=first.source, row=first.row),
-        mend="Mend the source, or raise max_rejects; nothing of this run carries a final name",
+    shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+    parts = [
+        f"{which}/{parts}"
+        for parts in staging.noted_parts()
+        for which in sorted({number % parts + 1 for number in missing})
+    ]
+    named = ", ".join(parts[:20]) + (", ..." if len(parts) > 20 else "")
+    raise ConfigError(
+        f"{len(missing)} of {len(pieces)} pieces are not there: {shown}",
+        mend=f"Run --part {named}" if parts else "Run the parts that make them",
     )
+
+
+def _records(job: Job, pieces: Sequence[Piece]) -> list[PieceRecord]:
+    records = [job.record(piece.number) for piece in pieces]
+    return [record for record in records if record is not None]

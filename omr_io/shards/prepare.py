@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from omr_io.errors import ImageError, RecordError
@@ -20,7 +17,6 @@ from omr_io.types import ImageInfo, Record, Refusal
 
 MAX_JSON_BYTES = 64 << 20
 MAX_IMAGES = 1000  # KEY.img999.jpeg still fits a tar's name
-_LOOKAHEAD = 4  # rows in flight a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,35 +91,6 @@ class Prepared:
     members: tuple[tuple[str, bytes], ...]
     infos: tuple[ImageInfo, ...]
     hashes: tuple[bytes, ...]
-
-
-def prepare_rows(
-    rows: Iterable[tuple[int, Record | Refusal]], checks: ImageChecks, threads: int
-) -> Iterator[tuple[int, Prepared | Refusal]]:
-    """Prepare rows on threads, a bounded number ahead, and give them in their order."""
-    waiting: deque[tuple[int, Future[Prepared | Refusal] | Refusal]] = deque()
-
-    def first() -> tuple[int, Prepared | Refusal]:
-        row, item = waiting.popleft()
-        try:
-            return row, item if isinstance(item, Refusal) else item.result()
-        except Exception as error:
-            error.add_note(f"while preparing row {row}")
-            raise
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="omr-io-check") as pool:
-        try:
-            for row, item in rows:
-                if isinstance(item, Refusal):
-                    waiting.append((row, item))
-                else:
-                    waiting.append((row, pool.submit(prepare, row, item, checks)))
-                if len(waiting) > threads * _LOOKAHEAD:
-                    yield first()
-            while waiting:
-                yield first()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def refuse(row: int, record: Record, reason: str, detail: str) -> Refusal:

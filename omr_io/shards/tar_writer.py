@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import google_crc32c
 
@@ -40,24 +41,61 @@ def tar_header(name: str, size: int) -> bytes:
     return bytes(header)
 
 
+class _Output(Protocol):
+    """What a tar is written to."""
+
+    path: Path
+    num_bytes: int
+
+    def write(self, data: bytes, /) -> int: ...
+    def sha256(self) -> str: ...
+    def commit(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Counted:
+    """Stands for a file in a dry run: nothing is written, and the bytes are counted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_bytes = 0
+
+    def write(self, data: bytes, /) -> int:
+        self.num_bytes += len(data)
+        return len(data)
+
+    def sha256(self) -> str:
+        return ""
+
+    def commit(self) -> None:
+        """Nothing was written."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class ShardWriter:
     """Writes samples into shards SPLIT-000000.tar, ..., each with its DALI index beside it.
 
     A shard is cut before the sample that would exceed a limit; a larger sample gets its own.
 
     Args:
-        folder: where; claimed by the caller.
+        folder: where; a new folder that the caller will commit as a whole.
         split: the first part of the names.
         max_bytes: of a tar, trailer included.
         max_samples: of a tar.
+        dry: only count; digests are then "".
     """
 
-    def __init__(self, folder: Path, split: str, max_bytes: int, max_samples: int) -> None:
+    def __init__(
+        self, folder: Path, split: str, max_bytes: int, max_samples: int, *, dry: bool = False
+    ) -> None:
         self._folder = folder
         self._split = split
         self._max_bytes = max_bytes
         self._max_samples = max_samples
-        self._file: AtomicFile | None = None
+        self._dry = dry
+        self._file: _Output | None = None
         self._lines: list[str] = []
         self._done: list[ShardEntry] = []
 
@@ -98,13 +136,14 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
 
-    def _file_for(self, num_bytes: int) -> AtomicFile:
+    def _file_for(self, num_bytes: int) -> _Output:
         if self._file is not None:
             after = self._file.num_bytes + num_bytes + len(TRAILER)
             if after > self._max_bytes or len(self._lines) >= self._max_samples:
                 self._end_shard()
         if self._file is None:
-            self._file = AtomicFile(self._folder / f"{self._split}-{len(self._done):06d}.tar")
+            path = self._folder / shard_name(self._split, len(self._done))
+            self._file = _Counted(path) if self._dry else AtomicFile(path, in_new_folder=True)
         return self._file
 
     def _end_shard(self) -> None:
@@ -114,10 +153,18 @@ class ShardWriter:
         self._file.commit()
         index = self._file.path.with_suffix(".idx")
         text = idx_text(self._lines).encode()
-        idx = FileDigest(index.name, len(text), write_atomically(index, text).sha256())
+        digest = ""
+        if not self._dry:
+            digest = write_atomically(index, text, in_new_folder=True).sha256()
+        idx = FileDigest(index.name, len(text), digest)
         name, num_bytes, sha256 = self._file.path.name, self._file.num_bytes, self._file.sha256()
         self._done.append(ShardEntry(name, num_bytes, sha256, len(self._lines), idx))
         self._file, self._lines = None, []
+
+
+def shard_name(split: str, number: int) -> str:
+    """The name of a shard; `number` counts from 0."""
+    return f"{split}-{number:06d}.tar"
 
 
 def idx_text(lines: Sequence[str]) -> str:

@@ -216,8 +216,7 @@ def test_no_sample_at_all_is_an_error(tmp_path):
         write(tmp_path / "a", [record(0, [b"x"]), record(1, [b"y"])])
     with pytest.raises(DataError, match="no rows"):
         write(tmp_path / "b", [])
-    with pytest.raises(SourceError, match="unfinished"):
-        ShardSet.open(tmp_path / "a")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == {}
 
 
 def test_progress_counts_every_row(tmp_path):
@@ -251,8 +250,9 @@ def test_other_peoples_files_are_never_touched(tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    with (tmp_path / MARKER_NAME).open("w") as marker:
-        fcntl.flock(marker, fcntl.LOCK_EX)
+    (tmp_path / MARKER_NAME).mkdir()
+    with (tmp_path / MARKER_NAME / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another run is writing"):
             write(tmp_path, single_records(3))
     write(tmp_path, single_records(3))
@@ -289,15 +289,20 @@ def test_a_killed_run_leaves_nothing_that_counts(tmp_path, over_old):
     process.wait()
     process.stdout.close()
     left = contents(tmp_path / "set")
-    assert any(name.endswith(".tmp") for name in left)
-    with pytest.raises(SourceError, match="unfinished conversion"):
-        ShardSet.open(tmp_path / "set")
+    assert any(name.endswith(".tar.tmp") for name in left)
+    if over_old:  # a set stays until the one that replaces it is whole
+        assert len(ShardSet.open(tmp_path / "set")) == 50
+        assert verify(tmp_path / "set").ok
+    else:
+        with pytest.raises(SourceError, match="unfinished conversion"):
+            ShardSet.open(tmp_path / "set")
+        assert all(name.startswith(MARKER_NAME) for name in left)
     for name, data in left.items():
-        if name.endswith(".tar"):
+        if name.endswith(".tar") and name.startswith(MARKER_NAME):
             assert data.endswith(bytes(1024))
             with tarfile.open(fileobj=io.BytesIO(data)) as opened:
                 assert len(opened.getmembers()) == 6
-    write(tmp_path / "set", single_records(20), max_shard_samples=3)
+    write(tmp_path / "set", single_records(20), max_shard_samples=3, overwrite=over_old)
     write(tmp_path / "clean", single_records(20), max_shard_samples=3)
     assert contents(tmp_path / "set") == contents(tmp_path / "clean")
 
@@ -315,7 +320,10 @@ def test_a_disk_that_fills_up(tmp_path):
     assert done.returncode == 1
     assert "omr_io.errors.DiskError: writing " in done.stderr
     assert "File too large. The file system cannot hold such files" in done.stderr
-    assert sorted(contents(tmp_path / "set")) == [MARKER_NAME]
+    left = sorted(contents(tmp_path / "set"))
+    assert [name.rpartition("/")[2] for name in left if not name.endswith("/")] == [
+        "lock", "plan.json",
+    ]  # fmt: skip
     write(tmp_path / "set", single_records(3))
     assert verify(tmp_path / "set").ok
 

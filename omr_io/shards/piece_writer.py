@@ -1,0 +1,190 @@
+"""A piece being written: shards, index rows, keys, refusals and, last, its record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from omr_io.shards.layout import INDEX_NAME, INDEX_SCHEMA, FileDigest, Part
+from omr_io.shards.piece_record import (
+    EXAMPLES,
+    KEYS_NAME,
+    KEYS_SCHEMA,
+    PIECE_REJECTS_NAME,
+    RECORD_NAME,
+    REJECTS_SCHEMA,
+    Holder,
+    PieceRecord,
+    Tally,
+    first_of_each,
+    key_digest,
+    reject_row,
+)
+from omr_io.shards.prepare import Prepared, refuse
+from omr_io.shards.tar_writer import ShardWriter
+from omr_io.storage import AtomicFile, write_atomically
+from omr_io.types import Refusal
+
+_BATCH_ROWS = 4096  # of one record batch
+
+
+class PieceWriter:
+    """Takes the rows of a piece in order, refuses duplicates, counts everything.
+
+    Memory: some 400 bytes a sample (its key, id and source, to find duplicates within the piece).
+
+    Args:
+        folder: a new folder that the caller commits as a whole.
+        split: names the shards.
+        max_shard_bytes, max_shard_samples: limits of a shard.
+        taken: keys that samples of earlier pieces have.
+        dry: write no shards and no index.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        max_shard_bytes: int,
+        max_shard_samples: int,
+        taken: Mapping[str, Holder],
+        *,
+        dry: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._taken = taken
+        self._first: dict[str, Holder] = {}
+        self._rows = self._samples = self._images = self._num_bytes = 0
+        self._refusals: Counter[str] = Counter()
+        self._examples: list[Refusal] = []
+        limits = (max_shard_bytes, max_shard_samples)
+        self._shards = ShardWriter(folder, split, *limits, dry=dry)
+        self._index = None if dry else _RowFile(folder / INDEX_NAME, INDEX_SCHEMA)
+        self._keys = _RowFile(folder / KEYS_NAME, KEYS_SCHEMA)
+        self._rejects = _RowFile(folder / PIECE_REJECTS_NAME, REJECTS_SCHEMA)
+
+    def take(self, row: int, item: Prepared | Refusal) -> None:
+        """Write a sample, or note why there is none.
+
+        Raises:
+            DiskError: writing failed.
+        """
+        self._rows += 1
+        if isinstance(item, Prepared):
+            refusal = self._duplicate(row, item)
+            if refusal is None:
+                self._write(item)
+                return
+            item = refusal
+        self._refusals[item.reason] += 1
+        if self._refusals[item.reason] <= EXAMPLES:
+            self._examples.append(item)
+        self._rejects.add(reject_row(item))
+
+    def _duplicate(self, row: int, item: Prepared) -> Refusal | None:
+        record = item.record
+        holder = self._taken.get(item.key) or self._first.get(item.key)
+        if holder is None:
+            self._first[item.key] = Holder(record.id, record.source)
+            return None
+        if holder.id == record.id:
+            return refuse(row, record, "duplicate-id", f"the id is that of {holder.source}")
+        detail = f"the key {item.key} is that of {holder.source} with id {holder.id!r}"
+        return refuse(row, record, "duplicate-key", detail)
+
+    def _write(self, item: Prepared) -> None:
+        shard, parts = self._shards.add(item.key, item.members)
+        if self._index is not None:
+            self._index.add(_index_row(shard, parts, item))
+        record = item.record
+        digest = key_digest(item.key)
+        self._keys.add(
+            {"digest": digest, "key": item.key, "id": record.id, "source": record.source}
+        )
+        self._samples += 1
+        self._images += len(item.infos)
+        self._num_bytes += sum(part.size for part in parts)
+
+    def tally(self) -> Tally:
+        """The counts so far."""
+        return Tally(
+            self._rows, self._samples, self._images, self._num_bytes,
+            dict(sorted(self._refusals.items())), first_of_each(self._examples),
+        )  # fmt: skip
+
+    def finish(self, plan: str, number: int) -> PieceRecord:
+        """Complete every file, the record last; its arguments are the record's.
+
+        Raises:
+            DiskError: writing failed.
+        """
+        shards = self._shards.finish()
+        arrow = [file for file in (self._index, self._keys, self._rejects) if file is not None]
+        files = tuple(file.finish() for file in arrow)
+        record = PieceRecord(plan, number, self.tally(), shards, files, len(self._taken))
+        write_atomically(self._folder / RECORD_NAME, record.to_bytes(), in_new_folder=True)
+        return record
+
+    def close(self) -> None:
+        """Remove what is not complete; nothing after `finish`."""
+        self._shards.close()
+        for file in (self._index, self._keys, self._rejects):
+            if file is not None:
+                file.close()
+
+
+class _RowFile:
+    """An Arrow IPC file, written a batch of rows at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._file = AtomicFile(path, in_new_folder=True)
+        self._schema = schema
+        self._writer = pa.ipc.new_file(self._file, schema)
+        self._pending: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._pending.append(row)
+        if len(self._pending) >= _BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
+        self._pending = []
+
+    def finish(self) -> FileDigest:
+        if self._pending:
+            self._flush()
+        self._writer.close()
+        self._file.commit()
+        return FileDigest(self._file.path.name, self._file.num_bytes, self._file.sha256())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> dict[str, Any]:
+    record = item.record
+    return {
+        "shard": shard,
+        "key": item.key,
+        "parts": [
+            {"name": part.name, "offset": part.offset, "size": part.size, "crc32c": part.crc32c}
+            for part in parts
+        ],
+        "images": [
+            {
+                "width": info.width, "height": info.height, "format": info.format,
+                "mode": info.mode, "orientation": info.orientation, "sha256": digest,
+            }
+            for info, digest in zip(item.infos, item.hashes, strict=True)
+        ],
+        "question_bytes": len(record.question.encode()),
+        "reasoning_bytes": len(record.reasoning.encode()),
+        "num_options": len(record.options),
+        # Letters only: a free-text answer (no options) is in the JSON.
+        "answer": record.answer if record.options else "",
+    }  # fmt: skip

@@ -1,0 +1,185 @@
+"""SIGKILL at any moment, then the same command again: the same tree, whatever was left."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from omr_io.shards import ConvertOptions, convert
+from omr_io.shards.layout import MARKER_NAME
+from tests.shard_sets import contents
+from tests.shards.small_corpora import mixed_corpus, tree_digest
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"max_shard_bytes": 12_000, "max_shard_samples": 6}
+
+ZYGOTE = """
+    # Imports once, then forks a process for each line: folder, number of workers.
+    import os, sys
+    from omr_io.shards import ConvertOptions, convert
+    import omr_io.shards.merging
+    source = sys.argv[1]
+    for line in sys.stdin:
+        out, workers = line.split()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                convert(source, out, ConvertOptions(workers=int(workers), **SMALL))
+                code = 0
+            finally:
+                os._exit(code)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Runs:
+    """Conversions, each in a process of its own that can be killed."""
+
+    def __init__(self, source: Path) -> None:
+        code = f"SMALL = {SMALL!r}\n" + textwrap.dedent(ZYGOTE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, str(source)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, cwd=ROOT,
+        )  # fmt: skip
+
+    def start(self, out: Path, workers: int) -> int:
+        self.process.stdin.write(f"{out} {workers}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> int:
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def source(tmp_path):
+    return mixed_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture
+def runs(source):
+    runs = Runs(source)
+    yield runs
+    runs.close()
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes that were started as workers of a process, which may be dead by now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(b"omr_io.shards.worker" in one for one in arguments) and (
+            str(parent).encode() == arguments[-2]
+        ):
+            found.append(int(path.parent.name))
+    return found
+
+
+def stage(out: Path) -> str:
+    """How far the files say that a run came."""
+    hidden = out / MARKER_NAME
+    if (out / "manifest.json").exists():
+        return "named"
+    if (hidden / "publish.json").exists():
+        return "naming"
+    if (hidden / "index.arrow").exists() or (hidden / "index.arrow.tmp").exists():
+        return "joining"
+    if (hidden / "pieces" / "taken.arrow").exists():
+        return "refusing duplicates"
+    if hidden.exists() and any((hidden / "pieces").glob("*")):
+        return "converting"
+    return "nothing yet"
+
+
+def kill_at_random(runs: Runs, out: Path, workers: int, chance: random.Random) -> str | None:
+    """Start a run and kill it; how far it was, or None if it was done before."""
+    pid = runs.start(out, workers)
+    wanted = chance.choice(
+        ["nothing yet", "converting", "converting", "refusing duplicates", "joining", "naming"]
+    )
+    order = ["nothing yet", "converting", "refusing duplicates", "joining", "naming", "named"]
+    deadline = time.monotonic() + 30
+    while order.index(stage(out)) < order.index(wanted) and time.monotonic() < deadline:
+        if not Path(f"/proc/{pid}").exists():
+            break
+    time.sleep(chance.random() ** 3 * (0.3 if wanted in ("nothing yet", "converting") else 0.01))
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    code = runs.wait()
+    assert code in (0, -signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while workers_of(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not workers_of(pid), "a worker outlived its parent"
+    return None if code == 0 else stage(out)
+
+
+def survive(runs: Runs, source: Path, tmp_path: Path, kills: int, workers, seed: int) -> Counter:
+    options = ConvertOptions(workers=1, **SMALL)
+    convert(source, tmp_path / "clean", options)
+    clean, expected = tree_digest(tmp_path / "clean"), contents(tmp_path / "clean")
+    chance = random.Random(seed)
+    stages: Counter = Counter()
+    folders = 0
+    while stages.total() < kills:
+        folders += 1
+        out = tmp_path / f"set-{folders}"
+        for _ in range(chance.randint(1, 3)):  # one run after the other is killed
+            reached = kill_at_random(runs, out, chance.choice(workers), chance)
+            if reached is None:
+                break
+            stages[reached] += 1
+            for name, data in (contents(out) if out.exists() else {}).items():
+                if not name.startswith(".omr-io"):
+                    assert data == expected[name], f"{name} carries its name and is not whole"
+        convert(source, out, options)
+        assert tree_digest(out) == clean, f"seed {seed}, folder {folders}"
+    return stages
+
+
+def test_a_dozen_kills(runs, source, tmp_path):
+    stages = survive(runs, source, tmp_path, 12, [1, 1, 1, 2], seed=1)
+    assert len(stages) > 2, stages
+
+
+@pytest.mark.slow
+def test_200_kills_with_workers(runs, source, tmp_path):
+    stages = survive(runs, source, tmp_path, 200, [2], seed=int.from_bytes(os.urandom(4), "big"))
+    print(stages)
+    assert stages["converting"] >= 20
+    assert stages["joining"] + stages["naming"] + stages["refusing duplicates"] >= 20
+
+
+def test_workers_die_with_their_parent(runs, source, tmp_path):
+    deadline = time.monotonic() + 60
+    pid = runs.start(tmp_path / "set", 2)
+    while len(workers_of(pid)) < 2 and time.monotonic() < deadline:
+        pass
+    assert len(workers_of(pid)) == 2
+    os.kill(pid, signal.SIGKILL)
+    runs.wait()
+    while workers_of(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not workers_of(pid)

@@ -1,0 +1,93 @@
+"""Peak memory does not follow the row group; measured in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from omr_io.index import ShardSet
+from tests.shard_sets import encoded
+from tests.shards.small_corpora import SCHEMA, row
+
+ROOT = Path(__file__).parents[2]
+
+MEASURED = """
+import json, resource, sys
+from omr_io.shards import ConvertOptions, convert
+source, out, workers = sys.argv[1:]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+summary = convert(source, out, ConvertOptions(workers=int(workers), check="header"))
+peaks = [resource.getrusage(who).ru_maxrss
+         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(json.dumps({"samples": summary.samples, "before": before, "peaks": peaks}))
+"""
+
+
+def one_group(path: Path, rows: int, row_bytes: int) -> Path:
+    """One row group, neither compressed nor with a dictionary, in pages of 16 rows at most.
+
+    Each image has noise after its end. (A page is the least that Parquet lets one read.)
+    """
+    data = encoded(1) + np.random.default_rng(0).bytes(row_bytes)
+    image = pa.array([{"bytes": data, "path": "x.jpg"}], SCHEMA.field("image").type)
+    made = [row(f"case {number}", b"") for number in range(rows)]
+    columns = {"image": pa.chunked_array([image] * rows)}  # one buffer, written again and again
+    columns |= {
+        name: pa.array([item[name] for item in made], SCHEMA.field(name).type)
+        for name in ("id", "question", "reasoning", "answer")
+    }
+    table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    pq.write_table(
+        table, path, row_group_size=rows, compression="none", use_dictionary=False,
+        write_batch_size=16,
+    )  # fmt: skip
+    about = pq.read_metadata(path)
+    assert about.num_row_groups == 1
+    assert about.row_group(0).total_byte_size > rows * row_bytes
+    return path
+
+
+def peak(source: Path, out: Path, workers: int) -> tuple[int, dict]:
+    """Peak memory in bytes of the process or one of its workers; what it reported."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(source), str(out), str(workers)],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    return max(report["peaks"]) * 1024, report
+
+
+def test_peak_memory_is_not_that_of_the_row_group(tmp_path):
+    """200 MB in one row group: the process grows by far less, however many threads prepare rows."""
+    source = one_group(tmp_path / "train.parquet", 200, 1 << 20)
+    most, report = peak(source, tmp_path / "set", 2)
+    assert report["samples"] == 200
+    assert most - report["before"] * 1024 < 150 << 20, report
+    # What reading it whole takes, so that the bound above can fail.
+    code = "import pyarrow.parquet as pq, resource, sys; t = pq.ParquetFile(sys.argv[1])" + (
+        ".read_row_group(0); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, source], capture_output=True, check=True)
+    assert int(done.stdout) * 1024 > 200 << 20
+    shards = ShardSet.open(tmp_path / "set")
+    assert shards.read_images(199)[0].startswith(encoded(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_row_group_of_4_gb(tmp_path, workers):
+    source = one_group(tmp_path / "train.parquet", 4000, 1 << 20)
+    most, report = peak(source, tmp_path / "set", workers)
+    print(f"{most / 1e6:.0f} MB at most, {report}")
+    assert report["samples"] == 4000
+    assert most < 1_000_000_000
+    source.unlink()
+    for tar in (tmp_path / "set").glob("*.tar"):
+        tar.unlink()
