@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from omr_io.cli import main
-from omr_io.corpus import ReadOptions, open_corpus
+from omr_io.corpus import ReadOptions
 from omr_io.index import ShardSet
 from omr_io.shards import ConvertOptions, convert, verify
 from omr_io.types import Record
@@ -38,21 +38,6 @@ def same(found: Record, wanted: Record) -> None:
         assert pixels(one.data) == pixels(other.data)
     for name in ("id", "question", "options", "answer", "reasoning", "rubric", "source", "extra"):
         assert getattr(found, name) == getattr(wanted, name), name
-
-
-@BY_FILE
-def test_a_corpus_of_every_schema_reads_as_its_rows(fixture: Fixture, tmp_path: Path) -> None:
-    path, root = fixture.write(tmp_path)
-    corpus = open_corpus(path, options_for(fixture, root))
-    assert corpus.schemas == (fixture.schema,)
-    (piece,) = corpus.pieces(1 << 30, 1 << 20)
-    rows = list(corpus.read(piece))
-    assert [number for number, _ in rows] == list(range(len(fixture.expected)))
-    for (number, item), wanted in zip(rows, fixture.expected, strict=True):
-        if wanted.reason is None:
-            assert item == wanted.record(fixture.file, number)
-        else:
-            assert getattr(item, "reason", None) == wanted.reason
 
 
 @BY_FILE

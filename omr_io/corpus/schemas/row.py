@@ -8,16 +8,16 @@ from typing import Literal, NamedTuple
 
 from omr_io.corpus.raw import ColumnType, RawRow
 from omr_io.corpus.rows import ReadOptions
-from omr_io.errors import RecordError
 from omr_io.types import Option
 
 
-class RowError(RecordError):
-    """What is wrong with a row; it becomes the row's Refusal and goes no further."""
+class RowError(Exception):
+    """What is wrong with a row; it becomes the row's Refusal and never leaves this package."""
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
+    def __init__(self, reason: str, what: str) -> None:
+        super().__init__(what)
         self.reason = reason
+        self.what = what
 
 
 class RowFields(NamedTuple):
