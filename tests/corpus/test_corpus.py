@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +22,7 @@ from omr_io.corpus.formats import untyped
 from omr_io.errors import ConfigError, SourceError
 from omr_io.types import Record, Refusal
 from tests.corpus.schema_fixtures import FIXTURES, Fixture
-from tests.corpus.source_files import use_remote
+from tests.corpus.source_files import Memory, use_remote
 
 NAMES = [fixture.schema for fixture in FIXTURES]
 MAPPED = ReadOptions(column_map=(("question", "question"),), need_reasoning=False)
@@ -216,3 +217,28 @@ def test_image_roots_are_checked_first(tmp_path: Path) -> None:
     for root in (tmp_path / "none", tmp_path / "notes.txt", (tmp_path, tmp_path / "none.zip")):
         with pytest.raises(ConfigError, match="is not a folder"):
             open_corpus(path, ReadOptions(image_root=root))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tar", "a.parquet"])
+def test_failures_while_reading_name_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fixture = next(item for item in FIXTURES if item.file.endswith(Path(name).suffix))
+    path, root = fixture.write(tmp_path)
+    url = f"s3://bucket/{path.name}"
+    remote = use_remote(monkeypatch, {url: path.read_bytes()})
+    options = ReadOptions(image_root=root, **fixture.options)
+    corpus = open_corpus(url, options)
+
+    class Failing(Memory):
+        def read(self, *given: Any) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        readinto = read  # type: ignore[assignment]
+
+    monkeypatch.setattr(
+        sys.modules["omr_io.remote"], "open_url", lambda url: Failing(remote.files[url])
+    )
+    for call in (lambda: open_corpus(url, options), lambda: read_all(corpus)):
+        with pytest.raises(SourceError, match=rf"Input/output error.*{path.name}"):
+            call()

@@ -92,3 +92,9 @@ def test_rows_are_counted_over_formats(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"a": 1}\nbroken\n\n')
     (tmp_path / "c.csv").write_text("a\n1\n2\n3\n")
     assert count_rows([tmp_path / name for name in ("a.parquet", "b.jsonl", "c.csv")]) == 7
+
+
+def test_other_kinds_of_url_are_told() -> None:
+    for url in ("gs://bucket/a.parquet", "pipe:// cat x", "file:///a.parquet"):
+        with pytest.raises(SourceError, match=r":// is not read.*Use hf://"):
+            list_sources(url)

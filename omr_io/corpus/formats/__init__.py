@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from omr_io.corpus.formats.location import Location, is_url, name_of, open_binary, shown, stamp_of
+from omr_io.corpus.formats.location import Location, is_url, name_of, reading, shown, stamp_of
 from omr_io.corpus.raw import SourceFile
 from omr_io.errors import SourceError, Where
 
@@ -56,11 +56,8 @@ def format_of(location: Location) -> Format:
         return SUFFIXES[suffix]
     where = Where(source=shown(location))
     stamp_of(location)  # opening a pipe would hang
-    try:
-        with open_binary(location) as file:
-            head = file.read(4096)
-    except OSError as error:
-        raise SourceError(f"cannot be read: {error.strerror}", where=where) from error
+    with reading(location) as file:
+        head = file.read(4096)
     if head.startswith(b"PAR1"):
         return "parquet"
     if head[257:262] == b"ustar":

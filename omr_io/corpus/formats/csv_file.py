@@ -12,8 +12,8 @@ from omr_io.corpus.formats.json_file import whole_digest
 from omr_io.corpus.formats.location import (
     Location,
     Stamp,
-    open_binary,
-    open_hashing,
+    reading,
+    reading_hashed,
     shown,
     stamp_of,
 )
@@ -64,11 +64,10 @@ class CsvFile(CheckedFile):
         """
         where = Where(source=shown(location))
         stamp = stamp_of(location)
-        with open_binary(location) as opened:
+        with reading(location) as opened:
             delimiter = _delimiter_of(opened.readline(_MAX_LINE))
-        file, digest = open_hashing(location)
         cutter = SpanCutter()
-        with file:
+        with reading_hashed(location) as (file, digest):
             records = _Records(file, 0, None, delimiter, where)
             header = next(iter(records), None)
             if header is None:
@@ -91,7 +90,7 @@ class CsvFile(CheckedFile):
 
     def _rows(self, span: Span, places: list[tuple[str, int]]) -> Iterator[RawRow | BadRow]:
         count, end, wanted = 0, span.place + span.length, len(self._names)
-        with open_binary(self.location) as file:
+        with reading(self.location) as file:
             file.seek(span.place)
             records = _Records(file, span.place, end, self._delimiter, self.where)
             start = span.place

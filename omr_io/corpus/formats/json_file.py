@@ -14,8 +14,8 @@ from omr_io.corpus.formats.json_text import ArrayItems, Item, line_items
 from omr_io.corpus.formats.location import (
     Location,
     Stamp,
-    open_binary,
-    open_hashing,
+    reading,
+    reading_hashed,
     shown,
     stamp_of,
 )
@@ -65,7 +65,7 @@ class JsonFile(CheckedFile):
 
     def _rows(self, span: Span, names: tuple[str, ...]) -> Iterator[RawRow | BadRow]:
         count, end = 0, span.place + span.length
-        with open_binary(self.location) as file:
+        with reading(self.location) as file:
             file.seek(span.place)
             for item in _items(file, span.place, end, self._layout, self.where):
                 count += 1
@@ -92,8 +92,7 @@ class Scan:
 
 def whole_digest(location: Location) -> str:
     """SHA-256 of all bytes."""
-    file, digest = open_hashing(location)
-    with file:
+    with reading_hashed(location) as (file, digest):
         while file.read(_HEAD_BYTES):
             pass
     return str(digest.hexdigest())
@@ -105,8 +104,7 @@ def _scan(location: Location) -> Scan:
     layout, begin = _layout_of(location, where)
     types, cutter = TypesByExample(where), SpanCutter()
     first_bad: BadRow | None = None
-    file, digest = open_hashing(location)
-    with file:
+    with reading_hashed(location) as (file, digest):
         file.read(begin)
         for item in _items(file, begin, None, layout, where):
             images = 0
@@ -141,7 +139,7 @@ def _items(
 
 def _layout_of(location: Location, where: Where) -> tuple[Layout, int]:
     """How the rows stand in the file, and the byte where reading begins (after a BOM, a name)."""
-    with open_binary(location) as file:
+    with reading(location) as file:
         head = file.read(_HEAD_BYTES)
     begin = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
     text = head[begin:].lstrip()

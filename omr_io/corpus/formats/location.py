@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -96,15 +98,23 @@ def open_binary(location: Location) -> BinaryIO:
         raise SourceError(what, where=Where(source=str(location))) from error
 
 
-def open_hashing(location: Location) -> tuple[BinaryIO, Any]:
-    """Open for one pass from start to end; the second item is the running SHA-256.
+@contextmanager
+def reading(location: Location) -> Iterator[BinaryIO]:
+    """`open_binary` for a `with` statement, in which failures to read are SourceErrors too."""
+    try:
+        with open_binary(location) as file:
+            yield file
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise SourceError(what, where=Where(source=shown(location))) from error
 
-    Raises:
-        SourceError: it cannot be opened.
-    """
+
+@contextmanager
+def reading_hashed(location: Location) -> Iterator[tuple[BinaryIO, Any]]:
+    """`reading`, for one pass from start to end; the second item is the running SHA-256."""
     digest = hashlib.sha256()
-    raw = _Hashing(open_binary(location), digest)
-    return cast(BinaryIO, io.BufferedReader(raw, BUFFER_BYTES)), digest
+    with reading(location) as file:
+        yield cast(BinaryIO, io.BufferedReader(_Hashing(file, digest), BUFFER_BYTES)), digest
 
 
 class _Adapter(io.RawIOBase):
@@ -153,8 +163,3 @@ class _Hashing(io.RawIOBase):
         count = self._opened.readinto(buffer)  # type: ignore[attr-defined]
         self._digest.update(memoryview(buffer)[:count])
         return int(count)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._opened.close()
-        super().close()

@@ -10,7 +10,7 @@ from typing import Any
 
 from omr_io.corpus.formats.base import CheckedFile
 from omr_io.corpus.formats.json_text import RowParser
-from omr_io.corpus.formats.location import Location, open_binary, shown, stamp_of
+from omr_io.corpus.formats.location import Location, reading, shown, stamp_of
 from omr_io.corpus.formats.untyped import SpanCutter, decoded, merged, repaired, type_of
 from omr_io.corpus.formats.webdataset_groups import Group, Grouper
 from omr_io.corpus.raw import BadRow, BadText, ColumnType, RawRow, Span
@@ -65,7 +65,7 @@ class WebDatasetFile(CheckedFile):
         return self._rows(span, tuple(columns))
 
     def _rows(self, span: Span, names: tuple[str, ...]) -> Iterator[RawRow | BadRow]:
-        with open_binary(self.location) as file:
+        with reading(self.location) as file:
             file.seek(span.place)
             data = file.read(span.length)
         try:
@@ -156,7 +156,7 @@ def _scan(location: Location) -> _Scan:
         if isinstance(location, Path):
             _scan_local(location, found)
         else:
-            with open_binary(location) as file:
+            with reading(location) as file:
                 for window, base, table in tar_windows(file):
                     found.take(window, base, table)
     except TarError as error:
@@ -172,7 +172,7 @@ def _scan_local(path: Path, found: _Scan) -> None:
     if not stamp_of(path).size:
         scan_tar(b"")  # an empty file cannot be mapped; this says what is missing
     with (
-        open_binary(path) as file,
+        reading(path) as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
     ):
         found.take(mapped, 0, scan_tar(mapped))
