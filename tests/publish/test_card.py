@@ -13,6 +13,7 @@ import yaml
 from omr_io.errors import ConfigError, IntegrityError, SourceError
 from omr_io.publish import CardOptions, write_card
 from omr_io.publish import card as card_module
+from omr_io.publish.card_text import dataset_card
 from omr_io.publish.markdown import code, plain, quoted
 from omr_io.shards.layout import MANIFEST_NAME, read_manifest
 from tests.shard_sets import record, single_records, write
@@ -96,9 +97,7 @@ def test_the_hub_parses_it(sets):
 def test_size_categories(sets, samples, size):
     split = card_module._read((sets / "train").resolve(), sets.resolve())
     split = dataclasses.replace(split, about=dataclasses.replace(split.about, samples=samples))
-    assert front_matter(card_module.dataset_card([split], CardOptions()))["size_categories"] == [
-        size
-    ]
+    assert front_matter(dataset_card([split], None, None))["size_categories"] == [size]
 
 
 def test_datasets_loads_the_folder_by_its_card(sets, monkeypatch):
