@@ -11,6 +11,7 @@ from omr_io import __version__
 from omr_io.cli.common import EXIT_CODES
 from omr_io.cli.convert import convert
 from omr_io.cli.demo_corpus import demo_corpus
+from omr_io.cli.publish import CARD_EPILOG, PUSH_EPILOG, card, push
 from omr_io.cli.shard_sets import info, verify
 from omr_io.errors import OmrError
 from omr_io.terminal import printable
@@ -53,4 +54,6 @@ def _common(
 app.command("convert", epilog=EXIT_CODES)(convert)
 app.command("info", epilog=EXIT_CODES)(info)
 app.command("verify", epilog=EXIT_CODES)(verify)
+app.command("card", epilog=CARD_EPILOG)(card)
+app.command("push", epilog=PUSH_EPILOG)(push)
 app.command("demo-corpus", epilog=EXIT_CODES)(demo_corpus)

@@ -105,6 +105,7 @@ def _read(folder: Path, root: Path) -> Split:
         return Split(
             describe(shards),
             "" if place == "." else f"{place}/",
+            shards.shard_names,
             manifest.options,
             manifest.rejects is not None,
         )
@@ -118,14 +119,19 @@ def _check_ours(path: Path, overwrite: bool) -> None:
         return
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    match = _MARK.search(data)
-    ours = match is not None and hashlib.sha256(data[: match.start()]).hexdigest() == (
-        match[1].decode()
-    )
-    if not ours and not overwrite:
-        how = "was changed since `omr-io card` wrote it" if match else "is not from `omr-io card`"
+    if not is_ours(data) and not overwrite:
+        changed = _MARK.search(data) is not None
+        how = "was changed since `omr-io card` wrote it" if changed else "is not from `omr-io card`"
         raise SourceError(
             f"the file {how}",
             where=Where(source=str(path)),
             mend="Write elsewhere with -o, or replace it with --overwrite",
         )
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether a file is a card as `write_card` wrote it, to the byte."""
+    match = _MARK.search(data)
+    if match is None:
+        return False
+    return hashlib.sha256(data[: match.start()]).hexdigest() == match[1].decode()

@@ -30,6 +30,7 @@ class Split:
 
     about: Description
     place: str
+    shard_names: tuple[str, ...]
     options: Mapping[str, object]
     rejects: bool
 
@@ -39,9 +40,12 @@ class Split:
         return re.sub(r"[^A-Za-z0-9_]", "_", self.about.split)
 
     @property
-    def pattern(self) -> str:
-        """Its shards, from the card."""
-        return f"{glob.escape(self.place)}{self.about.split}-*.tar"
+    def patterns(self) -> tuple[str, ...]:
+        """Its shards, from the card: one pattern, or their names where no pattern fits."""
+        start = f"{self.about.split}-"
+        if all(name.startswith(start) and name.endswith(".tar") for name in self.shard_names):
+            return (f"{glob.escape(self.place)}{start}*.tar",)
+        return tuple(glob.escape(self.place + name) for name in self.shard_names)
 
 
 def dataset_card(splits: Sequence[Split], license: str | None, title: str | None) -> str:
@@ -88,7 +92,8 @@ def _front_matter(splits: Sequence[Split], license: str | None, title: str | Non
         "  data_files:",
     ]
     for split in splits:
-        lines += [f"  - split: {quoted(split.name)}", f"    path: {quoted(split.pattern)}"]
+        lines += [f"  - split: {quoted(split.name)}", "    path:"]
+        lines += [f"    - {quoted(pattern)}" for pattern in split.patterns]
     return "\n".join([*lines, "---"])
 
 
@@ -176,9 +181,12 @@ def _making(splits: Sequence[Split]) -> str:
 
 def _loading(splits: Sequence[Split]) -> str:
     first = splits[0]
-    files = ", ".join(f"{split.name!r}: {split.pattern!r}" for split in splits)
-    last = first.about.shards - 1
-    shards = f"{first.about.split}-{{000000..{last:06d}}}.tar"
+    files = {split.name: list(split.patterns) for split in splits}
+    shards = [first.place + name for name in first.shard_names]
+    if first.patterns == (f"{first.place}{first.about.split}-*.tar",):
+        last = first.about.shards - 1
+        shards = [f"{first.place}{first.about.split}-{{000000..{last:06d}}}.tar"]
+    given = repr(shards[0] if len(shards) == 1 else shards)
     return f"""## Loading
 
 From a copy of this repository, in its folder:
@@ -187,14 +195,14 @@ From a copy of this repository, in its folder:
 # datasets
 from datasets import load_dataset
 
-dataset = load_dataset("webdataset", data_files={{{code(files)}}})
+dataset = load_dataset("webdataset", data_files={code(repr(files))})
 ```
 
 ```python
 # webdataset
 import webdataset as wds
 
-samples = wds.WebDataset({code(repr(first.place + shards))}, shardshuffle=False)
+samples = wds.WebDataset({code(given)}, shardshuffle=False)
 ```
 
 ```python

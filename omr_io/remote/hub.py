@@ -105,14 +105,13 @@ def open_hub(url: str, policy: RetryPolicy) -> HttpRanges:
         SourceError: it cannot be had.
     """
     need_hub()
-    from huggingface_hub import get_token, hf_hub_url
+    from huggingface_hub import get_token
 
     place = pin(parse(url), policy)
     if not place.path:
         raise SourceError("the URL names no file", where=Where(source=redact(url)), mend=_FORM)
-    target = hf_hub_url(
-        place.repo, place.path, repo_type="dataset", revision=place.revision, endpoint=endpoint()
-    )
+    revision = quote(place.revision or "main", safe="")
+    target = f"{endpoint()}/datasets/{place.repo}/resolve/{revision}/{quote(place.path)}"
     token = None if implicit_token_off() else get_token()
     private = {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -245,6 +244,8 @@ def explain_hub(error: Exception, place: HubPath) -> OmrError | TransientError:
                 f"the Hub answers {status}", float(asked) if asked.isdigit() else None
             )
         return refusal(status, headers.get("X-Error-Code", ""), place, source)
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return explain_hub(error.__cause__, place)  # so it wraps what fails in its threads
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, OSError) or kinds & {"TransportError", "TimeoutException"}:
         return TransientError(f"the connection failed ({type(error).__name__})")

@@ -80,8 +80,8 @@ def test_the_hub_parses_it(sets):
         {
             "config_name": "default",
             "data_files": [
-                {"split": "train", "path": "train/train-*.tar"},
-                {"split": "test", "path": "test/test-*.tar"},
+                {"split": "train", "path": ["train/train-*.tar"]},
+                {"split": "test", "path": ["test/test-*.tar"]},
             ],
         }
     ]

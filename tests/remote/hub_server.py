@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from tests.remote.servers import Reply, Request, Server, ranged
 
@@ -25,6 +25,7 @@ class HubServer(Server):
     def __init__(self, storage: StorageServer, repo: str = "lab/corpus") -> None:
         self.storage, self.repo = storage, repo
         self.exists = True
+        self.private = False
         self.gated = False  # only with `token`
         self.token = "hf_goodtokengoodtoken"
         self.commits: dict[str, dict[str, bytes]] = {}
@@ -59,7 +60,9 @@ class HubServer(Server):
             self.created.append(json.loads(request.body))
             if self.exists:
                 return _json({"error": "exists", "url": ""}, 409)
-            self.exists = True
+            about = self.created[-1]
+            private = about.get("private") or about.get("visibility") == "private"
+            self.exists, self.private = True, bool(private)
             return _json({"url": f"{self.url}/datasets/{self.repo}"})
         if request.path == "/api/validate-yaml":
             return _json({"errors": [], "warnings": []})
@@ -91,7 +94,14 @@ class HubServer(Server):
         if kind in ("preupload", "commit"):
             if request.headers.get("authorization") != f"Bearer {self.token}":
                 return _error(401 if "authorization" not in request.headers else 403, "")
-            return self._preupload(request) if kind == "preupload" else self._commit(request, rest)
+            revision = unquote(rest)
+            if revision not in self.refs:
+                return _error(404, "RevisionNotFound")
+            change = self._preupload if kind == "preupload" else self._commit
+            return change(request, revision)
+        if kind == "branch":
+            self.refs[unquote(rest)] = self.refs["main"]
+            return _json({})
         revision, _, path = rest.partition("/")
         files = self._at(revision)
         if files is None:
@@ -109,7 +119,8 @@ class HubServer(Server):
         sha = self.refs.get(revision, revision)
         if sha not in self.commits:
             return _error(404, "RevisionNotFound")
-        return _json({"id": self.repo, "sha": sha, "siblings": [], "tags": []})
+        about = {"id": self.repo, "sha": sha, "private": self.private, "siblings": [], "tags": []}
+        return _json(about)
 
     def _file(self, path: str, data: bytes) -> dict:
         out = {"type": "file", "path": path, "size": len(data), "oid": blob_id(data)}
@@ -155,12 +166,13 @@ class HubServer(Server):
         oid = hashlib.sha256(data).hexdigest()
         return Reply(302, b"", {"Location": self.storage.address(oid), "X-Linked-Etag": f'"{oid}"'})
 
-    def _preupload(self, request: Request) -> Reply:
+    def _preupload(self, request: Request, revision: str) -> Reply:
         answers = []
+        files = self.commits[self.refs[revision]]
         for item in json.loads(request.body)["files"]:
             path = item["path"]
             lfs = self.is_lfs(path, item["size"])
-            now = self.files.get(path)
+            now = files.get(path)
             known = None
             if now is not None:
                 known = hashlib.sha256(now).hexdigest() if lfs else blob_id(now)
@@ -184,7 +196,7 @@ class HubServer(Server):
         return _json({"transfer": "basic", "objects": objects})
 
     def _commit(self, request: Request, revision: str) -> Reply:
-        files = {}
+        files, gone = {}, set()
         for line in request.body.splitlines():
             item = json.loads(line)
             value = item["value"]
@@ -194,8 +206,13 @@ class HubServer(Server):
                 if value["oid"] not in self.storage.objects:
                     return _error(400, "", "an LFS object is missing")
                 files[value["path"]] = self.storage.objects[value["oid"]]
+            elif item["key"] == "deletedFile":
+                gone.add(value["path"])
+        if gone - set(self.commits[self.refs[revision]]):
+            return _error(404, "EntryNotFound", "A file with this name doesn't exist")
         sha = self.commit(files, revision)
-        self.log.append(sorted(files))
+        self.commits[sha] = {k: v for k, v in self.commits[sha].items() if k not in gone}
+        self.log.append(sorted([*files, *(f"-{name}" for name in gone)]))
         url = f"{self.url}/datasets/{self.repo}/commit/{sha}"
         return _json({"commitUrl": url, "commitOid": sha, "success": True})
 
