@@ -51,6 +51,8 @@ class HttpRanges:
         pinned: the URL's content never changes (it names a commit), so that only its size is
             compared: the storage servers behind it may disagree on ETags.
         source: the URL as it is printed; by default `url` without its secrets.
+        head: bytes that opening brings. whole_up_to: a file of at most so many bytes is taken whole
+            from a server that ignores ranges; from 0 on that is an error.
 
     Raises:
         SourceError: the file cannot be had; or the server does not know ranges.
@@ -66,12 +68,14 @@ class HttpRanges:
         pinned: bool = False,
         source: str | None = None,
         head: int = 1 << 18,
+        whole_up_to: int = 0,
     ) -> None:
         self._url = url
         self._policy = policy
         self._private = dict(private or {})
         self._explain = explain
         self._pinned = pinned
+        self._whole_up_to = whole_up_to
         self._source = source or redact(url)
         self._where = Where(source=self._source)
         self._connections = Connections(policy.timeout)
@@ -153,6 +157,12 @@ class HttpRanges:
             {} if cached else self._private,
             self._source,
         )
+        if response.status == 200 and self._takes_whole(response):
+            whole = bytearray()  # what was cut short is of no use: it cannot be gone on with
+            self._copy(response, final, response.length or 0, whole)
+            self._note(len(whole), response.headers)
+            out += whole
+            return
         if response.status != 206:
             self._connections.drop(final)
         if cached and response.status in _EXPIRED:
@@ -212,7 +222,19 @@ class HttpRanges:
         except SourceError:
             self._connections.drop(url)
             raise
-        left = min(size, last - first + 1)
+        self._copy(response, url, min(size, last - first + 1), out)
+        if last - first + 1 > size or not response.isclosed():
+            self._connections.drop(url)  # there is more in it than anyone will read
+
+    def _takes_whole(self, response: http.client.HTTPResponse) -> bool:
+        """Whether a server that sends all of a file, and not a range, may."""
+        if self._stat is not None or response.headers.get("Content-Encoding"):
+            return False
+        return response.length is not None and 0 < response.length <= self._whole_up_to
+
+    def _copy(
+        self, response: http.client.HTTPResponse, url: str, left: int, out: bytearray
+    ) -> None:
         while left:
             piece = response.read(min(left, _PIECE))
             if not piece:
@@ -220,8 +242,6 @@ class HttpRanges:
                 raise TransientError("the server stopped in the middle")
             out += piece
             left -= len(piece)
-        if last - first + 1 > size or not response.isclosed():
-            self._connections.drop(url)  # there is more in it than anyone will read
 
     def _note(self, total: int, headers: Message) -> None:
         """Remember what the file is; or compare, if that is known."""

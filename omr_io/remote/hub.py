@@ -24,6 +24,7 @@ _FORM = "The form is hf://datasets/OWNER/NAME[@REVISION]/path, where path is a f
 _LONG_REVISION = re.compile(r"refs/(?:convert|pr)/[^/]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MAX_PLAIN = 16 << 20  # what is not LFS is smaller, and may be served by a host without ranges
 LOG_IN = "set HF_TOKEN or run `hf auth login`"
 
 
@@ -119,8 +120,9 @@ def open_hub(url: str, policy: RetryPolicy) -> HttpRanges:
         return refusal(status, headers.get("X-Error-Code", ""), place, source)
 
     return HttpRanges(
-        target, policy, private=private, explain=explain, pinned=True, source=redact(url)
-    )
+        target, policy, private=private, explain=explain, pinned=True, source=redact(url),
+        whole_up_to=_MAX_PLAIN,
+    )  # fmt: skip
 
 
 def identify_hub(url: str, policy: RetryPolicy) -> tuple[int, str]:
@@ -249,7 +251,7 @@ def explain_hub(error: Exception, place: HubPath) -> OmrError | TransientError:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, OSError) or kinds & {"TransportError", "TimeoutException"}:
         return TransientError(f"the connection failed ({type(error).__name__})")
-    what = f"the Hub's answer cannot be used: {type(error).__name__}: {redact(str(error))[:200]}"
+    what = f"asking the Hub failed: {type(error).__name__}: {redact(str(error))[:200]}"
     return SourceError(what, where=Where(source=source))
 
 

@@ -19,7 +19,7 @@ KINDS = {
 
 _MAGIC = re.compile(r"[*?[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9_]{8,}")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _SECRET_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN",

@@ -13,7 +13,7 @@ import hashlib
 from omr_io.errors import ConfigError, SourceError
 from omr_io.remote import RetryPolicy, identity, list_urls, open_url
 from tests.remote.hub_server import HubServer, StorageServer, blob_id
-from tests.remote.servers import cut, silent, status
+from tests.remote.servers import cut, no_ranges, silent, status
 
 QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=5)
 DATA = np.random.default_rng(0).bytes(2_000_000)
@@ -183,6 +183,23 @@ def test_a_signed_address_that_expires(hub):
     with open_url(pinned(hub, "data/train-0.parquet")[0], QUICK) as file:
         hub.storage.expired = 1
         assert file.read() == DATA
+
+
+def test_small_files_from_a_host_without_ranges(hub, monkeypatch):
+    def whole(request, reply):
+        return no_ranges(request, reply) if request.path.startswith("/datasets/") else reply
+
+    def cut_short(request, reply):
+        return cut(100)(request, whole(request, reply))
+
+    hub.faults, hub.always = [cut_short, cut_short], whole
+    with open_url(pinned(hub, "meta/a.jsonl")[0], QUICK) as file:
+        assert file.read(20) == FILES["meta/a.jsonl"][:20]
+        assert file.read() == FILES["meta/a.jsonl"][20:]
+    assert len(hub.requests) == 3
+    monkeypatch.setattr("omr_io.remote.hub._MAX_PLAIN", 100)
+    with pytest.raises(SourceError, match="ignores Range"):
+        open_url(pinned(hub, "meta/a.jsonl")[0], QUICK)
 
 
 def test_offline(hub, monkeypatch):

@@ -71,15 +71,15 @@ def test_no_secret_in_errors(url):
 def test_redact_keeps_what_is_no_secret(monkeypatch):
     for text in (
         "https://host/a@b.parquet", "s3://bucket/a-?.parquet", "no URL: a@b?c=d",
-        "hf://datasets/o/n@main/a.parquet", "https://host:8080/a.parquet",
+        "hf://datasets/o/n@main/hf_dataset_for_training.parquet", "https://host:8080/a.parquet",
     ):  # fmt: skip
         assert redact(text) == text
     assert redact("https://u:p@host/a") == "https://***@host/a"
     assert redact("https://host/a?b=c") == "https://host/a?***"
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh12345")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalr/XUtn+FEMI")
-    assert redact("Bearer hf_abcdefgh12345, hf_otherothertoken, wJalr/XUtn+FEMI") == (
-        "Bearer hf_***, hf_***, ***"
+    assert redact("Bearer hf_abcdefgh12345, hf_otherothertokens, wJalr/XUtn+FEMI") == (
+        "Bearer ***, hf_***, ***"
     )
 
 
