@@ -416,3 +416,22 @@ def test_human_bytes():
     assert [human_bytes(n) for n in (0, 1023, 1024, 1536 * 1024, 1 << 30, 1 << 42)] == [
         "0 B", "1023 B", "1.0 KiB", "1.5 MiB", "1.0 GiB", "4.0 TiB",
     ]  # fmt: skip
+
+
+def test_energon_metadata_follows_the_set_that_replaces_another(omr_io, tmp_path):
+    out = tmp_path / "set"
+    corpus(tmp_path / "two.parquet", [encoded(1), encoded(2)])
+    corpus(tmp_path / "three.parquet", [encoded(3), encoded(4), encoded(5)])
+    assert omr_io("convert", str(tmp_path / "two.parquet"), str(out), "--energon")[0] == 0
+    counts = out / ".nv-meta" / ".info.json"
+    assert "2" in counts.read_text(encoding="utf-8")
+    # Without --energon none of the old set's offsets may stay beside the new shards.
+    assert omr_io("convert", str(tmp_path / "three.parquet"), str(out), "--overwrite")[0] == 0
+    assert not (out / ".nv-meta").exists()
+    assert not list(out.glob("*.tar.idx"))
+    again = ("convert", str(tmp_path / "three.parquet"), str(out), "--energon")
+    assert omr_io(*again)[0] == 0
+    assert "3" in counts.read_text(encoding="utf-8")
+    code, _, error = omr_io(*again, "--dry-run")
+    assert code == 2
+    assert "--energon" in error

@@ -18,6 +18,7 @@ PACKAGES = (
     "omr_io.images",
     "omr_io.loader",
     "omr_io.packing",
+    "omr_io.publish",
     "omr_io.remote",
     "omr_io.shards",
     "omr_io.tokenizer",

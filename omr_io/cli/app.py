@@ -13,13 +13,13 @@ from omr_io.cli.common import EXIT_CODES, epilog
 from omr_io.cli.completion import EXAMPLES as COMPLETION_EXAMPLES
 from omr_io.cli.completion import PROGRAM, VARIABLE, answer_shells, completion
 from omr_io.cli.convert import CONVERT_CODES, CONVERT_EXAMPLES, convert
-from omr_io.cli.demo_corpus import demo_corpus
+from omr_io.cli.demo_corpus import DEMO_EXAMPLES, demo_corpus
 from omr_io.cli.doctor import CODES as DOCTOR_CODES
 from omr_io.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
 from omr_io.cli.doctor import doctor
 from omr_io.cli.energon import EXAMPLES as ENERGON_EXAMPLES
 from omr_io.cli.energon import energon
-from omr_io.cli.publish import CARD_EXAMPLES, PUSH_EXAMPLES, card, push
+from omr_io.cli.publish import CARD_EXAMPLES, PUSH_CODES, PUSH_EXAMPLES, card, push
 from omr_io.cli.read_options import SCHEMAS_EXAMPLES, schemas
 from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_EXAMPLES, info, verify
 from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
@@ -63,11 +63,6 @@ def _common(
     """Options of every command."""
 
 
-_DEMO_EXAMPLES = (
-    "omr-io demo-corpus demo.parquet",
-    "omr-io demo-corpus demo.parquet --train-rows 200 --test-rows 40 --seed 1",
-)
-
 for _name, _command, _examples, _codes in (
     ("convert", convert, CONVERT_EXAMPLES, CONVERT_CODES),
     ("schemas", schemas, SCHEMAS_EXAMPLES, EXIT_CODES),
@@ -78,8 +73,8 @@ for _name, _command, _examples, _codes in (
     ("lint", lint, LINT_EXAMPLES, LINT_CODES),
     ("energon", energon, ENERGON_EXAMPLES, EXIT_CODES),
     ("card", card, CARD_EXAMPLES, EXIT_CODES),
-    ("push", push, PUSH_EXAMPLES, EXIT_CODES),
-    ("demo-corpus", demo_corpus, _DEMO_EXAMPLES, EXIT_CODES),
+    ("push", push, PUSH_EXAMPLES, PUSH_CODES),
+    ("demo-corpus", demo_corpus, DEMO_EXAMPLES, EXIT_CODES),
     ("doctor", doctor, DOCTOR_EXAMPLES, DOCTOR_CODES),
     ("completion", completion, COMPLETION_EXAMPLES, EXIT_CODES),
 ):

@@ -42,6 +42,10 @@ complete it does nothing. The bytes depend on the sources and options alone."""
 CONVERT_EXAMPLES = (
     "omr-io convert 'data/train-*.parquet' shards/train",
     "omr-io convert data shards/train --dry-run --json",
+    "omr-io convert hf://datasets/LAB/CORPUS/data/train-*.parquet shards/train",
+    "omr-io convert train.csv shards/train --schema pmc-vqa --image-root images.zip",
+    "omr-io convert own.jsonl shards/ --map question=problem,answer=label --image-root images/",
+    "omr-io convert data shards/train --transcode 1024:90 --take 16-bit --refuse alpha",
     "omr-io convert data shards/train --max-rejects 0.5% --workers 8",
     "omr-io convert data shards/train --part 3/16  # of a job array: $SLURM_ARRAY_TASK_ID/16",
     "omr-io convert data shards/train --merge",
@@ -113,6 +117,9 @@ def convert(
         bool,
         typer.Option("--overwrite", help="Replace a complete set; drop another unfinished one."),
     ] = False,
+    energon: Annotated[
+        bool, typer.Option("--energon", help="Write .nv-meta for Megatron Energon too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a corpus into a shard set."""
@@ -145,10 +152,19 @@ def convert(
         threads=threads,
     )
     which = _part(part)
+    if energon and (which is not None or dry_run):
+        raise ConfigError(
+            "--energon describes a complete set, which --part and --dry-run do not make",
+            mend="Pass it with --merge",
+        )
     with stoppable("run the same command again to go on"), Reporter(Console(stderr=True)) as show:
         summary = run(
             sources, out, options, ConvertReport(show), part=which, merge=merge, dry_run=dry_run
         )
+        if energon and summary.outcome in ("converted", "already complete"):
+            from omr_io.energon import write_energon_metadata
+
+            write_energon_metadata(out, overwrite=True)
     finish(as_json, summary, print_summary)
 
 

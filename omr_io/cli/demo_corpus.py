@@ -11,6 +11,11 @@ from rich.console import Console
 from omr_io.cli.common import AsJson, finish
 from omr_io.terminal import Reporter, table
 
+DEMO_EXAMPLES = (
+    "omr-io demo-corpus demo.parquet",
+    "omr-io demo-corpus demo.parquet --train-rows 200 --test-rows 40 --seed 1",
+)
+
 
 def demo_corpus(
     out: Annotated[Path, typer.Argument(help="OUT.parquet; OUT-test.parquet is written too.")],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from omr_io.cli.common import AsJson, finish
+from omr_io.cli.common import EXIT_CODES, AsJson, finish
 from omr_io.terminal import Reporter, human_bytes, printable, table
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ PUSH_EXAMPLES = (
     "omr-io push shards/test hf://datasets/LAB/CORPUS/test --card shards/README.md",
     "omr-io push shards/train hf://datasets/LAB/CORPUS --dry-run",
 )
+PUSH_CODES = f"""{EXIT_CODES}
+
+The token is that of HF_TOKEN or of `hf auth login`. A push that was stopped goes on when the same
+command is run again."""
 
 _SHOWN_FILES = 200
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 SCHEMAS_EXAMPLES = (
     "omr-io schemas",
     "omr-io schemas --json",
-    "omr-io convert train.csv shards/ --schema pmc-vqa --image-root images.zip",
-    "omr-io convert own.jsonl shards/ --map question=problem,answer=label --image-root images/",
 )
 
 ImageRoots = Annotated[

@@ -23,10 +23,9 @@ from pathlib import Path
 
 from omr_io.errors import ConfigError, DataError, DiskError, IntegrityError, Where
 from omr_io.index import ShardSet
-from omr_io.shards.layout import Part
+from omr_io.shards.layout import ENERGON_FOLDER, Part
 from omr_io.storage import fsync_folder, write_atomically, writing
 
-FOLDER = ".nv-meta"
 MADE_AS = "7.4.1"
 """The version of Energon whose layout this is."""
 
@@ -85,7 +84,7 @@ def write_energon_metadata(
         DiskError: writing failed.
     """
     root = Path(folder)
-    final, unfinished, old = root / FOLDER, root / _UNFINISHED, root / _OLD
+    final, unfinished, old = root / ENERGON_FOLDER, root / _UNFINISHED, root / _OLD
     with ShardSet.open(root) as shards:
         if final.exists() and not overwrite:
             raise ConfigError(f"{final} is there already", mend="Pass --overwrite to replace it")

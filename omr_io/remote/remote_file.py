@@ -16,6 +16,7 @@ FIRST_READ = 1 << 18
 MAX_AHEAD = 4 << 20
 MAX_HELD = 16 << 20
 TAIL = 1 << 20
+_LINE = 1 << 12  # lines are looked for in pieces of this size
 
 
 @dataclass(slots=True)
@@ -107,12 +108,19 @@ class RemoteFile(io.RawIOBase):
         view[: len(data)] = data
         return len(data)
 
-    def peek(self, size: int = 0, /) -> bytes:
-        """Some bytes from here on, without moving: lines are found in them."""
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Read up to and with the next line break, and at most `size` bytes."""
         self._check_open()
-        if self._at >= self.size:
-            return b""
-        return self._some(min(FIRST_READ, self.size - self._at))
+        left = max(self.size - self._at, 0)
+        wanted = left if size is None or size < 0 else min(size, left)
+        line = bytearray()
+        while wanted and not line.endswith(b"\n"):
+            piece = self._some(min(wanted, _LINE))
+            piece = piece[: piece.find(b"\n") + 1] or piece
+            line += piece
+            self._at += len(piece)
+            wanted -= len(piece)
+        return bytes(line)
 
     def close(self) -> None:
         """Close the connections and forget what was read."""

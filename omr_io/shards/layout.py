@@ -20,6 +20,8 @@ MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.arrow"
 REJECTS_NAME = "rejects.parquet"
 MARKER_NAME = ".omr-io-unfinished"
+ENERGON_FOLDER = ".nv-meta"
+"""What `omr-io energon` writes; with it goes NAME.tar.idx beside each tar."""
 
 IMAGE_HASH_BYTES = 16
 """The index keeps this much of an image's SHA-256: enough to tell equal images apart."""

@@ -13,6 +13,7 @@ from omr_io.corpus.pieces import Piece
 from omr_io.errors import DataError, IntegrityError
 from omr_io.shards.duplicates import TakenSpool, find_taken, read_batches
 from omr_io.shards.layout import (
+    ENERGON_FOLDER,
     INDEX_NAME,
     INDEX_SCHEMA,
     MANIFEST_NAME,
@@ -128,10 +129,15 @@ def require_samples(total: Tally) -> None:
 
 
 def _old_files(out: Path) -> tuple[str, ...]:
-    """Files of the complete set that is replaced."""
+    """Files of the complete set that is replaced, and what Energon reads its shards by."""
     if not (out / MANIFEST_NAME).exists():
         return ()
-    return tuple(file.name for file in read_manifest(out).files())
+    manifest = read_manifest(out)
+    offsets = [f"{shard.name}.idx" for shard in manifest.shards]
+    described = sorted((out / ENERGON_FOLDER).glob("*"))
+    energon = [name for name in offsets if (out / name).exists()]
+    energon += [f"{ENERGON_FOLDER}/{path.name}" for path in described]
+    return (*(file.name for file in manifest.files()), *energon)
 
 
 def _renamed(shard: ShardEntry, name: str) -> ShardEntry:

@@ -8,11 +8,12 @@ so nobody takes what is there before for a set.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from omr_io.errors import ConfigError, IntegrityError
-from omr_io.shards.layout import MANIFEST_NAME
+from omr_io.shards.layout import ENERGON_FOLDER, MANIFEST_NAME
 from omr_io.storage import fsync_folder, write_atomically, writing
 
 PUBLISH_NAME = "publish.json"
@@ -81,6 +82,8 @@ class Publication:
             for name in self.remove:
                 if name not in final:
                     (out / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not there, or with files that we do not know
+                (out / ENERGON_FOLDER).rmdir()
             for name, new in self.moves:
                 try:
                     (folder / name).rename(out / new)
