@@ -57,6 +57,7 @@ from omr_io.train.run import (
     Run,
     blind,
     cached_json,
+    check_options,
     get_model,
     get_token_ids,
     get_tokenizer,
@@ -97,11 +98,13 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
         ShardSet.open(recipe.data.test) as test_set,
         closing(make_decoder(recipe.data.decoder, recipe.vision)) as decoder,
     ):
+        sft_samples, rl_samples = split_for_rl(recipe, len(train_set))
+        check_options(train_set, rl_samples, "RL")
+        check_options(test_set, range(len(test_set)), "evaluation")
         tokenizer = get_tokenizer(recipe, train_set, folder)
         ids = get_token_ids(tokenizer)
         model = get_model(recipe, tokenizer, ids).to(device)
         chat = ChatFormat.for_family(recipe.vision.family, tokenizer)
-        sft_samples, rl_samples = split_for_rl(recipe, len(train_set))
         loader = DataLoader(
             train_set,
             samples=sft_samples,

@@ -111,11 +111,11 @@ class ShardSet:
         return str(self._keys[self._row(i)].as_py())
 
     def answer(self, i: int) -> str:
-        """The letter of the right option of sample i."""
+        """The letter of the right option of sample i, "" if it has no options."""
         return str(self._answers[self._row(i)].as_py())
 
     def answers(self) -> list[str]:
-        """The letters of the right options of all n samples."""
+        """The letters of the right options of all n samples, "" for those without options."""
         return list(self._answers.to_pylist())
 
     def image_formats(self) -> list[str]:

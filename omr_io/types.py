@@ -83,9 +83,10 @@ class Record:
 
     Attributes:
         id: the row's own id, raw; unique in a shard set.
-        question: the stem as it stands in the source, with the options inline if they were.
-        options: the parsed options, in order; letters A, B, ... without gaps.
-        answer: the letter of the right option.
+        question: what the model sees: the text of the source with its options inline.
+        options: the parsed options, in order; letters A, B, ... without gaps; () for an open-ended
+            question.
+        answer: the letter of the right option, or free text where there are none.
         reasoning: the completion as it stands in the corpus: `<think>…</think>` then
             `<answer>X</answer>`; "" if the source has none.
         rubric: the units of all three axes; () on the train split.

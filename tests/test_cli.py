@@ -252,7 +252,7 @@ def test_info_counts_what_is_there(omr_io, tmp_path):
     ("arguments", "code", "words"),
     [
         (["convert", "{tmp}/none.parquet", "{tmp}/out"], 3, "none.parquet"),
-        (["convert", "{tmp}/columns.parquet", "{tmp}/out"], 3, "image"),
+        (["convert", "{tmp}/columns.parquet", "{tmp}/out"], 3, "no known schema"),
         (["convert", "{tmp}/good.parquet", "{tmp}/set"], 2, "already holds a complete shard set"),
         (["convert", "{tmp}/good.parquet", "{tmp}/good.parquet/set"], 4, "Not a directory"),
         (["convert", "{tmp}/bad.parquet", "{tmp}/out"], 1, "not one of 1 rows became a sample"),

@@ -11,6 +11,7 @@ from omr_io import __version__
 from omr_io.cli.common import EXIT_CODES
 from omr_io.cli.convert import CONVERT_EPILOG, convert
 from omr_io.cli.demo_corpus import demo_corpus
+from omr_io.cli.read_options import SCHEMAS_EPILOG, schemas
 from omr_io.cli.shard_sets import info, verify
 from omr_io.errors import OmrError
 from omr_io.terminal import printable
@@ -51,6 +52,7 @@ def _common(
 
 
 app.command("convert", epilog=CONVERT_EPILOG)(convert)
+app.command("schemas", epilog=SCHEMAS_EPILOG)(schemas)
 app.command("info", epilog=EXIT_CODES)(info)
 app.command("verify", epilog=EXIT_CODES)(verify)
 app.command("demo-corpus", epilog=EXIT_CODES)(demo_corpus)

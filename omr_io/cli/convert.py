@@ -20,6 +20,16 @@ from omr_io.cli.image_options import (
     TranscodeTo,
     image_options,
 )
+from omr_io.cli.read_options import (
+    CaptionQuestion,
+    ColumnMap,
+    ImageRoots,
+    OpenEnded,
+    SchemaName,
+    Turns,
+    UnpackTo,
+    read_options,
+)
 from omr_io.cli.stopping import stoppable
 from omr_io.errors import ConfigError
 from omr_io.terminal import Reporter
@@ -45,7 +55,10 @@ Examples:
 
 def convert(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC", help="Parquet files, folders, glob patterns.")
+        list[str],
+        typer.Argument(
+            metavar="SRC", help="Files (Parquet, JSON, CSV, tar), folders, globs, URLs."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The shard set's folder: new or empty.")],
     split: Annotated[str, typer.Option(help="The split's name; shards are SPLIT-000000.tar.")] = (
@@ -65,10 +78,13 @@ def convert(
     transcode: TranscodeTo = None,
     take: Take = None,
     refuse: Refuse = None,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(help="Where images lie whose row has a file name and no bytes."),
-    ] = None,
+    image_root: ImageRoots = None,
+    unpack_to: UnpackTo = None,
+    schema: SchemaName = None,
+    column_map: ColumnMap = None,
+    open_ended: OpenEnded = False,
+    turns: Turns = "refuse",
+    question: CaptionQuestion = None,
     omit: Annotated[
         list[str] | None, typer.Option(help="A column to leave out; repeatable.")
     ] = None,
@@ -105,7 +121,6 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Convert a corpus into a shard set."""
-    from omr_io.corpus import ReadOptions
     from omr_io.images import MAX_PIXELS
     from omr_io.shards import ConvertOptions
     from omr_io.shards import convert as run
@@ -117,11 +132,17 @@ def convert(
         check=check,  # type: ignore[arg-type]  # ConvertOptions refuses what it does not know
         max_image_pixels=max_pixels or MAX_PIXELS,
         **image_options(max_bytes, keep_metadata, keep_icc, transcode, take, refuse),
-        read=ReadOptions(
+        read=read_options(
             image_root=image_root,
-            omit=tuple(omit or ()),
-            answer_mismatch=answer_mismatch,  # type: ignore[arg-type]  # as for check
-            need_reasoning=not allow_no_reasoning,
+            unpack_to=unpack_to,
+            omit=omit,
+            answer_mismatch=answer_mismatch,
+            allow_no_reasoning=allow_no_reasoning,
+            schema=schema,
+            column_map=column_map,
+            open_ended=open_ended,
+            turns=turns,
+            question=question,
         ),
         max_rejects=_count_or_share(max_rejects),
         overwrite=overwrite,

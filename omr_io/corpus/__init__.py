@@ -1,8 +1,10 @@
-"""Parquet → `Record`: the rows of a corpus, or a named `Refusal` for each that cannot be one."""
+"""Source files → `Record`: the rows of a corpus, or a named `Refusal` for each that is none."""
 
+from omr_io.corpus.formats import open_source
+from omr_io.corpus.image_roots import open_image_root
 from omr_io.corpus.options import parse_options
 from omr_io.corpus.pieces import Corpus, Piece, open_corpus
-from omr_io.corpus.reader import read_parquet
+from omr_io.corpus.reader import read_source
 from omr_io.corpus.rows import ReadOptions
 from omr_io.corpus.sources import count_rows, list_sources, source_fingerprint
 
@@ -13,7 +15,9 @@ __all__ = [
     "count_rows",
     "list_sources",
     "open_corpus",
+    "open_image_root",
+    "open_source",
     "parse_options",
-    "read_parquet",
+    "read_source",
     "source_fingerprint",
 ]

@@ -13,6 +13,10 @@ whole runs one right after the other are an error, since nothing says which one 
 `Which one? A) x B) y`, labelled `A.`, `A)` or `(A)` (the same way throughout) with white space
 around each label. "?" in an option is an error here: it shows that the letters belong to the
 sentence ("In (A) axial and (B) coronal, what is seen?").
+
+*Comma form*, for sources that have it (`parse_comma_options`): the last line holds all options,
+`Which one? A)x, B)y`, labelled `A)` with or without white space behind, each but the last followed
+by a comma or a semicolon, which is no part of the option.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from omr_io.types import Option
 _LINE = re.compile(r"[^\r\n]+")
 _LINE_LABEL = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])[.):])(.*)", re.DOTALL)
 _INLINE_LABEL = re.compile(r"(?<!\S)(?:(\()([A-Z])\)|([A-Z])([.)]))(?=\s|$)")
+_COMMA_LABEL = re.compile(r"(?<![^\s?:.!;,])([A-Z])\)")
 _LETTER = re.compile(r"\(([A-Z])\)|([A-Z])[.):]?")
 _LEADING_LETTER = re.compile(r"(?:\(([A-Z])\)|([A-Z])[.):])\s")
 
@@ -63,6 +68,40 @@ def parse_options(question: str) -> tuple[str, tuple[Option, ...]]:
         if inline is not None:
             return _result(question, inline)
     return _result(question, _last_run(block)) if block else (question.strip(), ())
+
+
+def parse_comma_options(question: str) -> tuple[str, tuple[Option, ...]] | None:
+    """Split a question whose options are in the comma form (the module's docstring has it).
+
+    Returns:
+        As `parse_options`; None if the last line does not hold two labels or more, the first an A.
+
+    Raises:
+        RecordError: the labels do not run A, B, C, ...; a comma is missing before one; an option
+            has no text or holds a question.
+    """
+    lines = [match for match in _LINE.finditer(question) if match[0].strip()]
+    if not lines:
+        return None
+    line = lines[-1]
+    labels = list(_COMMA_LABEL.finditer(line[0]))
+    if len(labels) < 2 or labels[0][1] != "A":
+        return None
+    ends = [*(label.start() for label in labels), len(line[0])][1:]
+    texts = [line[0][label.end() : end].strip() for label, end in zip(labels, ends, strict=True)]
+    letters = ", ".join(label[1] for label in labels)
+    if "".join(label[1] for label in labels) != ascii_uppercase[: len(labels)]:
+        raise RecordError(f"the letters of the options do not run A, B, C, ...: {letters}")
+    run = []
+    for label, text in zip(labels, texts, strict=True):
+        last = label is labels[-1]
+        if not last and not text.endswith((",", ";")):
+            raise RecordError(f"no comma stands between option {label[1]} and the next")
+        bare = text if last else text[:-1].rstrip()
+        if "?" in bare:
+            raise RecordError(f"option {label[1]} holds a question: {_short(bare)}")
+        run.append(_Labelled(line.start() + label.start(), label[1], bare))
+    return _result(question, run)
 
 
 def parse_letter(text: str) -> str | None:

@@ -11,11 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from omr_io.corpus.raw import Span
-from omr_io.corpus.reader import read_groups
+from omr_io.corpus.formats import open_source
+from omr_io.corpus.formats.location import shown
+from omr_io.corpus.image_roots import open_image_root
+from omr_io.corpus.raw import BadRow, ImageRoot, SourceFile, Span
 from omr_io.corpus.rows import ReadOptions
-from omr_io.corpus.sources import count_rows, list_sources, open_parquet, source_fingerprint
+from omr_io.corpus.schemas import BoundSchema, bind
+from omr_io.corpus.sources import fingerprint_of, list_sources
 from omr_io.types import Record, Refusal
+
+_HEAD_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +45,60 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class CorpusFile:
+    """A source file and its schema; picklable, and nothing is open between calls."""
+
+    file: SourceFile
+    schema: BoundSchema
+
+    def read(self, span: Span, images: ImageRoot | None) -> Iterator[tuple[int, Record | Refusal]]:
+        """The rows of a span, in order: (row number in the file, record or refusal).
+
+        Raises:
+            SourceError: the file is not what it was, or cannot be read.
+        """
+        name, take, row = self.file.name, self.schema.take, span.first_row
+        for raw in self.file.rows(span, self.schema.columns):
+            if isinstance(raw, BadRow):
+                yield row, Refusal(name, row, None, raw.reason, raw.detail)
+            else:
+                yield row, take(name, row, raw, images)
+            row += 1
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus:
     """The files of a corpus, checked; picklable, and nothing is open between calls.
 
-    Use `open_corpus`.
+    It holds the place of every span, some 60 bytes each when pickled: send it to a worker once,
+    not with each piece. Use `open_corpus`.
 
     Attributes:
-        paths: where the files are; names: their last parts, as in provenance.
+        files: with their schemas, sorted by path.
         fingerprint: 16 hex digits that stand for the files (see `source_fingerprint`).
-        num_rows: of all files.
         options: how rows are read.
+        images: where images lie that rows name by their path.
     """
 
-    paths: tuple[str, ...]
-    names: tuple[str, ...]
+    files: tuple[CorpusFile, ...]
     fingerprint: str
-    num_rows: int
     options: ReadOptions
+    images: ImageRoot | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The last parts of the files' paths, as in provenance."""
+        return tuple(item.file.name for item in self.files)
+
+    @property
+    def num_rows(self) -> int:
+        """Of all files."""
+        return sum(item.file.num_rows for item in self.files)
+
+    @property
+    def schemas(self) -> tuple[str, ...]:
+        """The names of the schemas found, each once."""
+        return tuple(dict.fromkeys(item.schema.name for item in self.files))
 
     def pieces(self, max_bytes: int, max_rows: int) -> tuple[Piece, ...]:
         """Cut the corpus into pieces.
@@ -87,40 +129,56 @@ class Corpus:
             SourceError: a file is not what it was, or cannot be read.
         """
         for item in piece.spans:
-            yield from read_groups(Path(self.paths[item.file]), self.options, item.span)
+            yield from self.files[item.file].read(item.span, self.images)
 
     def _spans(self) -> Iterator[FileSpan]:
-        for number, path in enumerate(self.paths):
-            with open_parquet(Path(path)) as file:
-                first = 0
-                for group in range(file.metadata.num_row_groups):
-                    about = file.metadata.row_group(group)
-                    if about.num_rows:
-                        span = Span(first, about.num_rows, about.total_byte_size, group)
-                        yield FileSpan(number, span)
-                    first += about.num_rows
+        for number, item in enumerate(self.files):
+            for span in item.file.spans():
+                yield FileSpan(number, span)
 
 
 def open_corpus(
-    sources: str | Path | Iterable[str | Path], options: ReadOptions | None = None
+    sources: str | Path | Iterable[str | Path],
+    options: ReadOptions | None = None,
+    *,
+    mixed_splits: bool = False,
 ) -> Corpus:
     """Find the files of a corpus and check that each can be read.
 
     Args:
-        sources: files, folders or glob patterns; all of one split.
+        sources: files, folders, glob patterns or URLs; all of one split. See `list_sources`.
         options: how rows are read.
+        mixed_splits: allow files whose names say different splits.
 
     Raises:
         SourceError: a source is missing, is of no known schema, or cannot be read.
+        ConfigError: an option cannot be right.
     """
-    paths = list_sources(sources)
     options = options or ReadOptions()
-    for path in paths:
-        read_groups(path, options, None)
-    return Corpus(
-        paths=tuple(map(str, paths)),
-        names=tuple(path.name for path in paths),
-        fingerprint=source_fingerprint(paths),
-        num_rows=count_rows(paths),
-        options=options,
+    files = tuple(
+        open_file(path, options) for path in list_sources(sources, mixed_splits=mixed_splits)
     )
+    identities = [item.file.identity() for item in files]
+    return Corpus(files, fingerprint_of(identities), options, images_of(options))
+
+
+def open_file(path: str | Path, options: ReadOptions) -> CorpusFile:
+    """Open one source file and find its schema.
+
+    Raises:
+        SourceError: it is missing, is of no known schema, or cannot be read.
+    """
+    file = open_source(path)
+    where = shown(file.location)
+    return CorpusFile(file, bind(file.columns, file.head(_HEAD_ROWS), options, where))
+
+
+def images_of(options: ReadOptions) -> ImageRoot | None:
+    """Where images lie that rows name by their path.
+
+    Raises:
+        ConfigError, SourceError, DiskError: see `open_image_root`.
+    """
+    if options.image_root is None:
+        return None
+    return open_image_root(options.image_root, options.unpack_to)

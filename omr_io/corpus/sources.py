@@ -1,53 +1,50 @@
-"""The Parquet files of a corpus: finding, opening, counting and fingerprinting them."""
+"""The source files of a corpus: finding, counting and fingerprinting them."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from omr_io.config import fingerprint
+from omr_io.corpus.formats import SUFFIXES, open_source
+from omr_io.corpus.formats.location import Location, is_url, name_of, shown, stem_of
 from omr_io.errors import SourceError, Where
 
 _SPLITS = {"train": "train", "test": "test", "dev": "validation", "val": "validation"}
 _SPLITS |= {"valid": "validation", "validation": "validation"}
-_BUFFER_BYTES = 1 << 20
-_FOOTER_TAIL = 8  # the footer's length, 4 bytes little-endian, and the magic "PAR1"
 
 
 def list_sources(
     paths: str | Path | Iterable[str | Path], *, mixed_splits: bool = False
-) -> tuple[Path, ...]:
-    """Find the Parquet files to read.
+) -> tuple[Location, ...]:
+    """Find the source files to read.
 
     Args:
-        paths: one or several of: a file (any name), a folder (its own *.parquet, not those of
-            its subfolders), a glob pattern. A file reached twice counts once.
+        paths: one or several of: a file (any name), a folder, a glob pattern, a URL (hf://, s3://,
+            http://, https://). A folder stands for its own *.parquet, not those of its subfolders;
+            without any, for its files of the one other known format (JSON, CSV, tar). A file
+            reached twice counts once.
         mixed_splits: allow file names that say different splits ("train-00000.parquet" beside
             "test-00000.parquet", or beside one that says none).
 
     Returns:
-        The files, sorted by path.
+        Paths of local files and the text of URLs, sorted.
 
     Raises:
-        SourceError: a path matches nothing; two files share a name without its suffix (the names
-            make row ids and provenance, so they must differ); or splits are mixed, which would
-            put test rows among the training ones.
+        SourceError: a path matches nothing; a folder holds several formats, or one of them does and
+            none is Parquet; two files share a name without its suffix (the names make row ids and
+            provenance, so they must differ); or splits are mixed, which would put test rows among
+            the training ones.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    found: dict[Path, Path] = {}
+    found: dict[Location, Location] = {}
     for item in given:
-        for path in _expand(item):
-            found.setdefault(path.resolve(), path)
+        for place in _expand(item):
+            found.setdefault(place.resolve() if isinstance(place, Path) else place, place)
     if not found:
-        raise SourceError("no source was given", mend="Name a Parquet file, a folder or a glob")
+        raise SourceError("no source was given", mend="Name a source file, a folder or a glob")
     files = tuple(sorted(found.values(), key=str))
     _check_names(files)
     if not mixed_splits:
@@ -56,85 +53,44 @@ def list_sources(
 
 
 def count_rows(paths: Sequence[str | Path]) -> int:
-    """Count the rows of Parquet files, from their footers alone.
+    """Count the rows of source files: Parquet's from their footers, others by reading them.
 
     Raises:
-        SourceError: a file is missing, cut short or not Parquet.
+        SourceError: a file is missing, cut short or of no known format.
     """
-    total = 0
-    for path in paths:
-        with open_parquet(Path(path)) as file:
-            total += file.metadata.num_rows
-    return total
+    return sum(open_source(path).num_rows for path in paths)
 
 
 def source_fingerprint(paths: Sequence[str | Path]) -> str:
-    """Digest what the files are: 16 hex digits over each name, size and footer, in order.
+    """Digest what the files are: 16 hex digits over each name, size and digest, in order.
 
-    Neither folders nor modification times count. The footer holds the schema and the place, size
-    and usually statistics of every column chunk; pages are not read, so a change within a page
-    that alters none of these goes unseen. Images outside the Parquet files do not count.
-
-    Raises:
-        SourceError: a file is missing, cut short or not Parquet.
-    """
-    parts = []
-    for given in paths:
-        path = Path(given)
-        open_parquet(path).close()  # a footer that does not parse is no identity
-        try:
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(size - _FOOTER_TAIL)
-                length = int.from_bytes(file.read(4), "little")
-                file.seek(size - _FOOTER_TAIL - length)
-                parts.append((path.name, size, hashlib.sha256(file.read()).hexdigest()))
-        except OSError as error:
-            raise SourceError(f"cannot be read: {error}", where=Where(source=str(path))) from error
-    return fingerprint("sources", parts)
-
-
-def open_parquet(path: Path) -> Any:
-    """Open a Parquet file for streaming: pages are read as needed and their checksums verified.
-
-    Returns:
-        A `pyarrow.parquet.ParquetFile`, to be closed by the caller (or used with `with`).
+    Neither folders nor modification times count, so a copy, or the file behind a URL, has the
+    fingerprint of the original. Of Parquet the footer is digested: it holds the schema and the
+    place, size and usually statistics of every column chunk; pages are not read, so a change within
+    a page that alters none of these goes unseen. Of a WebDataset tar the headers are, of JSON and
+    CSV all bytes. Images outside the files do not count.
 
     Raises:
-        SourceError: the file is missing, cut short, encrypted or not Parquet.
+        SourceError: a file is missing, cut short or of no known format.
     """
-    where = Where(source=str(path))
-    try:
-        return pq.ParquetFile(
-            path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
-        )
-    except FileNotFoundError:
-        raise SourceError("the file does not exist", where=where) from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(
-            f"this is not a Parquet file, or it was cut short: {one_line(error)}",
-            where=where,
-            mend="Fetch or write the file again",
-        ) from error
+    return fingerprint_of([open_source(path).identity() for path in paths])
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+def fingerprint_of(identities: Sequence[tuple[str, int, str]]) -> str:
+    """`source_fingerprint` of files that are open already."""
+    return fingerprint("sources", list(identities))
 
 
-def _expand(item: str | Path) -> list[Path]:
+def _expand(item: str | Path) -> Sequence[Location]:
+    if is_url(item):
+        from omr_io import remote
+
+        return tuple(remote.list_urls(str(item)))
     path = Path(item)
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = [child for child in path.glob("*.parquet") if child.is_file()]
-        if files:
-            return files
-        below = next((child for child in path.glob("**/*.parquet")), None)
-        mend = f"There are some in {below.parent}" if below else None
-        raise SourceError("the folder has no *.parquet", where=Where(source=str(path)), mend=mend)
+        return _expand_folder(path)
     if glob.has_magic(str(item)):
         files = [Path(name) for name in glob.glob(str(item), recursive=True)]  # noqa: PTH207
         files = [file for file in files if file.is_file()]
@@ -144,26 +100,52 @@ def _expand(item: str | Path) -> list[Path]:
     raise SourceError("there is no such file or folder", where=Where(source=str(item)))
 
 
-def _check_names(files: tuple[Path, ...]) -> None:
-    seen: dict[str, Path] = {}
-    for path in files:
-        first = seen.setdefault(path.stem, path)
-        if first is not path:
+def _expand_folder(path: Path) -> list[Path]:
+    by_format: dict[str, list[Path]] = {}
+    for child in path.iterdir():
+        kind = SUFFIXES.get(child.suffix.lower())
+        if kind is not None and child.is_file():
+            by_format.setdefault(kind, []).append(child)
+    if "parquet" in by_format:
+        return by_format["parquet"]
+    if len(by_format) == 1:
+        return next(iter(by_format.values()))
+    where = Where(source=str(path))
+    if by_format:
+        listed = sorted(f"{len(files)} {kind}" for kind, files in by_format.items())
+        names = ", ".join(sorted(min(files).name for files in by_format.values()))
+        raise SourceError(
+            f"the folder holds files of several formats: {', '.join(listed)} (such as {names})",
+            where=where,
+            mend="Give those of one, as a glob such as 'data/*.json'",
+        )
+    below = next((child for child in path.glob("**/*.parquet")), None)
+    mend = f"There are some in {below.parent}" if below else f"Known are {', '.join(SUFFIXES)}"
+    what = "the folder has no *.parquet, nor files of another known format"
+    raise SourceError(what, where=where, mend=mend)
+
+
+def _check_names(files: Sequence[Location]) -> None:
+    seen: dict[str, Location] = {}
+    for place in files:
+        first = seen.setdefault(stem_of(name_of(place)), place)
+        if first is not place:
             raise SourceError(
-                f"{first} and {path} have the same name, so their rows could not be told apart",
+                f"{shown(first)} and {shown(place)} have the same name, so their rows could not be "
+                "told apart",
                 mend="Rename one of them, or convert them one after the other",
             )
 
 
-def _check_splits(files: tuple[Path, ...]) -> None:
-    by_split: dict[str, Path] = {}
-    for path in files:
-        words = re.split(r"[^a-z]+", path.stem.lower())
+def _check_splits(files: Sequence[Location]) -> None:
+    by_split: dict[str, str] = {}
+    for place in files:
+        name = name_of(place)
+        words = re.split(r"[^a-z]+", stem_of(name).lower())
         splits = {_SPLITS[word] for word in words if word in _SPLITS}
-        name = splits.pop() if len(splits) == 1 else "none"
-        by_split.setdefault(name, path)
+        by_split.setdefault(splits.pop() if len(splits) == 1 else "none", name)
     if len(by_split) > 1:
-        named = ", ".join(f"{path.name} ({split})" for split, path in sorted(by_split.items()))
+        named = ", ".join(f"{name} ({split})" for split, name in sorted(by_split.items()))
         raise SourceError(
             f"the file names say different splits: {named}; test rows would end up in training",
             mend="Give one split's files, as a glob such as 'data/train-*.parquet'",

@@ -34,7 +34,7 @@ class Description:
         repeated_images: images whose bytes an earlier image of the set has.
         question_bytes, reasoning_bytes: of UTF-8, a sample.
         num_options: samples by number of options.
-        answers: samples by answer letter.
+        answers: samples by answer letter; open-ended ones have none and are left out.
         rows, refusals: rows read, and those refused by reason.
     """
 
@@ -78,7 +78,7 @@ def describe(shards: ShardSet) -> Description:
         question_bytes=_spread(shards.question_bytes),
         reasoning_bytes=_spread(shards.reasoning_bytes),
         num_options=_sorted(Counter({str(name): count for name, count in options.items()})),
-        answers=_sorted(Counter(shards.answers())),
+        answers=_sorted(Counter(letter for letter in shards.answers() if letter)),
         rows=manifest.counts["rows"],
         refusals=manifest.refusals,
     )

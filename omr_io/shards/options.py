@@ -100,7 +100,8 @@ class ConvertOptions:
         fields = dataclasses.asdict(self)
         for name in _ABOUT_THE_RUN:
             del fields[name]
-        del fields["read"]["image_root"]  # a place on one machine, not a property of the set
+        for name in ("image_root", "unpack_to"):  # places on one machine, not what the set is
+            del fields["read"][name]
         if self.transcode is not None:
             fields["transcode"]["libraries"] = library_versions()
         return dict(json.loads(json.dumps(fields)))

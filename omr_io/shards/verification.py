@@ -26,8 +26,8 @@ from omr_io.shards.layout import (
     read_manifest,
 )
 from omr_io.shards.sample_json import decode_record
-from omr_io.shards.tar import TarTable, scan_tar
 from omr_io.shards.tar_writer import idx_text
+from omr_io.tar import TarTable, scan_tar
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class _Check:
             self.report("the JSON names other images than the index", where)
         in_json = (
             len(record.question.encode()), len(record.reasoning.encode()), len(record.options),
-            record.answer,
+            record.answer if record.options else "",
         )  # fmt: skip
         in_index = (
             shards.question_bytes[i], shards.reasoning_bytes[i], shards.num_options[i],

@@ -192,6 +192,26 @@ def split_for_rl(recipe: Recipe, count: int) -> tuple[Int64Array, Int64Array]:
     return everything[: count - kept], everything[count - kept :]
 
 
+def check_options(shards: ShardSet, samples: Sequence[int] | Int64Array, purpose: str) -> None:
+    """Refuse open-ended samples, whose answers are free text, where a letter is compared.
+
+    Args:
+        samples: their numbers.
+        purpose: what needs the options, for the error.
+
+    Raises:
+        ConfigError: a sample has no options; it names the first.
+    """
+    numbers = np.asarray(samples, np.int64)
+    without = numbers[shards.num_options[numbers] == 0]
+    if len(without):
+        raise ConfigError(
+            f"{len(without)} of {len(numbers)} samples for {purpose} have no options to choose "
+            f"from, the first is {shards.key(int(without[0]))}",
+            mend="Train and evaluate letters on multiple-choice sets; open-ended ones suit SFT",
+        )
+
+
 def blind(prompt: EncodedSample, encoder: SampleEncoder) -> EncodedSample:
     """The prompt with a blank for every image, of its size: what the text alone gives away."""
     blanks = [blank_patches(grid, encoder.vision) for grid in prompt.image_grid_thw]

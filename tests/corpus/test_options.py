@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omr_io.corpus.options import parse_letter, parse_options, trace_letter
+from omr_io.corpus.options import parse_comma_options, parse_letter, parse_options, trace_letter
 from omr_io.errors import RecordError
 from omr_io.types import Option
 
@@ -163,6 +163,55 @@ def test_no_options(question: str) -> None:
 def test_malformed_options_are_refused(question: str, says: str) -> None:
     with pytest.raises(RecordError) as caught:
         parse_options(question)
+    assert says in str(caught.value)
+
+
+COMMA_TEXT = st.text(st.characters(categories=["L", "N"]), min_size=2, max_size=9)
+
+
+@given(
+    st.lists(st.lists(COMMA_TEXT, min_size=1, max_size=3).map(", ".join), min_size=2, max_size=26),
+    st.sampled_from(["", " "]),
+    st.sampled_from([", ", ",", "; "]),
+    st.sampled_from(["", "\n", " \n\n"]),
+)
+def test_comma_form_gives_back_what_was_rendered(
+    texts: list[str], gap: str, separator: str, tail: str
+) -> None:
+    parts = [f"{letter}){gap}{text}" for letter, text in zip(ascii_uppercase, texts, strict=False)]
+    question = "What was used? " + separator.join(parts) + tail
+    assert parse_comma_options(question) == ("What was used?", options(*texts))
+
+
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [
+        ("What?A)CT, B)X-ray", ("What?", options("CT", "X-ray"))),
+        ("What?\nA)CT, B)X-ray.", ("What?", options("CT", "X-ray."))),
+        ("Which (A) or (B)?", None),
+        ("Q?\nA) x\nB) y", None),
+        ("Vitamin A)", None),
+        ("", None),
+    ],
+)
+def test_comma_form(question: str, found: object) -> None:
+    assert parse_comma_options(question) == found
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("Q? A)x, C)y", "A, C"),
+        ("Q? A)x B)y", "no comma stands between option A"),
+        ("Q? A), B)y", "option A has no text"),
+        ("Q? A)x, B)", "option B has no text"),
+        ("Is it A)x, or B)y? Or not, C)z", "no comma"),
+        ("Is it A)x?, B)y", "option A holds a question"),
+    ],
+)
+def test_malformed_comma_forms_are_refused(question: str, says: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        parse_comma_options(question)
     assert says in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Reading Parquet: every row gives one Record or one Refusal, and broken files say what broke."""
+"""Reading Parquet: every row gives one Record or one Refusal; broken files say what broke."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from omr_io.corpus import (
     ReadOptions,
     count_rows,
     list_sources,
-    read_parquet,
-    reader,
+    read_source,
     source_fingerprint,
 )
-from omr_io.corpus.columns import UNIT_FIELDS
+from omr_io.corpus.formats import parquet as parquet_format
+from omr_io.corpus.formats.arrow import column_type
+from omr_io.corpus.schemas.kinds import UNIT_FIELDS
 from omr_io.errors import ConfigError, SourceError
 from omr_io.types import AXES, EncodedImage, Option, Record, Refusal, RubricUnit
 
@@ -72,7 +73,7 @@ def write(path: Path, rows: list[Row], types: dict[str, Any] | None = None, **ho
 
 
 def read(path: Path, **options: Any) -> list[Record | Refusal]:
-    pairs = list(read_parquet(path, ReadOptions(**options)))
+    pairs = list(read_source(path, ReadOptions(**options)))
     assert [row for row, _ in pairs] == list(range(len(pairs)))
     return [item for _, item in pairs]
 
@@ -199,7 +200,7 @@ def test_the_fields_of_structs_are_taken_by_name_not_by_place(tmp_path: Path) ->
 def test_nested_columns_stay_with_their_rows_over_many_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "_MAX_BATCH_ROWS", 3)
+    monkeypatch.setattr(parquet_format, "_MAX_BATCH_ROWS", 3)
     rows: list[Row] = []
     for n in range(40):
         row = {name: value for name, value in GOOD.items() if name != "image"}
@@ -425,7 +426,7 @@ def test_no_row_is_lost_whatever_the_batches(
     else:
         write(path, [], types)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "_MAX_BATCH_ROWS", batch)
+        patch.setattr(parquet_format, "_MAX_BATCH_ROWS", batch)
         items = read(path)
     assert [getattr(item, "reason", None) for item in items] == [why for _, why in picks]
     assert count_rows([path]) == len(picks)
@@ -508,10 +509,10 @@ def test_options_that_cannot_be_right(tmp_path: Path) -> None:
 def test_missing_columns_are_named_with_what_is_there(tmp_path: Path) -> None:
     row = {"image": GOOD["image"], "questions": "x", "reasoning": "x"}
     with pytest.raises(SourceError) as caught:
-        read_parquet(write(tmp_path / "a.parquet", [row]))
+        read_source(write(tmp_path / "a.parquet", [row]))
     text = str(caught.value)
     assert "missing columns question, answer" in text
-    assert "the file has: image, questions, reasoning" in text
+    assert "the file has: image (struct<bytes: bytes, path: text>), questions (text)" in text
     assert "nearest to question is questions" in text
     assert "a.parquet" in text
 
@@ -520,14 +521,14 @@ def test_a_missing_reasoning_column_is_an_error_unless_allowed(tmp_path: Path) -
     row = {name: value for name, value in GOOD.items() if name != "reasoning"}
     path = write(tmp_path / "a.parquet", [row])
     with pytest.raises(SourceError, match="missing column reasoning"):
-        read_parquet(path)
+        read_source(path)
     assert record(path, need_reasoning=False).reasoning == ""
 
 
 def test_a_misspelt_axis_is_an_error(tmp_path: Path) -> None:
     row = {**GOOD, "preception": "[]", "knowledge": "[]", "rationale": "[]"}
     with pytest.raises(SourceError, match="nearest to perception is preception"):
-        read_parquet(write(tmp_path / "a.parquet", [row]))
+        read_source(write(tmp_path / "a.parquet", [row]))
 
 
 WRONG_TYPES: list[tuple[str, object, Any]] = [
@@ -559,8 +560,8 @@ def test_wrong_types_name_column_found_and_wanted(
     row = GOOD | ({"knowledge": "[]", "rationale": "[]"} if name == "perception" else {})
     path = write(tmp_path / "a.parquet", [row | {name: value}], {name: kind})
     with pytest.raises(SourceError) as caught:
-        read_parquet(path)
-    found = pq.read_schema(path).field(name).type
+        read_source(path)
+    found = column_type(pq.read_schema(path).field(name).type)
     assert f"column {name} has type {found}, wanted " in str(caught.value)
 
 
@@ -578,17 +579,17 @@ def test_other_columns_that_json_cannot_carry_must_be_left_out_by_name(
 ) -> None:
     path = write(tmp_path / "a.parquet", [{**GOOD, "thumb": value}], {"thumb": kind})
     with pytest.raises(SourceError, match=r"column thumb has type .*omit"):
-        read_parquet(path)
+        read_source(path)
     assert record(path, omit=("thumb",)).extra == {}
     with pytest.raises(SourceError, match="no column thump to omit"):
-        read_parquet(path, ReadOptions(omit=("thump",)))
+        read_source(path, ReadOptions(omit=("thump",)))
 
 
 def test_a_column_that_appears_twice_is_an_error(tmp_path: Path) -> None:
     table = pq.read_table(write(tmp_path / "a.parquet", [GOOD]))
     pq.write_table(table.append_column("answer", pa.array(["B"])), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="answer appears twice"):
-        read_parquet(tmp_path / "a.parquet")
+        read_source(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(
@@ -608,13 +609,13 @@ def test_what_is_not_a_whole_parquet_file(
 ) -> None:
     path = write(tmp_path / "a.parquet", [GOOD] * 9)
     path.write_bytes(break_it(path.read_bytes()))
-    for call in (read_parquet, lambda p: count_rows([p]), lambda p: source_fingerprint([p])):
+    for call in (read_source, lambda p: count_rows([p]), lambda p: source_fingerprint([p])):
         with pytest.raises(SourceError, match=r"not a Parquet file, or it was cut.*a\.parquet"):
             call(path)
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    for call in (read_parquet, lambda p: count_rows([p]), lambda p: source_fingerprint([p])):
+    for call in (read_source, lambda p: count_rows([p]), lambda p: source_fingerprint([p])):
         with pytest.raises(SourceError, match=r"does not exist.*none\.parquet"):
             call(tmp_path / "none.parquet")
         with pytest.raises(SourceError):
@@ -635,7 +636,7 @@ def test_a_corrupt_page_names_its_row_group_and_rows(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(marker) + 5] ^= 1
     path.write_bytes(data)
-    rows_read = read_parquet(path)
+    rows_read = read_source(path)
     assert [next(rows_read)[0] for _ in range(10)] == list(range(10))
     with pytest.raises(SourceError, match=r"row group 1 \(rows 10 to 19\).*checksum"):
         next(rows_read)
@@ -674,7 +675,7 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
     assert path.stat().st_size > 80_000_000
     del rows
     before, peak = pa.total_allocated_bytes(), 0
-    for _, item in read_parquet(path):
+    for _, item in read_source(path):
         assert isinstance(item, Record)
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert 1_000_000 < peak < 40_000_000
@@ -687,7 +688,7 @@ def test_a_reader_that_stops_early_leaves_no_file_open(tmp_path: Path) -> None:
         links = list(Path("/proc/self/fd").iterdir())
         return [str(link.readlink()) for link in links if link.is_symlink()]
 
-    rows = read_parquet(path)
+    rows = read_source(path)
     assert str(path) not in opened()
     next(rows)
     assert str(path) in opened()
@@ -695,7 +696,7 @@ def test_a_reader_that_stops_early_leaves_no_file_open(tmp_path: Path) -> None:
     assert str(path) not in opened()
     bad = write(tmp_path / "b.parquet", [{"x": "y"}])
     with pytest.raises(SourceError):
-        read_parquet(bad)
+        read_source(bad)
     assert str(bad) not in opened()
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omr_io.errors import TarError
-from omr_io.shards.tar import TarTable, scan_tar, scan_tar_file
+from omr_io.tar import TarTable, scan_tar, scan_tar_file
 
 BLOCK = 512
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

@@ -12,8 +12,8 @@ import pytest
 from omr_io.errors import IntegrityError, OmrError, SourceError
 from omr_io.shards import VerifyReport, verify
 from omr_io.shards.layout import FileDigest, read_manifest
-from omr_io.shards.tar import scan_tar_file
 from omr_io.shards.tar_writer import tar_header
+from omr_io.tar import scan_tar_file
 from tests.shard_sets import contents, encoded, mixed_records, record, single_records, write
 
 

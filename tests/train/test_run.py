@@ -16,11 +16,13 @@ from omr_io.train.rollout import Completion
 from omr_io.train.run import (
     blind,
     cached_json,
+    check_options,
     check_vision,
     pack_rollouts,
     split_for_rl,
     start_folder,
 )
+from tests.shard_sets import record, write
 
 VISION = VisionConfig(min_pixels=32 * 32, max_pixels=64 * 64)
 
@@ -114,3 +116,13 @@ def test_cached_json_is_made_once(tmp_path) -> None:
     made = [cached_json(tmp_path / "x.json", lambda n=n: [{"n": n}]) for n in (1, 2)]
     assert made == [[{"n": 1}], [{"n": 1}]]
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_open_ended_samples_are_refused_where_letters_are_compared(tmp_path) -> None:
+    open_ended = record(7, options=(), answer="a knee", reasoning="")
+    write(tmp_path / "s", [record(0), open_ended, record(2)])
+    with ShardSet.open(tmp_path / "s") as opened:
+        check_options(opened, [0, 2], "RL")
+        check_options(opened, [], "RL")
+        with pytest.raises(ConfigError, match=r"1 of 2 samples for RL .* first is case%2E0007"):
+            check_options(opened, np.asarray([0, 1]), "RL")
