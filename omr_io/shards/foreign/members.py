@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from omr_io.corpus.formats.location import Location, open_binary, open_hashing, shown
+from omr_io.corpus.formats.location import Location, open_binary, reading_hashed, shown
 from omr_io.corpus.formats.webdataset_groups import Group, Grouper
 from omr_io.corpus.raw import BadRow
 from omr_io.errors import IntegrityError, SourceError, TarError, Where
@@ -163,8 +163,7 @@ def _windows(
     location: Location, shard: str, into: TarRead, hashing: bool
 ) -> Iterator[tuple[memoryview, int, TarTable]]:
     if isinstance(location, str):
-        file, digest = open_hashing(location)
-        with file:
+        with reading_hashed(location) as (file, digest):
             for window, base, table in tar_windows(_Checked(file, shard), shard):  # type: ignore[arg-type]
                 into.bytes = base + len(window)
                 yield memoryview(window), base, table
