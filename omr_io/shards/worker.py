@@ -29,7 +29,7 @@ def main(descriptor: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(descriptor)
-    inbox: SimpleQueue[Any] = SimpleQueue()
+    inbox: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(connection, parent, inbox), daemon=True).start()
     try:
         _serve(connection, inbox)
@@ -37,15 +37,18 @@ def main(descriptor: int, parent: int) -> None:
         os._exit(1)  # nobody is left to tell
 
 
-def _listen(connection: Connection, parent: int, inbox: SimpleQueue[Any]) -> None:
-    """Receive; without a parent end at once: nothing that is half written counts."""
+def _listen(connection: Connection, parent: int, inbox: SimpleQueue[bytes]) -> None:
+    """Receive; without a parent end at once: nothing that is half written counts.
+
+    What is received is unpickled elsewhere: that imports modules, and this thread must not wait.
+    """
     try:
         while True:
             # Another child of the parent may hold the parent's end open: so ask for its id too.
             while not connection.poll(_POLL_SECONDS):
                 if os.getppid() != parent:
                     os._exit(1)
-            inbox.put(connection.recv())
+            inbox.put(connection.recv_bytes())
     except (EOFError, OSError):
         os._exit(0)
     except BaseException:
@@ -53,17 +56,20 @@ def _listen(connection: Connection, parent: int, inbox: SimpleQueue[Any]) -> Non
         os._exit(1)
 
 
-def _serve(connection: Connection, inbox: SimpleQueue[Any]) -> None:
+def _serve(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
+    def receive() -> Any:
+        return pickle.loads(inbox.get())  # noqa: S301
+
     from omr_io.shards.piece import convert_piece
     from omr_io.shards.piece_record import Tally
 
-    _, job, threads = inbox.get()
+    _, job, threads = receive()
 
     def tell(number: int, tally: Tally, _: bool) -> None:
         connection.send(("tally", number, tally))
 
     while True:
-        _, task = inbox.get()
+        _, task = receive()
         try:
             record = convert_piece(job, task, threads, tell)
         except Exception as error:

@@ -97,6 +97,14 @@ def workers_of(parent: int) -> list[int]:
     return found
 
 
+def state_of(pid: int) -> str:
+    """What the kernel says of a process."""
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return "it has just ended"
+
+
 def stage(out: Path) -> str:
     """How far the files say that a run came."""
     hidden = out / MARKER_NAME
@@ -129,10 +137,10 @@ def kill_at_random(runs: Runs, out: Path, workers: int, chance: random.Random) -
         os.kill(pid, signal.SIGKILL)
     code = runs.wait()
     assert code in (0, -signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while workers_of(pid) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60  # nothing ends while the kernel waits for its disk
+    while (left := workers_of(pid)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not workers_of(pid), "a worker outlived its parent"
+    assert not left, f"a worker outlived its parent: {[state_of(one) for one in left]}"
     return None if code == 0 else stage(out)
 
 
