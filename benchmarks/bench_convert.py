@@ -7,7 +7,7 @@ All sides see the same rows, on one core. omr_io's sides check every row and hea
 index and hash all they write; of the others only `limit` hashes.
 
     limit         read the Parquet bytes, SHA-256, write: plain file copies
-    omr_io        omr_io.shards.convert, headers checked
+    omr_io        omr_io.conversion.convert, headers checked
     omr_io-decode the same with its default, a full decode of every image
     datasets      the plain loop: load_dataset, the image as its feature gives it (a decoded PIL
                   image) -> webdataset.TarWriter, which encodes it anew
@@ -115,9 +115,9 @@ def limit(folder: Path, out: Path) -> None:
 
 def ours(folder: Path, out: Path, check: str) -> None:
     """omr_io, in this process."""
-    from omr_io.shards import ConvertOptions, convert
+    from omr_io.conversion import ConvertOptions, convert
 
-    convert(folder / "parquet", out / "set", ConvertOptions(check=check, threads=1))  # type: ignore[arg-type]
+    convert(folder / "parquet", out / "set", ConvertOptions(check=check, workers=1, threads=1))  # type: ignore[arg-type]
 
 
 def _tar(rows: Iterator[dict[str, Any]], out: Path) -> None:
@@ -210,8 +210,7 @@ def run(side: str, folder: Path, img2dataset_python: str) -> dict[str, Any]:
 def _import_first(side: str) -> None:
     """Imports are not timed on any side."""
     if side.startswith("omr_io"):
-        import omr_io.corpus
-        import omr_io.shards.conversion  # noqa: F401
+        pass
     elif side != "limit":
         import webdataset  # noqa: F401
 

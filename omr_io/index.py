@@ -29,7 +29,7 @@ from omr_io.storage import LocalStorage, Storage
 from omr_io.types import ImageInfo, Int32Array, Int64Array, Record, UInt8Array
 
 if TYPE_CHECKING:
-    from omr_io.shards.foreign.view import View
+    from omr_io.foreign_shards.view import View
 
 __all__ = ["Part", "ShardSet"]
 
@@ -227,7 +227,7 @@ class ShardSet:
         Raises:
             IntegrityError: they make no record any more.
         """
-        from omr_io.shards.foreign.view import SampleParts
+        from omr_io.foreign_shards.view import SampleParts
 
         assert self._view is not None, "the set is our own"
         sample = SampleParts(
@@ -305,13 +305,13 @@ def open_index(folder: Path, manifest: Manifest) -> ShardSet:
 
 
 def _foreign_storage(folder: Path, foreign: Foreign) -> Storage:
-    from omr_io.shards.foreign.storage import tar_storage
+    from omr_io.foreign_shards.storage import tar_storage
 
     return tar_storage(folder, foreign.root)
 
 
 def _view(foreign: Foreign) -> View:
-    from omr_io.shards.foreign.view import View
+    from omr_io.foreign_shards.view import View
 
     return View.from_json(foreign.view)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from omr_io.config import VisionConfig
-from omr_io.shards import ConvertOptions, write_shard_set
+from omr_io.conversion import ConvertOptions, write_shard_set
 from omr_io.tokenizer import train_bpe
 from omr_io.types import EncodedImage, Option, Record
 

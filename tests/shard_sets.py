@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from omr_io.shards import ConvertOptions, ConvertSummary, write_shard_set
+from omr_io.conversion import ConvertOptions, ConvertSummary, write_shard_set
 from omr_io.types import EncodedImage, Option, Record, Refusal, RubricUnit
 
 

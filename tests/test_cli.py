@@ -166,7 +166,7 @@ def test_parts_that_cannot_be(omr_io, tmp_path, part, words):
 
 def test_what_a_conversion_shows(monkeypatch):
     from omr_io.cli.convert_report import ConvertReport
-    from omr_io.shards import ConvertProgress
+    from omr_io.conversion import ConvertProgress
 
     clock = iter((0.0, 0.0, 20.0, 20.0))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))

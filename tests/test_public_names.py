@@ -45,7 +45,7 @@ def test_the_index_reads_without_the_writer():
     """Names of `omr_io.shards` are imported when first used: the index must not load all of it."""
     code = (
         "import sys, omr_io.index; "
-        "sys.exit('omr_io.shards.conversion' in sys.modules or 'omr_io.images' in sys.modules)"
+        "sys.exit('omr_io.conversion.run' in sys.modules or 'omr_io.images' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

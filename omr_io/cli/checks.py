@@ -13,8 +13,8 @@ from omr_io.errors import ConfigError
 from omr_io.terminal import Reporter, human_bytes, printable, table
 
 if TYPE_CHECKING:
+    from omr_io.foreign_shards.build import IndexSummary
     from omr_io.lint import LintReport
-    from omr_io.shards.foreign.build import IndexSummary
 
 LINT_CODES = (
     "Exit codes: 0 no errors; 1 errors were found (with --strict: anything); 2 usage; 3 no shard "
@@ -158,8 +158,8 @@ def index(
 ) -> None:
     """Make WebDataset shards of another program a shard set: index and manifest, no copy."""
     from omr_io.corpus import ReadOptions
+    from omr_io.foreign_shards.build import IndexOptions, index_foreign
     from omr_io.images import MAX_PIXELS
-    from omr_io.shards.foreign.build import IndexOptions, index_foreign
 
     if check not in ("decode", "header"):
         raise ConfigError(f"check {check!r} is unknown", mend="Use decode or header")

@@ -123,9 +123,9 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Convert a corpus into a shard set."""
+    from omr_io.conversion import ConvertOptions
+    from omr_io.conversion import convert as run
     from omr_io.images import MAX_PIXELS
-    from omr_io.shards import ConvertOptions
-    from omr_io.shards import convert as run
 
     options = ConvertOptions(
         split=split,

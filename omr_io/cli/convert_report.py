@@ -10,7 +10,7 @@ from rich.console import Console
 from omr_io.terminal import Reporter, human_bytes, printable, table
 
 if TYPE_CHECKING:
-    from omr_io.shards import ConvertProgress, ConvertSummary
+    from omr_io.conversion import ConvertProgress, ConvertSummary
 
 _STAGES = {"convert": "convert", "merge": "duplicates"}
 

@@ -1,45 +1,24 @@
-"""Records → a shard set on disk; checking and describing one.
+"""What a shard set is on disk; describing and verifying one.
 
-Names are imported when they are first used: the index needs the layout alone, without the writer.
+Names are imported when they are first used: the index needs the layout alone.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omr_io.shards.conversion import convert, write_shard_set
     from omr_io.shards.description import Description, Spread, describe
-    from omr_io.shards.options import ConvertOptions
-    from omr_io.shards.progress import ConvertProgress
-    from omr_io.shards.summary import ConvertSummary
     from omr_io.shards.verification import Problem, VerifyReport, verify
 
-__all__ = [
-    "ConvertOptions",
-    "ConvertProgress",
-    "ConvertSummary",
-    "Description",
-    "Problem",
-    "Spread",
-    "VerifyReport",
-    "convert",
-    "describe",
-    "verify",
-    "write_shard_set",
-]
+__all__ = ["Description", "Problem", "Spread", "VerifyReport", "describe", "verify"]
 
 _MODULES = {
-    "ConvertOptions": "options",
-    "ConvertProgress": "progress",
-    "ConvertSummary": "summary",
     "Description": "description",
     "Problem": "verification",
     "Spread": "description",
     "VerifyReport": "verification",
-    "convert": "conversion",
     "describe": "description",
     "verify": "verification",
-    "write_shard_set": "conversion",
 }
 
 

@@ -104,7 +104,7 @@ class Foreign:
     Attributes:
         root: where the tars are: "" is the set's own folder; else an absolute folder, or a URL
             that ends in a slash and holds no secret.
-        view: how a sample's parts become a record, as `omr_io.shards.foreign.view` wrote it.
+        view: how a sample's parts become a record, as `omr_io.foreign_shards.view` wrote it.
     """
 
     root: str

@@ -107,7 +107,7 @@ def _tars(root: Path, manifest: Manifest) -> Path:
     """
     if manifest.foreign is None:
         return root
-    from omr_io.shards.foreign.storage import tar_storage
+    from omr_io.foreign_shards.storage import tar_storage
 
     storage = tar_storage(root, manifest.foreign.root)
     if not isinstance(storage, LocalStorage):

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from omr_io.cli import main
+from omr_io.conversion import ConvertOptions, convert
 from omr_io.corpus import ReadOptions
 from omr_io.index import ShardSet
-from omr_io.shards import ConvertOptions, convert, verify
+from omr_io.shards import verify
 from omr_io.types import Record
 from tests.corpus.schema_fixtures import FIXTURES, MAPPED, PMC_VQA, Fixture
 

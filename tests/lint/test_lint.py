@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from omr_io import cli
+from omr_io.conversion import ConvertOptions, write_shard_set
 from omr_io.errors import ConfigError, IntegrityError, SourceError
 from omr_io.index import ShardSet
 from omr_io.lint import RULES, LintOptions, LintReport, lint
 from omr_io.lint.equal import also_in, group_equal
 from omr_io.lint.letters import chi_square_tail, letter_bias
-from omr_io.shards import ConvertOptions, write_shard_set
 from omr_io.types import EncodedImage, Option, Record
 from tests.shard_sets import encoded
 

@@ -7,19 +7,19 @@ import pickle
 import threading
 
 import pytest
+from tests.foreign_shards.test_foreign import make_tar, rejects, sample
 
 from omr_io.errors import ConfigError, IntegrityError, SourceError, TarError
+from omr_io.foreign_shards import members
+from omr_io.foreign_shards.build import IndexOptions, index_foreign
+from omr_io.foreign_shards.locate import locate
 from omr_io.index import ShardSet
 from omr_io.lint import lint
 from omr_io.shards import verify
-from omr_io.shards.foreign import members
-from omr_io.shards.foreign.build import IndexOptions, index_foreign
-from omr_io.shards.foreign.locate import locate
 from omr_io.shards.layout import read_manifest
 from omr_io.tar import tar_windows
 from tests.remote.hub_server import HubServer, StorageServer
 from tests.remote.servers import FileServer, S3Server, status
-from tests.shards.test_foreign import make_tar, rejects, sample
 
 TARS = ("a.tar", "b.tar")
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from omr_io.conversion.piece import Job, Task, Tell, convert_piece
 from omr_io.errors import ConfigError, OmrError
-from omr_io.shards.piece import Job, Task, Tell, convert_piece
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from omr_io.shards.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+    "from omr_io.conversion.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 
 

@@ -9,9 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from omr_io.conversion.duplicates import TakenSpool, find_taken, read_batches
+from omr_io.conversion.piece import Job, Runner, Task, Tell
+from omr_io.conversion.piece_record import (
+    PIECE_REJECTS_NAME,
+    REJECTS_SCHEMA,
+    PieceRecord,
+    Tally,
+    first_of_each,
+)
+from omr_io.conversion.publishing import Publication
+from omr_io.conversion.staging import PIECES_NAME, Staging
 from omr_io.corpus.pieces import Piece
 from omr_io.errors import DataError, IntegrityError
-from omr_io.shards.duplicates import TakenSpool, find_taken, read_batches
 from omr_io.shards.layout import (
     ENERGON_FOLDER,
     INDEX_NAME,
@@ -23,16 +33,6 @@ from omr_io.shards.layout import (
     ShardEntry,
     read_manifest,
 )
-from omr_io.shards.piece import Job, Runner, Task, Tell
-from omr_io.shards.piece_record import (
-    PIECE_REJECTS_NAME,
-    REJECTS_SCHEMA,
-    PieceRecord,
-    Tally,
-    first_of_each,
-)
-from omr_io.shards.publishing import Publication
-from omr_io.shards.staging import PIECES_NAME, Staging
 from omr_io.shards.tar_writer import shard_name
 from omr_io.storage import AtomicFile, write_atomically
 
@@ -48,7 +48,7 @@ def refuse_duplicates(
     Args:
         job, pieces: of the whole conversion.
         records: of all pieces, in order.
-        run, tell: as in `omr_io.shards.piece`.
+        run, tell: as in `omr_io.conversion.piece`.
     """
     spool = TakenSpool(job.pieces)
     # All are found before one is made again: finding reads the pieces as they are.

@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from omr_io.conversion.options import ConvertOptions
+from omr_io.conversion.piece import Job, Task, Tell, convert_piece
+from omr_io.conversion.piece_record import Tally
+from omr_io.conversion.progress import ConvertProgress
+from omr_io.conversion.run import convert
+from omr_io.conversion.summary import ConvertSummary
 from omr_io.errors import ConfigError, OmrError
-from omr_io.shards.conversion import convert
-from omr_io.shards.options import ConvertOptions
-from omr_io.shards.piece import Job, Task, Tell, convert_piece
-from omr_io.shards.piece_record import Tally
-from omr_io.shards.progress import ConvertProgress
-from omr_io.shards.summary import ConvertSummary
 
 _IN_FLIGHT = 1000  # tasks that Ray holds at a time
 

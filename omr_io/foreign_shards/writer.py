@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omr_io.errors import ConfigError
-from omr_io.shards.foreign.keys_seen import KeysSeen
-from omr_io.shards.foreign.locate import ForeignTars
-from omr_io.shards.foreign.shard_rows import ShardRows, refuse_rows
-from omr_io.shards.foreign.view import View
+from omr_io.foreign_shards.keys_seen import KeysSeen
+from omr_io.foreign_shards.locate import ForeignTars
+from omr_io.foreign_shards.shard_rows import ShardRows, refuse_rows
+from omr_io.foreign_shards.view import View
 from omr_io.shards.idx import dali_index
 from omr_io.shards.layout import (
     FORMAT,

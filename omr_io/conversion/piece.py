@@ -15,11 +15,11 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omr_io.conversion.lookahead import prepare_rows
+from omr_io.conversion.options import ConvertOptions
+from omr_io.conversion.piece_record import RECORD_NAME, Holder, PieceRecord, Tally
+from omr_io.conversion.piece_writer import PieceWriter
 from omr_io.corpus.pieces import Corpus, Piece
-from omr_io.shards.lookahead import prepare_rows
-from omr_io.shards.options import ConvertOptions
-from omr_io.shards.piece_record import RECORD_NAME, Holder, PieceRecord, Tally
-from omr_io.shards.piece_writer import PieceWriter
 from omr_io.storage import TEMPORARY_SUFFIX, commit_folder, writing
 from omr_io.types import Record, Refusal
 

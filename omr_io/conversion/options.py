@@ -9,12 +9,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from omr_io.conversion.prepare import ImageChecks
 from omr_io.corpus.rows import ReadOptions
 from omr_io.errors import ConfigError
 from omr_io.images import MAX_BYTES, MAX_PIXELS
 from omr_io.images.policy import ImagePolicy
 from omr_io.images.transcode import Transcode, library_versions
-from omr_io.shards.prepare import ImageChecks
 
 _ABOUT_THE_RUN = ("overwrite", "workers", "threads", "max_rejects")  # the content is the same
 

@@ -60,8 +60,8 @@ def _serve(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
     def receive() -> Any:
         return pickle.loads(inbox.get())  # noqa: S301
 
-    from omr_io.shards.piece import convert_piece
-    from omr_io.shards.piece_record import Tally
+    from omr_io.conversion.piece import convert_piece
+    from omr_io.conversion.piece_record import Tally
 
     _, job, threads = receive()
 

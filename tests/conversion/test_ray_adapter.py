@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from omr_io.conversion import ConvertOptions, convert
 from omr_io.errors import ConfigError
-from omr_io.shards import ConvertOptions, convert
-from tests.shards.small_corpora import mixed_corpus, tree_digest
+from tests.conversion.small_corpora import mixed_corpus, tree_digest
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,8 +23,8 @@ import json, sys
 from pathlib import Path
 import ray
 from omr_io.errors import DiskError
-from omr_io.shards import ConvertOptions
-from omr_io.shards.ray_adapter import convert_with_ray
+from omr_io.conversion import ConvertOptions
+from omr_io.conversion.ray_adapter import convert_with_ray
 
 source, out = sys.argv[1:]
 options = ConvertOptions(max_shard_bytes=12_000, max_shard_samples=6)
@@ -95,7 +95,7 @@ def test_ray_writes_the_same_bytes(python_with_ray, tmp_path):
 
 
 def test_without_ray_the_error_names_the_extra(tmp_path, monkeypatch):
-    from omr_io.shards.ray_adapter import convert_with_ray
+    from omr_io.conversion.ray_adapter import convert_with_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'omr_io\[ray\]'"):

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omr_io.conversion import ConvertOptions
+from omr_io.conversion.prepare import ImageChecks, prepare
 from omr_io.images import probe
 from omr_io.images.pixels import decode_rgb
 from omr_io.images.policy import ImagePolicy
 from omr_io.images.transcode import Transcode
 from omr_io.index import ShardSet
-from omr_io.shards import ConvertOptions, verify
-from omr_io.shards.prepare import ImageChecks, prepare
+from omr_io.shards import verify
 from omr_io.types import Refusal
 from tests.images.planted import all_planted, clear_gif, encode, jpeg_with, picture
 from tests.shard_sets import contents, encoded, record, write
@@ -118,7 +119,7 @@ def test_unusual_images_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_caps_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many bytes are refused before anything is parsed, too many pixels before a decode."""
-    module = "omr_io.shards.prepare."
+    module = "omr_io.conversion.prepare."
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("called too early")

@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from omr_io.index import ShardSet
+from tests.conversion.small_corpora import SCHEMA, row
 from tests.shard_sets import encoded
-from tests.shards.small_corpora import SCHEMA, row
 
 ROOT = Path(__file__).parents[2]
 
 MEASURED = """
 import json, resource, sys
 from pathlib import Path
-from omr_io.shards import ConvertOptions, convert
-import omr_io.shards.merging
+from omr_io.conversion import ConvertOptions, convert
+import omr_io.conversion.merging
 
 def high_water():  # of this program alone; ru_maxrss begins with its parent's
     status = Path("/proc/self/status").read_text()

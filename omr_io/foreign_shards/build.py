@@ -15,17 +15,17 @@ from pathlib import Path
 
 from omr_io.corpus.rows import ReadOptions
 from omr_io.errors import ConfigError, DataError
-from omr_io.images import MAX_BYTES, MAX_PIXELS
-from omr_io.shards.foreign.locate import ForeignTars, locate
-from omr_io.shards.foreign.members import TarRead, read_samples
-from omr_io.shards.foreign.shard_rows import (
+from omr_io.foreign_shards.locate import ForeignTars, locate
+from omr_io.foreign_shards.members import TarRead, read_samples
+from omr_io.foreign_shards.shard_rows import (
     ImageLimits,
     LeftOut,
     ShardRows,
     index_shard,
 )
-from omr_io.shards.foreign.view import SampleParts, View, recognise_view, split_name
-from omr_io.shards.foreign.writer import IndexWriter
+from omr_io.foreign_shards.view import SampleParts, View, recognise_view, split_name
+from omr_io.foreign_shards.writer import IndexWriter
+from omr_io.images import MAX_BYTES, MAX_PIXELS
 from omr_io.types import Refusal
 
 _HEAD = 64  # samples that a schema is told by

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from omr_io.shards.piece_record import KEYS_NAME, Holder, PieceRecord
+from omr_io.conversion.piece_record import KEYS_NAME, Holder, PieceRecord
 from omr_io.storage import AtomicFile, writing
 from omr_io.types import Int64Array
 

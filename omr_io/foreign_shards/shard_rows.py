@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from omr_io.corpus.formats.location import Location
 from omr_io.errors import ImageError
+from omr_io.foreign_shards.members import FoundSample, TarRead, read_samples
+from omr_io.foreign_shards.view import View
 from omr_io.images import MAX_BYTES, MAX_PIXELS, check_caps, check_decodes, probe
-from omr_io.shards.foreign.members import FoundSample, TarRead, read_samples
-from omr_io.shards.foreign.view import View
 from omr_io.shards.layout import IMAGE_HASH_BYTES, INDEX_SCHEMA
 from omr_io.types import ImageInfo, Record, Refusal
 

@@ -21,7 +21,7 @@ from omr_io.corpus.formats.location import Location, open_binary, reading_hashed
 from omr_io.corpus.formats.webdataset_groups import Group, Grouper
 from omr_io.corpus.raw import BadRow
 from omr_io.errors import IntegrityError, SourceError, TarError, Where
-from omr_io.shards.foreign.view import SampleParts, is_text
+from omr_io.foreign_shards.view import SampleParts, is_text
 from omr_io.tar import TarTable, scan_tar, tar_windows
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")

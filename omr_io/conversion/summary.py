@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from omr_io.conversion.piece_record import PieceRecord, Tally
 from omr_io.shards.layout import Manifest
-from omr_io.shards.piece_record import PieceRecord, Tally
 from omr_io.types import Refusal
 
 Outcome = Literal["converted", "already complete", "part done", "dry run"]

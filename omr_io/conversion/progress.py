@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from omr_io.conversion.piece_record import Tally
 from omr_io.errors import DataError, Where
-from omr_io.shards.piece_record import Tally
 
 Stage = Literal["convert", "merge"]
 

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from omr_io.conversion import ConvertOptions, ConvertProgress, convert, write_shard_set
 from omr_io.errors import ConfigError, DataError, DiskError, SourceError
 from omr_io.index import ShardSet
-from omr_io.shards import ConvertOptions, ConvertProgress, convert, verify, write_shard_set
+from omr_io.shards import verify
 from omr_io.shards.layout import MARKER_NAME
 from omr_io.shards.sample_json import FIELDS
 from omr_io.shards.tar_writer import tar_header
@@ -205,7 +206,7 @@ def test_header_check_takes_what_only_a_decode_finds(tmp_path):
 
 
 def test_keys_that_collide_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("omr_io.shards.prepare.key_for", lambda _: "same")
+    monkeypatch.setattr("omr_io.conversion.prepare.key_for", lambda _: "same")
     summary = write(tmp_path, single_records(2))
     assert summary.refusals == {"duplicate-key": 1}
     assert "that of t.parquet#0 with id 'case.0000'" in summary.examples[0].detail

@@ -17,17 +17,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from omr_io.corpus.pieces import Corpus, Piece, open_corpus
-from omr_io.errors import ConfigError, OmrError
-from omr_io.shards.layout import MANIFEST_NAME, Manifest, read_manifest
-from omr_io.shards.merging import publish, refuse_duplicates, require_samples
-from omr_io.shards.options import ConvertOptions
-from omr_io.shards.piece import Job, Runner, Task, write_piece
-from omr_io.shards.piece_record import PieceRecord, Tally
-from omr_io.shards.plan import ConversionPlan, option_differences, plan_conversion
-from omr_io.shards.progress import ConvertProgress, Progress, check_rejects
-from omr_io.shards.publishing import Publication
-from omr_io.shards.staging import (
+from omr_io.conversion.merging import publish, refuse_duplicates, require_samples
+from omr_io.conversion.options import ConvertOptions
+from omr_io.conversion.piece import Job, Runner, Task, write_piece
+from omr_io.conversion.piece_record import PieceRecord, Tally
+from omr_io.conversion.plan import ConversionPlan, option_differences, plan_conversion
+from omr_io.conversion.progress import ConvertProgress, Progress, check_rejects
+from omr_io.conversion.publishing import Publication
+from omr_io.conversion.staging import (
     Staging,
     check_target,
     claim,
@@ -35,11 +32,12 @@ from omr_io.shards.staging import (
     remove_staging,
     unfinished,
 )
-from omr_io.shards.summary import ConvertSummary, Outcome
-from omr_io.shards.workers import Cores
+from omr_io.conversion.summary import ConvertSummary, Outcome
+from omr_io.conversion.workers import Cores
+from omr_io.corpus.pieces import Corpus, Piece, open_corpus
+from omr_io.errors import ConfigError, OmrError
+from omr_io.shards.layout import MANIFEST_NAME, Manifest, read_manifest
 from omr_io.types import Record, Refusal
-
-__all__ = ["ConvertOptions", "ConvertProgress", "ConvertSummary", "convert", "write_shard_set"]
 
 
 def convert(

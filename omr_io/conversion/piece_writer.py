@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from omr_io.shards.layout import INDEX_NAME, INDEX_SCHEMA, FileDigest, Part
-from omr_io.shards.piece_record import (
+from omr_io.conversion.piece_record import (
     EXAMPLES,
     KEYS_NAME,
     KEYS_SCHEMA,
@@ -24,7 +23,8 @@ from omr_io.shards.piece_record import (
     key_digest,
     reject_row,
 )
-from omr_io.shards.prepare import Prepared, refuse
+from omr_io.conversion.prepare import Prepared, refuse
+from omr_io.shards.layout import INDEX_NAME, INDEX_SCHEMA, FileDigest, Part
 from omr_io.shards.tar_writer import ShardWriter
 from omr_io.storage import AtomicFile, write_atomically
 from omr_io.types import Refusal

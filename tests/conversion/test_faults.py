@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from omr_io.conversion import ConvertOptions, convert
 from omr_io.errors import DiskError, OmrError
-from omr_io.shards import ConvertOptions, convert, verify
+from omr_io.shards import verify
 from omr_io.shards.layout import MARKER_NAME
+from tests.conversion.small_corpora import parquet, row
 from tests.shard_sets import contents, encoded, single_records, write
-from tests.shards.small_corpora import parquet, row
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 BY_PATH = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "link")

@@ -10,9 +10,9 @@ from typing import Any
 
 from omr_io import __version__
 from omr_io.config import fingerprint
+from omr_io.conversion.options import ConvertOptions
 from omr_io.corpus.pieces import Corpus, Piece
 from omr_io.shards.layout import Manifest
-from omr_io.shards.options import ConvertOptions
 
 _FORMAT = "omr_io conversion"
 _VERSION = 1

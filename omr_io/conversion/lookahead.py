@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from omr_io.shards.prepare import ImageChecks, Prepared, prepare
+from omr_io.conversion.prepare import ImageChecks, Prepared, prepare
 from omr_io.types import Record, Refusal
 
 MAX_BYTES = 64 << 20

@@ -24,10 +24,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from omr_io.conversion.plan import ConversionPlan
+from omr_io.conversion.publishing import Publication
 from omr_io.errors import ConfigError, OmrError
 from omr_io.shards.layout import MANIFEST_NAME, MARKER_NAME, read_manifest
-from omr_io.shards.plan import ConversionPlan
-from omr_io.shards.publishing import Publication
 from omr_io.storage import TEMPORARY_SUFFIX, fsync_folder, write_atomically, writing
 
 PLAN_NAME = "plan.json"

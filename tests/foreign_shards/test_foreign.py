@@ -14,11 +14,11 @@ import pytest
 
 from omr_io.corpus.rows import ReadOptions
 from omr_io.errors import ConfigError, DataError, IntegrityError, SourceError, TarError
+from omr_io.foreign_shards.build import IndexOptions, index_foreign
+from omr_io.foreign_shards.keys_seen import KeysSeen
+from omr_io.foreign_shards.locate import expand_braces, locate
 from omr_io.index import ShardSet
 from omr_io.shards import verify
-from omr_io.shards.foreign.build import IndexOptions, index_foreign
-from omr_io.shards.foreign.keys_seen import KeysSeen
-from omr_io.shards.foreign.locate import expand_braces, locate
 from omr_io.shards.layout import read_manifest
 from tests.shard_sets import contents, encoded, mixed_records, write
 

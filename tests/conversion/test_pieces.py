@@ -18,17 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omr_io.conversion import ConvertOptions, ConvertProgress, convert
+from omr_io.conversion.duplicates import find_taken
+from omr_io.conversion.piece import Job, convert_piece
+from omr_io.conversion.plan import plan_conversion
+from omr_io.conversion.workers import Cores
 from omr_io.corpus import ReadOptions
 from omr_io.errors import ConfigError, DataError, OmrError
 from omr_io.index import ShardSet
-from omr_io.shards import ConvertOptions, ConvertProgress, convert, verify
-from omr_io.shards.duplicates import find_taken
+from omr_io.shards import verify
 from omr_io.shards.layout import MARKER_NAME
-from omr_io.shards.piece import Job, convert_piece
-from omr_io.shards.plan import plan_conversion
-from omr_io.shards.workers import Cores
+from tests.conversion.small_corpora import mixed_corpus, parquet, row, tree_digest
 from tests.shard_sets import contents, encoded
-from tests.shards.small_corpora import mixed_corpus, parquet, row, tree_digest
 
 SMALL = {"max_shard_bytes": 12_000, "max_shard_samples": 6}
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,7 @@ def test_parts_in_any_order(corpus, one_process, tmp_path, parts):
 
 def test_parts_at_the_same_time(corpus, one_process, tmp_path):
     code = (
-        "import sys; from omr_io.shards import ConvertOptions, convert; "
+        "import sys; from omr_io.conversion import ConvertOptions, convert; "
         "convert(sys.argv[1], sys.argv[2], ConvertOptions(max_shard_bytes=12_000, "
         "max_shard_samples=6, workers=1), part=(int(sys.argv[3]), 2))"
     )
@@ -202,7 +203,7 @@ def test_an_unfinished_run_is_gone_on_with(corpus, one_process, tmp_path, monkey
     convert(corpus, tmp_path / "set", options(), part=(2, 3))
     kept = len(list((tmp_path / "set" / MARKER_NAME / "pieces").iterdir()))
     done = []
-    monkeypatch.setattr("omr_io.shards.workers.convert_piece", _counting(done))
+    monkeypatch.setattr("omr_io.conversion.workers.convert_piece", _counting(done))
     seen: list[ConvertProgress] = []
     summary = convert(corpus, tmp_path / "set", options(), seen.append)
     assert summary.kept == kept
@@ -255,8 +256,8 @@ def test_max_rejects_over_all_pieces(corpus, one_process, tmp_path, limit, good,
 
 
 def test_a_worker_that_is_killed_is_named(corpus, one_process, tmp_path):
+    from omr_io.conversion.piece import Task
     from omr_io.corpus import open_corpus
-    from omr_io.shards.piece import Task
 
     given = open_corpus(corpus)
     plan, pieces = plan_conversion(given, options())
@@ -283,7 +284,7 @@ def _children() -> list[int]:
             command = (path / "cmdline").read_text()
         except OSError:
             continue
-        if parent == os.getpid() and "omr_io.shards.worker" in command:
+        if parent == os.getpid() and "omr_io.conversion.worker" in command:
             found.append(int(path.name))
     return found
 
@@ -309,7 +310,7 @@ def test_an_error_in_a_worker_is_the_callers(tmp_path):
 def test_a_script_needs_no_main_guard(corpus, one_process, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "print('once')\nfrom omr_io.shards import ConvertOptions, convert\n"
+        "print('once')\nfrom omr_io.conversion import ConvertOptions, convert\n"
         f"convert({str(corpus)!r}, {str(tmp_path / 'set')!r}, "
         "ConvertOptions(max_shard_bytes=12_000, max_shard_samples=6, workers=2))\n"
     )
@@ -323,7 +324,7 @@ def test_a_script_needs_no_main_guard(corpus, one_process, tmp_path):
 
 def test_a_worker_imports_little():
     code = (
-        "import sys; import omr_io.shards.worker, omr_io.shards.piece; "
+        "import sys; import omr_io.conversion.worker, omr_io.conversion.piece; "
         "print(*sorted({'torch', 'transformers', 'typer', 'rich', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -343,7 +344,7 @@ ROWS = st.lists(
 def test_first_wins_over_the_whole_corpus(rows, group, per_shard, cut):
     """Against a loop over all rows; ids that differ in case share a key here."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr("omr_io.shards.prepare.key_for", str.lower)
+        patch.setattr("omr_io.conversion.prepare.key_for", str.lower)
         made = [
             row(one, IMAGE[:300] if kind == "cut" else IMAGE, "B" if kind == "mismatch" else "A")
             for one, kind in rows
@@ -401,9 +402,11 @@ def first_wins(rows, cut):
 @pytest.mark.parametrize("keys_a_pass", [1, 7, 1000])
 def test_digests_that_are_equal_by_chance(corpus, tmp_path, monkeypatch, digests, keys_a_pass):
     if digests is not None:
-        monkeypatch.setattr("omr_io.shards.piece_writer.key_digest", lambda key: len(key) % digests)
+        monkeypatch.setattr(
+            "omr_io.conversion.piece_writer.key_digest", lambda key: len(key) % digests
+        )
     plan, pieces = plan_conversion(*_corpus(corpus))
-    from omr_io.shards.piece import Task
+    from omr_io.conversion.piece import Task
 
     job = Job(options(), tmp_path, plan.digest, _corpus(corpus)[0])
     records = [convert_piece(job, Task(piece)) for piece in pieces]
@@ -433,7 +436,7 @@ def pq_keys(folder: Path) -> list[tuple[str, str]]:
 
 
 def test_look_ahead_is_bounded_by_bytes():
-    from omr_io.shards.lookahead import prepare_rows
+    from omr_io.conversion.lookahead import prepare_rows
     from tests.shard_sets import record
 
     for size, threads, most in ((1000, 4, 17), (40_000, 4, 3), (200_000, 4, 2), (1000, 1, 1)):

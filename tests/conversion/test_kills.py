@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from omr_io.shards import ConvertOptions, convert
+from omr_io.conversion import ConvertOptions, convert
 from omr_io.shards.layout import MARKER_NAME
+from tests.conversion.small_corpora import mixed_corpus, tree_digest
 from tests.shard_sets import contents
-from tests.shards.small_corpora import mixed_corpus, tree_digest
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"max_shard_bytes": 12_000, "max_shard_samples": 6}
@@ -26,8 +26,8 @@ SMALL = {"max_shard_bytes": 12_000, "max_shard_samples": 6}
 ZYGOTE = """
     # Imports once, then forks a process for each line: folder, number of workers.
     import os, sys
-    from omr_io.shards import ConvertOptions, convert
-    import omr_io.shards.merging
+    from omr_io.conversion import ConvertOptions, convert
+    import omr_io.conversion.merging
     source = sys.argv[1]
     for line in sys.stdin:
         out, workers = line.split()
@@ -90,7 +90,7 @@ def workers_of(parent: int) -> list[int]:
             arguments = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if any(b"omr_io.shards.worker" in one for one in arguments) and (
+        if any(b"omr_io.conversion.worker" in one for one in arguments) and (
             str(parent).encode() == arguments[-2]
         ):
             found.append(int(path.parent.name))
