@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 CONSTRAINTS := constraints/$(if $(GPU),cuda,cpu).txt
-EXTRAS := demo,dali,triton,train,webdataset,dev
+EXTRAS := demo,dali,triton,train,webdataset,remote,dev
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS)
 # The extension is rebuilt when any of these changes.

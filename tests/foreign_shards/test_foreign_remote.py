@@ -7,7 +7,6 @@ import pickle
 import threading
 
 import pytest
-from tests.foreign_shards.test_foreign import make_tar, rejects, sample
 
 from omr_io.errors import ConfigError, IntegrityError, SourceError, TarError
 from omr_io.foreign_shards import members
@@ -18,6 +17,7 @@ from omr_io.lint import lint
 from omr_io.shards import verify
 from omr_io.shards.layout import read_manifest
 from omr_io.tar import tar_windows
+from tests.foreign_shards.test_foreign import make_tar, rejects, sample
 from tests.remote.hub_server import HubServer, StorageServer
 from tests.remote.servers import FileServer, S3Server, status
 
