@@ -50,7 +50,7 @@ class ShardSet:
         image_offsets: (n+1,) int64; sample i's images are image_offsets[i]:image_offsets[i+1] of
             image_widths, image_heights: (N,) int32, pixels as stored;
             image_orientations: (N,) int32, EXIF 1 to 8;
-            image_hashes: (N, 16) uint8, the first bytes of the SHA-256 of the encoded image.
+            image_hashes: (N, 16) uint8, the XXH3-128 of the encoded image.
         question_bytes, reasoning_bytes, num_options: (n,) int32; the texts' sizes are in bytes
             of UTF-8.
     """
@@ -77,7 +77,7 @@ class ShardSet:
         self.image_orientations: Int32Array = (
             images.field("orientation").to_numpy().astype(np.int32)
         )
-        self.image_hashes = _bytes_matrix(images.field("sha256"))
+        self.image_hashes = _bytes_matrix(images.field("xxh3_128"))
         self._formats, self._modes = images.field("format"), images.field("mode")
         self._part_offsets = _offsets(columns["parts"])
         parts = columns["parts"].flatten()

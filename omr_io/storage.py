@@ -238,32 +238,30 @@ class AtomicFile(io.RawIOBase):
 
     def write(self, data: Buffer, /) -> int:
         """Write all of `data`."""
-        view = memoryview(data).cast("B")
-        self._hash.update(view)
-        self.num_bytes += len(view)
-        if len(view) >= _BUFFER_BYTES:
-            self._flush()
-            self._write(view)
-            return len(view)
         # Whoever wrote a buffer that can change may change it before it is flushed.
-        self._waiting.append(data if type(data) is bytes else bytes(view))
-        self._waiting_bytes += len(view)
+        kept = data if type(data) is bytes else bytes(data)
+        self._waiting.append(kept)
+        self.num_bytes += len(kept)
+        self._waiting_bytes += len(kept)
         if self._waiting_bytes >= _BUFFER_BYTES:
             self._flush()
-        return len(view)
+        return len(kept)
 
     def _flush(self) -> None:
+        """Hash and write what waits, at once: a call for each header and padding costs more."""
         data, self._waiting, self._waiting_bytes = b"".join(self._waiting), [], 0
-        self._write(memoryview(data))
-
-    def _write(self, view: memoryview) -> None:
+        self._hash.update(data)
+        view = memoryview(data)
         with writing(self.path):
             while view:
                 view = view[os.write(self._descriptor, view) :]  # it may stop short
 
     def sha256(self) -> str:
         """Hex digits of the SHA-256 of all that was written so far."""
-        return self._hash.hexdigest()
+        so_far = self._hash.copy()
+        for data in self._waiting:
+            so_far.update(data)
+        return so_far.hexdigest()
 
     def commit(self) -> None:
         """Flush to the device, give the file its final name, and close."""

@@ -166,8 +166,8 @@ def test_no_flipped_bit_of_the_manifest_is_used(folder):
 
 def test_an_unknown_version_is_refused(folder):
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
-    with pytest.raises(SourceError, match="format version 2, this omr_io reads 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 3}))
+    with pytest.raises(SourceError, match="format version 3, this omr_io reads 2"):
         ShardSet.open(folder)
 
 

@@ -178,7 +178,7 @@ def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> dict[str, A
         "images": [
             {
                 "width": info.width, "height": info.height, "format": info.format,
-                "mode": info.mode, "orientation": info.orientation, "sha256": digest,
+                "mode": info.mode, "orientation": info.orientation, "xxh3_128": digest,
             }
             for info, digest in zip(item.infos, item.hashes, strict=True)
         ],

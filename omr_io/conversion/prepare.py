@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
+
+import xxhash
 
 from omr_io.errors import ImageError, RecordError
 from omr_io.images import check_bytes, check_caps, check_decodes, probe
@@ -11,7 +12,7 @@ from omr_io.images.metadata import strip_metadata
 from omr_io.images.policy import ImagePolicy
 from omr_io.images.transcode import Transcode
 from omr_io.shards.keys import key_for
-from omr_io.shards.layout import EXTENSIONS, IMAGE_HASH_BYTES
+from omr_io.shards.layout import EXTENSIONS
 from omr_io.shards.sample_json import encode_record
 from omr_io.types import ImageInfo, Record, Refusal
 
@@ -83,7 +84,7 @@ class Prepared:
 
     Images are as they are stored: stripped, perhaps transcoded; those of `record` are as they came.
     `members` are (rest of the name after "KEY.", data), images first, the JSON last; `hashes` are
-    the first `IMAGE_HASH_BYTES` of each image's SHA-256.
+    each stored image's XXH3-128.
     """
 
     record: Record
@@ -131,5 +132,5 @@ def prepare(row: int, record: Record, checks: ImageChecks) -> Prepared | Refusal
     if len(text) > MAX_JSON_BYTES:
         return refuse(row, record, "text-too-large", f"{len(text)} bytes of JSON")
     members = (*zip(names, data, strict=True), ("json", text))
-    hashes = tuple(hashlib.sha256(image).digest()[:IMAGE_HASH_BYTES] for image in data)
+    hashes = tuple(xxhash.xxh3_128_digest(image) for image in data)
     return Prepared(record, key, members, tuple(infos), hashes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,14 @@ from typing import Any
 
 import google_crc32c
 import pyarrow as pa
+import xxhash
 
 from omr_io.corpus.formats.location import Location
 from omr_io.errors import ImageError
 from omr_io.foreign_shards.members import FoundSample, TarRead, read_samples
 from omr_io.foreign_shards.view import View
 from omr_io.images import MAX_BYTES, MAX_PIXELS, check_caps, check_decodes, probe
-from omr_io.shards.layout import IMAGE_HASH_BYTES, INDEX_SCHEMA
+from omr_io.shards.layout import INDEX_SCHEMA
 from omr_io.types import ImageInfo, Record, Refusal
 
 MAX_JSON_BYTES = 64 << 20
@@ -190,7 +190,7 @@ def _index_row(
         "images": [
             {
                 **dataclasses.asdict(infos[place]),
-                "sha256": hashlib.sha256(sample.parts[place].data).digest()[:IMAGE_HASH_BYTES],
+                "xxh3_128": xxhash.xxh3_128_digest(sample.parts[place].data),
             }
             for place in order
         ],

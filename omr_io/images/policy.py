@@ -34,7 +34,7 @@ from typing import Final, Literal, Self, get_args
 from omr_io.errors import ConfigError, ImageError
 from omr_io.images import headers
 from omr_io.images.metadata import gif, jpeg, tiff, webp
-from omr_io.types import ImageInfo
+from omr_io.types import ImageFormat, ImageInfo
 
 Kind = Literal[
     "16-bit", "16-bit-colour", "32-bit", "palette", "1-bit", "alpha",
@@ -60,6 +60,17 @@ _OF_MODE: Final[Mapping[str, tuple[Kind, ...]]] = {
     "F": ("32-bit",),
     "LAB": ("lab",),
     "YCbCr": ("ycbcr",),
+}
+_PLAIN_MODES: Final = ("RGB", "L", "CMYK")
+# The kinds that a file of a plain mode may still be of, by how it is built: see `_is_built_as`.
+_POSSIBLE: Final[Mapping[ImageFormat, tuple[Kind, ...]]] = {
+    "jpeg": ("mpo",),
+    "jpeg-progressive": ("mpo",),
+    "png": ("16-bit-colour", "alpha", "animated"),
+    "webp": ("animated",),
+    "tiff": ("16-bit-colour", "multi-page"),
+    "bmp": (),
+    "gif": ("alpha", "animated"),
 }
 _WHAT: Final[Mapping[Kind, tuple[str, str]]] = {
     "16-bit": ("16-bit grey", "Window it to 8 bits"),
@@ -118,6 +129,8 @@ class ImagePolicy:
             ImageError: "image-" and the kind: "image-16-bit", "image-animated", ...
         """
         for kind in self.refused:
+            if kind not in _POSSIBLE[info.format] and info.mode in _PLAIN_MODES:
+                continue  # most images, most kinds: nothing to look for
             if is_kind(data, info, kind):
                 what, mend = _WHAT[kind]
                 raise ImageError(

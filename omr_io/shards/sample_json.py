@@ -45,15 +45,14 @@ def encode_record(record: Record, image_parts: Sequence[str]) -> bytes:
             "rubric": [dataclasses.asdict(unit) for unit in record.rubric],
             "images": images,
             "source": record.source,
-            "extra": _dump(_sorted(dict(record.extra))),
+            "extra": _dump(_sorted(dict(record.extra))) if record.extra else "{}",
         }
         return _dump(fields).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise RecordError(f"the row does not fit JSON: {error}") from None
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def _sorted(value: Any) -> Any:

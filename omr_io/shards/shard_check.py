@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import google_crc32c
+import xxhash
 
 from omr_io.errors import ImageError, IntegrityError, OmrError, TarError, Where
 from omr_io.images import check_decodes, probe
 from omr_io.index import ShardSet
 from omr_io.shards.idx import dali_index
 from omr_io.shards.keys import key_for
-from omr_io.shards.layout import IMAGE_HASH_BYTES, FileDigest, Part, ShardEntry
+from omr_io.shards.layout import FileDigest, Part, ShardEntry
 from omr_io.shards.sample_json import decode_record
 from omr_io.shards.tar_writer import BLOCK, TRAILER, tar_header
 from omr_io.tar import TarTable, scan_tar
@@ -260,7 +261,7 @@ class ShardCheck:
             self._report("text lengths, options or answer are not the index's", where)
 
     def _image(self, data: bytes, known: ImageInfo, digest: bytes, where: Where) -> None:
-        if hashlib.sha256(data).digest()[:IMAGE_HASH_BYTES] != digest:
+        if xxhash.xxh3_128_digest(data) != digest:
             self._report("the image's hash is not the index's", where)
         try:
             info = probe(data)

@@ -13,8 +13,15 @@ from omr_io.storage import AtomicFile, write_atomically
 
 BLOCK = 512
 TRAILER = bytes(2 * BLOCK)
+_PADDINGS = tuple(bytes(-size % BLOCK) for size in range(BLOCK))
 MAX_NAME = 100
 MAX_DATA = 8**11 - 1  # what eleven octal digits hold: 8 GiB less one byte
+
+# A header is: name, these, 11 digits of size, these, checksum, these.
+_OWNER = b"0000644\0" + b"0000000\0" * 2  # mode, user, group
+_TIME = b"\0" + b"00000000000\0"  # the end of the size, and the time
+_KIND = (b"0" + bytes(100) + b"ustar\x0000").ljust(BLOCK - 156, b"\0")  # a regular file
+_FIXED_SUM = sum(_OWNER) + sum(_TIME) + 8 * ord(" ") + sum(_KIND)  # it counts itself as spaces
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -29,16 +36,9 @@ def tar_header(name: str, size: int) -> bytes:
     raw = name.encode("ascii")
     if not 0 < len(raw) <= MAX_NAME or not 0 <= size <= MAX_DATA:
         raise ValueError(f"{name!r} of {size} bytes does not fit a ustar header")
-    header = bytearray(BLOCK)
-    header[0 : len(raw)] = raw
-    header[100:124] = b"0000644\0" + b"0000000\0" * 2
-    header[124:136] = b"%011o\0" % size
-    header[136:148] = b"00000000000\0"
-    header[148:156] = b" " * 8  # the checksum counts itself as spaces
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\x0000"
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)
+    digits = b"%011o" % size
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(raw) + sum(digits))
+    return raw.ljust(MAX_NAME, b"\0") + _OWNER + digits + _TIME + checksum + _KIND
 
 
 class _Output(Protocol):
@@ -112,17 +112,19 @@ class ShardWriter:
         Raises:
             DiskError: writing failed.
         """
-        padded = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for _, data in members)
+        padded = 0
+        for _, data in members:
+            padded += BLOCK + len(data) + -len(data) % BLOCK
         file = self._file_for(padded)
         parts, line = [], []
         for extension, data in members:
-            name = f"{key}.{extension}"
-            file.write(tar_header(name, len(data)))
+            name, size = f"{key}.{extension}", len(data)
+            file.write(tar_header(name, size))
             offset = file.num_bytes
             file.write(data)
-            file.write(bytes(-len(data) % BLOCK))
-            parts.append(Part(name, offset, len(data), google_crc32c.value(data)))
-            line.append(f"{extension} {offset} {len(data)} {name}")
+            file.write(_PADDINGS[size % BLOCK])
+            parts.append(Part(name, offset, size, google_crc32c.value(data)))
+            line.append(f"{extension} {offset} {size} {name}")
         self._lines.append(" ".join(line))
         return len(self._done), tuple(parts)
 
