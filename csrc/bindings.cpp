@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
+#include "jpeg_segments.hpp"
 #include "tar_scanner.hpp"
 
 namespace py = pybind11;
@@ -44,6 +46,22 @@ py::tuple scan_tar(const py::buffer& buffer, std::size_t max_name, std::size_t m
     return py::make_tuple(names, table);
 }
 
+py::list jpeg_segments(const py::bytes& data, bool tables) {
+    const std::string_view view(data);
+    const std::span<const std::uint8_t> bytes(
+        reinterpret_cast<const std::uint8_t*>(view.data()), view.size());
+    std::vector<omr::JpegSegment> segments;
+    {
+        const py::gil_scoped_release release;
+        segments = omr::jpeg_segments(bytes, tables);
+    }
+    py::list found(segments.size());
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+        found[i] = py::make_tuple(segments[i].start, segments[i].stop, segments[i].marker);
+    }
+    return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -59,6 +77,11 @@ PYBIND11_MODULE(_C, m) {
             raise_tar_error(tar_format_error.get_stored(), error);
         }
     });
+
+    py::register_exception<omr::JpegFormatError>(m, "JpegFormatError", PyExc_ValueError);
+    m.def("jpeg_segments", &jpeg_segments, py::arg("data"), py::kw_only(),
+          py::arg("tables") = false,
+          "List the segments of a JPEG after SOI: (start, stop, marker). Raises JpegFormatError.");
 
     m.def("scan_tar", &scan_tar, py::arg("tar"), py::kw_only(),
           py::arg("max_name") = omr::TarLimits{}.max_name,

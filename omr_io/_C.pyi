@@ -20,3 +20,16 @@ def scan_tar(
     Raises:
         TarFormatError: the tar is malformed; see csrc/tar_scanner.hpp.
     """
+
+class JpegFormatError(ValueError):
+    """A JPEG that is not laid out as one; args are (reason: str,)."""
+
+def jpeg_segments(data: bytes, *, tables: bool = False) -> list[tuple[int, int, int]]:
+    """List the segments of a JPEG after SOI, without a gap, to EOI and with it.
+
+    Returns:
+        (start, stop, marker) of each, in bytes; a scan's entropy-coded data belongs to its SOS.
+
+    Raises:
+        JpegFormatError: see csrc/jpeg_segments.hpp.
+    """

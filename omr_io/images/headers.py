@@ -36,6 +36,7 @@ _JPEG_FRAMES: Final[dict[int, ImageFormat]] = {
 }
 _JPEG_OTHER_FRAMES: Final = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
 _JPEG_BARE: Final = {0x01, *range(0xD0, 0xD9)}  # markers without a length: TEM, RST0-7, SOI
+_JPEG_FILL: Final = {0x00, 0xD9, 0xFF, *_JPEG_BARE}
 _JPEG_MODES: Final = {1: "L", 3: "RGB", 4: "CMYK"}
 
 _PNG_MODES: Final = {
@@ -105,24 +106,26 @@ def _exif_orientation(exif: bytes) -> int | None:
     return found
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end of its payload) of each segment up to and with the first scan."""
+def jpeg_header_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end of its payload) of each segment up to and with the first scan.
+
+    Lenient, as Pillow is: bytes between segments are passed over.
+
+    Raises:
+        ImageError: "image-truncated" or "image-corrupt", when iteration comes there.
+    """
     at = 2
     while True:
-        at = data.find(b"\xff", at)
-        if at < 0:
-            raise truncated("the JPEG ends within its header")
-        while data[at : at + 1] == b"\xff":
-            at += 1
-        if at >= len(data):
-            raise truncated("the JPEG ends within its header")
-        marker = data[at]
-        at += 1
-        if marker == 0x00 or marker in _JPEG_BARE:
+        if data[at : at + 1] != b"\xff":
+            at = data.find(b"\xff", at)
+            if at < 0:
+                raise truncated("the JPEG ends within its header")
+        head = data[at + 1 : at + 4]
+        if len(head) < 3 or head[0] in _JPEG_FILL:  # a marker without a length, or fill before one
+            at = _past_fill(data, at)
             continue
-        if marker == 0xD9:
-            raise ImageError("the JPEG ends before any scan")
-        length = int.from_bytes(data[at : at + 2], "big")
+        marker, length = head[0], head[1] << 8 | head[2]
+        at += 2
         if at + max(length, 2) > len(data):
             raise truncated("the JPEG ends within its header")
         if length < 2:
@@ -133,11 +136,23 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at += length
 
 
+def _past_fill(data: bytes, at: int) -> int:
+    """Where to go on from a 0xFF at `at` that begins no segment with a length."""
+    while data[at + 1 : at + 2] == b"\xff":
+        at += 1
+    marker = data[at + 1 : at + 2]
+    if marker == b"\xd9":
+        raise ImageError("the JPEG ends before any scan")
+    if not marker or (marker[0] not in _JPEG_FILL and at + 4 > len(data)):
+        raise truncated("the JPEG ends within its header")
+    return at + 2 if marker[0] in _JPEG_FILL else at
+
+
 def jpeg(data: bytes) -> ImageInfo:
     """JPEG: the frame header (SOF), and orientation from APP1."""
     frame: tuple[ImageFormat, int, int, str] | None = None
     exif = xmp = b""
-    for marker, start, end in _jpeg_segments(data):
+    for marker, start, end in jpeg_header_segments(data):
         if marker in _JPEG_FRAMES:
             frame = (_JPEG_FRAMES[marker], *_jpeg_frame(data[start:end]))
         elif marker in _JPEG_OTHER_FRAMES:

@@ -188,17 +188,6 @@ def test_entropy_coded_data_is_untouched() -> None:
         assert strip(filled) is filled
 
 
-def test_marks_across_chunks_of_the_search() -> None:
-    from omr_io.images.metadata.jpeg import _CHUNK, _scan_end
-
-    for at in range(_CHUNK - 3, _CHUNK + 3):
-        for end in (b"\xff\xd9", b"\xff\xda", b"\xff\xfe"):
-            assert _scan_end(bytes(at) + end, 0) == at
-            assert _scan_end(bytes(at - 2) + b"\xff\xd0" + end + b"\xff\xd9", 0) == at
-    with pytest.raises(ImageError):
-        _scan_end(bytes(_CHUNK) + b"\xff\x00\xff", 0)
-
-
 def test_tiled_and_planar_tiffs() -> None:
     height, width = 37, 50
     pixels = np.asarray(picture("L"))

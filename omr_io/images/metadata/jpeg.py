@@ -1,24 +1,15 @@
-"""JPEG: segments are kept or dropped whole, entropy-coded data is never changed.
-
-Legend: N bytes.
-"""
+"""JPEG: segments are kept or dropped whole, entropy-coded data is never changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-import numpy as np
-
 from omr_io.errors import ImageError
+from omr_io.images import headers
 from omr_io.images.metadata.common import damaged, minimal_exif
 
-_SOS, _EOI, _APP0, _APP2, _APP14, _COM = 0xDA, 0xD9, 0xE0, 0xE2, 0xEE, 0xFE
-# Frame headers, DHT, DQT, DAC: what decoders read. Those of a fixed size are in _FIXED.
-_NEEDED: Final = {0xC4, 0xCC, 0xDB}
-_FRAMES: Final = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
-_FIXED: Final = {0xDC: 4, 0xDD: 4}  # DNL, DRI: length field included
-_CHUNK: Final = 1 << 18
+_SOS, _APP0, _APP2, _APP14 = 0xDA, 0xE0, 0xE2, 0xEE
 _ADOBE_BYTES: Final = 12  # "Adobe", version, two flags, colour transform
 _JFIF_BYTES: Final = 14  # "JFIF\0", version, units, densities, thumbnail width and height
 
@@ -43,14 +34,12 @@ def strip_stream(data: bytes, *, tables: bool) -> bytes:
 
 
 def mpf_offset(data: bytes) -> int:
-    """Where the index of a file of several pictures (MPF) stands in the header, or -1."""
+    """Where the payload of the index of several pictures (MPF) starts in the header, or -1."""
     try:
-        for start, stop, marker in _segments(data, tables=True):
-            if marker == _APP2 and data.startswith(b"MPF\0", _payload(data, start, stop)):
+        for marker, start, _ in headers.jpeg_header_segments(data):
+            if marker == _APP2 and data.startswith(b"MPF\0", start):
                 return start
-            if marker == _SOS:
-                break
-    except (IndexError, ImageError):  # damaged: the decode check says so
+    except ImageError:  # damaged: the decode check says so
         pass
     return -1
 
@@ -100,74 +89,15 @@ def _payload(data: bytes, start: int, stop: int) -> int:
     return min(at + 3, stop)
 
 
-def _segments(data: bytes, *, tables: bool) -> Iterator[tuple[int, int, int]]:
+def _segments(data: bytes, *, tables: bool) -> list[tuple[int, int, int]]:
     """(start, stop, marker) of each segment after SOI, without a gap, to EOI and with it.
 
     A scan's entropy-coded data belongs to its SOS segment, fill bytes to the marker behind them.
     """
-    at, scans = 2, 0
-    while True:
-        start = at
-        if data[at] != 0xFF:
-            raise damaged(f"bytes that belong to no segment, at byte {at} of the JPEG")
-        while data[at] == 0xFF:
-            at += 1
-        marker = data[at]
-        at += 1
-        if marker == _EOI:
-            if not scans and not tables:
-                raise damaged("the JPEG ends before any scan")
-            yield start, at, marker
-            return
-        if marker not in _NEEDED and marker < _APP0 and not _is_known(marker):
-            raise damaged(f"the marker 0x{marker:02X} at byte {start} of the JPEG")
-        length = data[at] << 8 | data[at + 1]
-        at += length
-        if length < 2 or at > len(data) or not _fits(data, marker, at - length, length):
-            raise damaged(f"a segment 0x{marker:02X} of a wrong length at byte {start}")
-        if marker == _SOS:
-            scans += 1
-            at = _scan_end(data, at)
-        yield start, at, marker
+    # Here, not above: headers are read from a source tree whose C++ is not built.
+    from omr_io import _C
 
-
-def _is_known(marker: int) -> bool:
-    return marker == _SOS or marker in _FRAMES or marker in _FIXED
-
-
-def _fits(data: bytes, marker: int, at: int, length: int) -> bool:
-    """True unless a segment is longer than what it says it holds, as libjpeg checks too."""
-    if marker in _FRAMES:
-        return length >= 8 and length == 8 + 3 * data[at + 7]
-    if marker == _SOS:
-        return length >= 6 and length == 6 + 2 * data[at + 2]
-    if marker in _FIXED:
-        return length == _FIXED[marker]
-    return marker < 0xF0 or marker == _COM  # JPGn are reserved
-
-
-def _scan_end(data: bytes, at: int) -> int:
-    """Where the marker stands that ends a scan's entropy-coded data.
-
-    In such data 0xFF is followed by 0 (it is a data byte), by a restart marker or by another 0xFF
-    (it is fill). Anything else is the next marker; there is no other way to be exact, as bytes
-    that look like one may stand in a later segment or behind the image.
-    """
-    view_N = np.frombuffer(data, np.uint8)
-    while at < len(data) - 1:
-        now, behind = view_N[at : at + _CHUNK], view_N[at + 1 : at + 1 + _CHUNK]
-        now = now[: len(behind)]
-        is_mark = now == 0xFF
-        is_mark &= behind != 0
-        first = int(is_mark.argmax())
-        if is_mark[first]:
-            following = data[at + first + 1]
-            if following != 0xFF and not 0xD0 <= following <= 0xD7:
-                return at + first
-            marks = np.flatnonzero(is_mark)
-            after = behind[marks]
-            ends = marks[(after != 0xFF) & ((after & 0xF8) != 0xD0)]
-            if len(ends):
-                return at + int(ends[0])
-        at += len(behind)
-    raise damaged("the JPEG has no end marker")
+    try:
+        return _C.jpeg_segments(data, tables=tables)
+    except _C.JpegFormatError as error:
+        raise damaged(str(error)) from None

@@ -1,0 +1,123 @@
+#include "jpeg_segments.hpp"
+
+#include <array>
+#include <cstdio>
+#include <cstring>
+
+namespace omr {
+namespace {
+
+constexpr std::uint8_t kSos = 0xDA;
+constexpr std::uint8_t kEoi = 0xD9;
+constexpr std::uint8_t kApp0 = 0xE0;
+constexpr std::uint8_t kCom = 0xFE;
+
+std::string hex(std::uint8_t marker) {
+    std::array<char, 8> text{};
+    std::snprintf(text.data(), text.size(), "0x%02X", static_cast<unsigned>(marker));
+    return text.data();
+}
+
+std::uint8_t byte_at(std::span<const std::uint8_t> data, std::size_t at) {
+    if (at >= data.size()) {
+        throw JpegFormatError("the jpeg image ends within its own structure");
+    }
+    return data[at];
+}
+
+bool is_frame(std::uint8_t marker) {
+    return (marker >= 0xC0 && marker <= 0xC2) || marker == 0xC9 || marker == 0xCA;
+}
+
+// DNL and DRI have a fixed length of 4 bytes, the length field included.
+bool is_fixed(std::uint8_t marker) { return marker == 0xDC || marker == 0xDD; }
+
+bool is_needed(std::uint8_t marker) {  // DHT, DAC, DQT
+    return marker == 0xC4 || marker == 0xCC || marker == 0xDB;
+}
+
+bool is_known(std::uint8_t marker) {
+    return is_needed(marker) || marker >= kApp0 || marker == kSos || is_frame(marker) ||
+           is_fixed(marker);
+}
+
+// False when a segment is longer than what it says it holds, as libjpeg checks too.
+bool fits(std::span<const std::uint8_t> data, std::uint8_t marker, std::size_t at,
+          std::size_t length) {
+    if (is_frame(marker)) {
+        return length >= 8 && length == 8 + 3U * byte_at(data, at + 7);
+    }
+    if (marker == kSos) {
+        return length >= 6 && length == 6 + 2U * byte_at(data, at + 2);
+    }
+    if (is_fixed(marker)) {
+        return length == 4;
+    }
+    return marker < 0xF0 || marker == kCom;  // JPGn are reserved
+}
+
+// Where the marker stands that ends a scan's entropy-coded data. There 0xFF is followed by 0 (it is
+// a data byte), by a restart marker or by another 0xFF (it is fill); anything else is the marker.
+std::size_t scan_end(std::span<const std::uint8_t> data, std::size_t at) {
+    while (at + 1 < data.size()) {
+        const void* found = std::memchr(data.data() + at, 0xFF, data.size() - 1 - at);
+        if (found == nullptr) {
+            break;
+        }
+        at = static_cast<std::size_t>(static_cast<const std::uint8_t*>(found) - data.data());
+        const std::uint8_t next = data[at + 1];
+        if (next == 0xFF) {
+            at += 1;
+        } else if (next == 0 || (next & 0xF8U) == 0xD0) {
+            at += 2;
+        } else {
+            return at;
+        }
+    }
+    throw JpegFormatError("the JPEG has no end marker");
+}
+
+}  // namespace
+
+std::vector<JpegSegment> jpeg_segments(std::span<const std::uint8_t> data, bool tables) {
+    std::vector<JpegSegment> segments;
+    bool has_scan = false;
+    std::size_t at = 2;
+    while (true) {
+        const std::size_t start = at;
+        if (byte_at(data, at) != 0xFF) {
+            throw JpegFormatError("bytes that belong to no segment, at byte " +
+                                  std::to_string(at) + " of the JPEG");
+        }
+        while (byte_at(data, at) == 0xFF) {
+            ++at;
+        }
+        const std::uint8_t marker = data[at];
+        ++at;
+        if (marker == kEoi) {
+            if (!has_scan && !tables) {
+                throw JpegFormatError("the JPEG ends before any scan");
+            }
+            segments.push_back({start, at, marker});
+            return segments;
+        }
+        if (!is_known(marker)) {
+            throw JpegFormatError("the marker " + hex(marker) + " at byte " +
+                                  std::to_string(start) + " of the JPEG");
+        }
+        const std::size_t length =
+            static_cast<std::size_t>(byte_at(data, at)) << 8U | byte_at(data, at + 1);
+        if (length < 2 || at + length > data.size() || !fits(data, marker, at, length)) {
+            throw JpegFormatError("a segment " + hex(marker) + " of a wrong length at byte " +
+                                  std::to_string(start));
+        }
+        at += length;
+        if (marker == kSos) {
+            has_scan = true;
+            at = scan_end(data, at);
+        }
+        segments.push_back({start, at, marker});
+    }
+}
+
+}  // namespace omr

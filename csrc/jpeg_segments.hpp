@@ -1,0 +1,37 @@
+// The segments of a whole JPEG file, strictly: bytes that belong to nothing are an error.
+//
+// Plain C++ without Python. The slow, obvious twin is omr_io/reference/jpeg.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace omr {
+
+// A segment's place in the file, in bytes, fill bytes before its marker included. A scan's
+// entropy-coded data belongs to its SOS segment.
+struct JpegSegment {
+    std::size_t start;
+    std::size_t stop;
+    std::uint8_t marker;
+};
+
+// The file is not laid out as a JPEG is; what() says how and where.
+class JpegFormatError : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+// Lists the segments after SOI, without a gap, to EOI and with it; what follows EOI is left out.
+// `tables`: the stream may hold tables alone and no scan, as a TIFF's do.
+//
+// Throws JpegFormatError for stray bytes, markers that no 8-bit Huffman or arithmetic JPEG has,
+// segments of a wrong length, and a file that ends before EOI.
+[[nodiscard]] std::vector<JpegSegment> jpeg_segments(std::span<const std::uint8_t> data,
+                                                     bool tables);
+
+}  // namespace omr
