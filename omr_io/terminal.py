@@ -1,4 +1,4 @@
-"""Progress and text for the terminal: bars where there is one, plain lines elsewhere."""
+"""Progress and tables for the terminal: bars where there is one, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,25 +11,6 @@ from rich.text import Text
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 10.0
-
-
-def printable(text: str) -> str:
-    """Text from the data, safe to print: control characters (which could drive a terminal) escaped.
-
-    Lone surrogates are escaped too, since no terminal's encoding takes them.
-    """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in binary units: "1.5 MiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def table(rows: list[tuple[str, str]]) -> Text:

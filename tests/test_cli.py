@@ -19,7 +19,8 @@ from PIL import Image
 from rich.console import Console
 
 from omr_io import __version__, cli
-from omr_io.terminal import Reporter, human_bytes, printable
+from omr_io.terminal import Reporter
+from omr_io.text import human_bytes, printable
 from tests.shard_sets import contents, encoded, record, single_records, write
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -362,6 +363,7 @@ def test_a_stopped_run_can_be_run_again(tmp_path, number, code, workers):
     process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("set/.*/**/*.tar")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from omr_io import __version__
-from omr_io.cli.checks import INDEX_CODES, INDEX_EXAMPLES, LINT_CODES, LINT_EXAMPLES, index, lint
 from omr_io.cli.common import EXIT_CODES, epilog
 from omr_io.cli.completion import EXAMPLES as COMPLETION_EXAMPLES
 from omr_io.cli.completion import PROGRAM, VARIABLE, answer_shells, completion
@@ -19,13 +18,19 @@ from omr_io.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
 from omr_io.cli.doctor import doctor
 from omr_io.cli.energon import EXAMPLES as ENERGON_EXAMPLES
 from omr_io.cli.energon import energon
+from omr_io.cli.index import CODES as INDEX_CODES
+from omr_io.cli.index import EXAMPLES as INDEX_EXAMPLES
+from omr_io.cli.index import index
+from omr_io.cli.lint import CODES as LINT_CODES
+from omr_io.cli.lint import EXAMPLES as LINT_EXAMPLES
+from omr_io.cli.lint import lint
 from omr_io.cli.publish import CARD_EXAMPLES, PUSH_CODES, PUSH_EXAMPLES, card, push
 from omr_io.cli.read_options import SCHEMAS_EXAMPLES, schemas
 from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_EXAMPLES, info, verify
 from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
 from omr_io.cli.view import view
 from omr_io.errors import OmrError
-from omr_io.terminal import printable
+from omr_io.text import printable
 
 app = typer.Typer(
     name="omr-io",

@@ -12,18 +12,23 @@ from rich.console import Console
 from omr_io.cli.common import EXIT_CODES, AsJson, finish
 from omr_io.cli.convert_report import ConvertReport, print_summary
 from omr_io.cli.image_options import (
+    Check,
     KeepIcc,
     KeepMetadata,
     MaxBytes,
+    MaxPixels,
     Refuse,
     Take,
     TranscodeTo,
     image_options,
 )
 from omr_io.cli.read_options import (
+    AllowNoReasoning,
+    AnswerMismatch,
     CaptionQuestion,
     ColumnMap,
     ImageRoots,
+    Omit,
     OpenEnded,
     SchemaName,
     Turns,
@@ -65,12 +70,8 @@ def convert(
     ),
     max_shard_mib: Annotated[int, typer.Option(min=1, help="Cut a shard at this size.")] = 256,
     max_shard_samples: Annotated[int, typer.Option(min=1, help="And at this many.")] = 10_000,
-    check: Annotated[
-        str, typer.Option(help="decode: decode every image in full; header: read headers only.")
-    ] = "decode",
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse images of more pixels.")
-    ] = None,
+    check: Check = "decode",
+    max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
     keep_metadata: KeepMetadata = False,
     keep_icc: KeepIcc = False,
@@ -84,15 +85,9 @@ def convert(
     open_ended: OpenEnded = False,
     turns: Turns = "refuse",
     question: CaptionQuestion = None,
-    omit: Annotated[
-        list[str] | None, typer.Option(help="A column to leave out; repeatable.")
-    ] = None,
-    answer_mismatch: Annotated[
-        str, typer.Option(help="A trace that ends in another letter than the answer: refuse, keep.")
-    ] = "refuse",
-    allow_no_reasoning: Annotated[
-        bool, typer.Option("--allow-no-reasoning", help="Take a source without a reasoning column.")
-    ] = False,
+    omit: Omit = None,
+    answer_mismatch: AnswerMismatch = "refuse",
+    allow_no_reasoning: AllowNoReasoning = False,
     max_rejects: Annotated[
         str | None,
         typer.Option(help="Stop when more rows are refused: a number (100) or a share (0.5%)."),

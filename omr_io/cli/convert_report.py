@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from omr_io.terminal import Reporter, human_bytes, printable, table
+from omr_io.terminal import Reporter, table
+from omr_io.text import human_bytes, printable
 
 if TYPE_CHECKING:
     from omr_io.conversion import ConvertProgress, ConvertSummary

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from omr_io.cli.common import AsJson, finish
-from omr_io.terminal import printable
+from omr_io.text import printable
 
 if TYPE_CHECKING:
     from omr_io.doctor import Diagnosis

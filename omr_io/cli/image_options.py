@@ -1,4 +1,4 @@
-"""The options of `omr-io convert` about images, and what they mean to `ConvertOptions`."""
+"""Options of commands that read sources about their images, and what they mean to the library."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ _KINDS = (
     "16-bit, 16-bit-colour, 32-bit, palette, 1-bit, alpha, animated, multi-page, mpo, lab, ycbcr"
 )
 
+Check = Annotated[
+    str, typer.Option(help="decode: decode every image in full; header: read headers only.")
+]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Refuse images of more pixels.")]
 MaxBytes = Annotated[
     int | None, typer.Option(min=1, help="Refuse image files of more bytes; default: 64 MiB.")
 ]

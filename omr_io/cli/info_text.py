@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from omr_io.terminal import human_bytes, printable
+from omr_io.text import human_bytes, printable
 
 if TYPE_CHECKING:
     from omr_io.shards import Description, Spread

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from omr_io.cli.common import EXIT_CODES, AsJson, finish
-from omr_io.terminal import Reporter, human_bytes, printable, table
+from omr_io.terminal import Reporter, table
+from omr_io.text import human_bytes, printable
 
 if TYPE_CHECKING:
     from omr_io.publish import CardSummary, PushSummary

@@ -54,20 +54,27 @@ Turns = Annotated[
 CaptionQuestion = Annotated[
     str | None, typer.Option("--question", help="What captioned images are asked.")
 ]
+Omit = Annotated[list[str] | None, typer.Option(help="A column to leave out; repeatable.")]
+AnswerMismatch = Annotated[
+    str, typer.Option(help="A trace that ends in another letter than the answer: refuse, keep.")
+]
+AllowNoReasoning = Annotated[
+    bool, typer.Option("--allow-no-reasoning", help="Take a source without a reasoning column.")
+]
 
 
 def read_options(
     *,
-    image_root: list[Path] | None,
-    unpack_to: Path | None,
     omit: list[str] | None,
     answer_mismatch: str,
     allow_no_reasoning: bool,
     schema: str | None,
     column_map: list[str] | None,
-    open_ended: bool,
-    turns: str,
-    question: str | None,
+    image_root: list[Path] | None = None,
+    unpack_to: Path | None = None,
+    open_ended: bool = False,
+    turns: str = "refuse",
+    question: str | None = None,
 ) -> ReadOptions:
     """The library's options from the command line's.
 

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from omr_io.cli.common import AsJson, finish
 from omr_io.cli.info_text import info_text
-from omr_io.terminal import Reporter, human_bytes, printable, table
+from omr_io.terminal import Reporter, table
+from omr_io.text import human_bytes, printable
 
 if TYPE_CHECKING:
     from omr_io.shards import Description, VerifyReport

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from omr_io.cli.common import AsJson, choices, finish
-from omr_io.terminal import Reporter, human_bytes, table
+from omr_io.terminal import Reporter, table
+from omr_io.text import human_bytes
 
 if TYPE_CHECKING:
     from omr_io.gallery import GallerySummary

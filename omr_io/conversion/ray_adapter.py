@@ -15,6 +15,7 @@ from omr_io.conversion.progress import ConvertProgress
 from omr_io.conversion.run import convert
 from omr_io.conversion.summary import ConvertSummary
 from omr_io.errors import ConfigError, OmrError
+from omr_io.text import one_line
 
 _IN_FLIGHT = 1000  # tasks that Ray holds at a time
 
@@ -86,8 +87,8 @@ class _RayRunner:
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:
-            first = str(error).strip().splitlines()[0]
-            raise OmrError(f"Ray lost a piece: {first}", mend="Run again to go on") from error
+            what = f"Ray lost a piece: {one_line(error)}"
+            raise OmrError(what, mend="Run again to go on") from error
 
 
 def _convert(job: Job, task: Task) -> tuple[int, Tally]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from omr_io.demo_corpus.sources import MODALITIES
 from omr_io.errors import ImageError, Where
+from omr_io.text import one_line
 from omr_io.types import UInt8Array
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -176,7 +177,7 @@ def _frame(dataset: Any, index: int | None, plugins: tuple[str, ...]) -> UInt8Ar
             stored = pixel_array(dataset, index=at, decoding_plugin=plugin)
             break
         except Exception as error:  # pydicom's decoders raise whatever their libraries raise
-            failures.append(str(error).splitlines()[0])
+            failures.append(one_line(error))
     if stored is None:
         raise ImageError("its pixels do not decode: " + "; ".join(failures))
     photometric = str(dataset.PhotometricInterpretation)

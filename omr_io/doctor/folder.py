@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omr_io.doctor.finding import Finding
 from omr_io.storage import fsync_folder
-from omr_io.terminal import human_bytes
+from omr_io.text import human_bytes
 
 _WHOLE_CORPUS = 25 << 30  # OpenMedReason's images are some 22 GB
 _SMALL_FILES = {"vfat": "4 GiB", "msdos": "4 GiB"}

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from omr_io.doctor.finding import Finding
-from omr_io.terminal import human_bytes
+from omr_io.text import human_bytes
 
 GIB = 1 << 30
 _ENOUGH_MEMORY = 2 * GIB  # convert stays under 1 GiB; torch and a tokenizer come on top

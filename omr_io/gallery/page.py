@@ -18,7 +18,7 @@ from omr_io.gallery.style import STYLE
 from omr_io.index import ShardSet
 from omr_io.markup import Markup, element, join
 from omr_io.storage import write_atomically, writing
-from omr_io.terminal import human_bytes
+from omr_io.text import human_bytes
 from omr_io.types import ImageFailure
 
 MOST_IMAGES = 16

@@ -13,7 +13,7 @@ from omr_io import __version__
 from omr_io.publish.markdown import code, plain, quoted, table
 from omr_io.shards.description import Description, Spread
 from omr_io.shards.layout import REJECTS_NAME
-from omr_io.terminal import human_bytes
+from omr_io.text import human_bytes
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 _MAX_SOURCES = 50
