@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omr_io.corpus.image_roots import (
+from omr_io.corpus.image_names import (
     AmbiguousNameError,
     check_size,
     checked_name,
     missing,
-    short,
     unreadable,
 )
 from omr_io.corpus.unpacking import unpack_tar
 from omr_io.errors import IntegrityError, SourceError, Where
 from omr_io.tar import scan_tar_file
+from omr_io.text import short
 
 _ENCRYPTED = 0x1
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from omr_io.corpus.image_names import (
+    AmbiguousNameError,
+    check_size,
+    checked_name,
+    missing,
+    outside,
+    unreadable,
+)
 from omr_io.corpus.raw import ImageRoot
 from omr_io.errors import ConfigError, ImageError
 
@@ -104,50 +112,6 @@ class SeveralRoots:
                 if error.reason != "missing-image" or isinstance(error, AmbiguousNameError):
                     raise
         raise missing(name, f"none of the {len(self.roots)} image roots has")
-
-
-class AmbiguousNameError(ImageError):
-    """A name that several members of an archive end in."""
-
-
-def checked_name(name: str) -> PurePosixPath:
-    """A name that stays within its root.
-
-    Raises:
-        ImageError: "image-outside-root".
-    """
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise outside(name)
-    return relative
-
-
-def check_size(name: str, size: int, max_bytes: int) -> None:
-    """Raise ImageError ("image-too-large") for more than `max_bytes`."""
-    if size > max_bytes:
-        what = f"{short(name)} has {size} bytes, over the cap of {max_bytes}"
-        raise ImageError(what, reason="image-too-large")
-
-
-def outside(name: str) -> ImageError:
-    """The error for a name that leads out of its root."""
-    what = f"the path {short(name)} leads out of image_root"
-    return ImageError(what, reason="image-outside-root")
-
-
-def missing(name: str, who: str = "image_root has") -> ImageError:
-    """The error for a name that is not there."""
-    return ImageError(f"{who} no file {short(name)}", reason="missing-image")
-
-
-def unreadable(name: str, why: str) -> ImageError:
-    """The error for an image that is there and cannot be read."""
-    return ImageError(f"{short(name)} cannot be read: {why}", reason="unreadable-image")
-
-
-def short(text: str) -> str:
-    """A text for messages, at most 80 characters, quoted."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _open(path: Path, unpack_to: str | Path | None) -> ImageRoot:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from omr_io.errors import RecordError
+from omr_io.text import short
 from omr_io.types import Option
 
 _LINE = re.compile(r"[^\r\n]+")
@@ -99,7 +100,7 @@ def parse_comma_options(question: str) -> tuple[str, tuple[Option, ...]] | None:
             raise RecordError(f"no comma stands between option {label[1]} and the next")
         bare = text if last else text[:-1].rstrip()
         if "?" in bare:
-            raise RecordError(f"option {label[1]} holds a question: {_short(bare)}")
+            raise RecordError(f"option {label[1]} holds a question: {short(bare, 60)}")
         run.append(_Labelled(line.start() + label.start(), label[1], bare))
     return _result(question, run)
 
@@ -192,12 +193,11 @@ def _inline_options(line: re.Match[str]) -> list[_Labelled] | None:
     if not runs:
         return None
     if len(runs) > 1:
-        raise RecordError(f"the last line labels options in two ways: {_short(line[0].strip())}")
+        raise RecordError(f"the last line labels options in two ways: {short(line[0].strip(), 60)}")
     asking = [item for item in runs[0] if "?" in item.text]
     if asking:
-        raise RecordError(
-            f"option {asking[0].letter} on the last line holds a question: {_short(asking[0].text)}"
-        )
+        shown = short(asking[0].text, 60)
+        raise RecordError(f"option {asking[0].letter} on the last line holds a question: {shown}")
     return runs[0]
 
 
@@ -226,9 +226,5 @@ def _check_no_earlier_options(lines: list[re.Match[str]]) -> None:
         end += 1
     raise RecordError(
         f"option {letters[end - 1]} is followed by a line that is not an option: "
-        f"{_short(lines[end][0].strip())}"
+        f"{short(lines[end][0].strip(), 60)}"
     )
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

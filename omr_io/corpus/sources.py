@@ -9,10 +9,10 @@ from pathlib import Path
 
 from omr_io.config import fingerprint
 from omr_io.corpus.formats import SUFFIXES, open_source
-from omr_io.corpus.formats.location import Location, is_url, name_of, shown, stem_of
+from omr_io.corpus.formats.location import Location, name_of, shown, stem_of
 from omr_io.errors import SourceError, Where
+from omr_io.remote.urls import is_url
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SPLITS = {"train": "train", "test": "test", "dev": "validation", "val": "validation"}
 _SPLITS |= {"valid": "validation", "validation": "validation"}
 
@@ -87,9 +87,6 @@ def _expand(item: str | Path) -> Sequence[Location]:
         from omr_io import remote
 
         return tuple(remote.list_urls(str(item)))
-    if isinstance(item, str) and _URL.match(item):
-        scheme = item.partition("://")[0]
-        raise SourceError(f"{scheme}:// is not read", mend="Use hf://, s3://, http:// or https://")
     path = Path(item)
     if path.is_file():
         return [path]

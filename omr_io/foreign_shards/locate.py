@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from omr_io.corpus.formats.location import Location, is_url
+from omr_io.corpus.formats.location import Location
 from omr_io.errors import ConfigError, SourceError
+from omr_io.remote.urls import is_url
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_NAMES = 1_000_000

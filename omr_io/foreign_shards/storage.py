@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omr_io.corpus.formats.location import is_url
 from omr_io.errors import ConfigError, IntegrityError, Where
+from omr_io.remote.urls import is_url
 from omr_io.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:

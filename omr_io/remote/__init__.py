@@ -24,8 +24,8 @@ def list_urls(url: str, policy: RetryPolicy | None = None) -> tuple[str, ...]:
     """Find the files that a URL stands for.
 
     hf://datasets/OWNER/NAME[@REVISION]/PATH and s3://BUCKET/KEY may name a file, a folder (its own
-    *.parquet; if it has none, its files of another kind in `urls.KINDS`) or a glob pattern (* and ?
-    within a folder, ** over folders). http(s)://HOST/PATH is one file.
+    *.parquet; if it has none, its files of another format in `urls.SUFFIXES`) or a glob pattern (*
+    and ? within a folder, ** over folders). http(s)://HOST/PATH is one file.
 
     Args:
         url: see above.

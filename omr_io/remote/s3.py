@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omr_io.errors import ConfigError, OmrError, SourceError, Where
 from omr_io.remote.ranges import Stat, changed
 from omr_io.remote.retries import RetryPolicy, TransientError, call
-from omr_io.remote.urls import KINDS, fixed_part, glob_regex, has_magic, in_folder, redact
+from omr_io.remote.urls import SUFFIXES, fixed_part, glob_regex, has_magic, in_folder, redact
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -150,7 +150,7 @@ def _is_object(store: S3Store, key: str, url: str, policy: RetryPolicy) -> bool:
         try:
             obstore.head(store, key)
         except FileNotFoundError:
-            if key.lower().endswith(tuple(KINDS)):
+            if key.lower().endswith(tuple(SUFFIXES)):
                 raise
             return False
         return True

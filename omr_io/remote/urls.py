@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from omr_io.errors import SourceError, Where
 
 SCHEMES = ("hf", "s3", "http", "https")
 
-KINDS = {
-    ".parquet": "parquet", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv",
-    ".tsv": "csv", ".tar": "webdataset",
-}  # fmt: skip
-"""What a folder is searched for, as a local one: kinds of files by the last suffix."""
+Format = Literal["parquet", "json", "csv", "webdataset"]
+
+SUFFIXES: Mapping[str, Format] = {
+    ".parquet": "parquet",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tar": "webdataset",
+}
+"""Formats of sources by a name's last suffix: what a folder, here or elsewhere, is searched for."""
 
 _MAGIC = re.compile(r"[*?[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
@@ -42,7 +50,7 @@ def scheme_of(url: str) -> str:
     where = Where(source=redact(url))
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise SourceError(f"no URL that omr_io reads: it knows {known}", where=where)
+        raise SourceError("this is no URL that omr_io reads", where=where, mend=f"It reads {known}")
     if re.search(r"[\x00-\x1f\x7f]", url) or (scheme.startswith("http") and " " in url):
         raise SourceError(
             "the URL holds a blank or a control character",
@@ -176,7 +184,7 @@ def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in names:
         last = name.rpartition("/")[2]
-        kind = KINDS.get(last[last.rfind(".") :].lower()) if "." in last[1:] else None
+        kind = SUFFIXES.get(last[last.rfind(".") :].lower()) if "." in last[1:] else None
         if kind is not None and not last.startswith("."):
             found.setdefault(kind, []).append(name)
     return found
@@ -211,5 +219,5 @@ def in_folder(find: Callable[[bool], Iterable[str]], folder: str, url: str) -> l
         raise SourceError("there is no such file or folder", where=where)
     deeper = sorted(name for names in by_kind(below).values() for name in names)
     mend = f"There are some in {deeper[0].rpartition('/')[0]}/" if deeper else None
-    kinds = ", ".join(f"*{suffix}" for suffix in KINDS)
+    kinds = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
     raise SourceError(f"the folder has none of {kinds}", where=where, mend=mend)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -202,7 +201,7 @@ def test_a_corpus_at_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_secrets_in_urls_are_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "https://host/folder/a.parquet?signature=SECRET"
     use_remote(monkeypatch, {url: b"PAR1 nonsense"})
-    with pytest.raises(SourceError, match=r"https://host/folder/a\.parquet\)") as caught:
+    with pytest.raises(SourceError, match=r"https://host/folder/a\.parquet\?\*{3}\)") as caught:
         open_corpus(url)
     assert "SECRET" not in str(caught.value)
     data = write_qa(tmp_path / "a.parquet", 2).read_bytes()
@@ -236,9 +235,7 @@ def test_failures_while_reading_name_the_file(
 
         readinto = read  # type: ignore[assignment]
 
-    monkeypatch.setattr(
-        sys.modules["omr_io.remote"], "open_url", lambda url: Failing(remote.files[url])
-    )
+    monkeypatch.setattr("omr_io.remote.open_url", lambda url: Failing(remote.files[url]))
     for call in (lambda: open_corpus(url, options), lambda: read_all(corpus)):
         with pytest.raises(SourceError, match=rf"Input/output error.*{path.name}"):
             call()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from omr_io.corpus import count_rows, list_sources, source_fingerprint
+from omr_io.corpus import count_rows, list_sources, open_source, source_fingerprint
 from omr_io.errors import SourceError
 from tests.corpus.source_files import use_remote
 
@@ -96,5 +96,20 @@ def test_rows_are_counted_over_formats(tmp_path: Path) -> None:
 
 def test_other_kinds_of_url_are_told() -> None:
     for url in ("gs://bucket/a.parquet", "pipe:// cat x", "file:///a.parquet"):
-        with pytest.raises(SourceError, match=r":// is not read.*Use hf://"):
+        with pytest.raises(SourceError, match=r"no URL that omr_io reads.*hf://"):
             list_sources(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://host/a%20b.csv?token=1", "a b.csv"),
+        ("s3://bucket/x/a%20b?c#d.csv", "a%20b?c#d.csv"),  # keys of these are literal
+        ("hf://datasets/LAB/CORPUS/a%20b.csv", "a%20b.csv"),
+    ],
+)
+def test_a_file_behind_a_url_is_called_what_it_is_called_there(
+    monkeypatch: pytest.MonkeyPatch, url: str, name: str
+) -> None:
+    use_remote(monkeypatch, {url: b"a\n1\n"})
+    assert open_source(url).name == name

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
-from omr_io.corpus.formats.location import Location, is_url, name_of, reading, shown, stamp_of
+from omr_io.corpus.formats.location import Location, name_of, reading, shown, stamp_of
 from omr_io.corpus.raw import SourceFile
 from omr_io.errors import SourceError, Where
-
-Format = Literal["parquet", "json", "csv", "webdataset"]
-
-SUFFIXES: Mapping[str, Format] = {
-    ".parquet": "parquet",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".tar": "webdataset",
-}
-"""Formats by a name's last suffix."""
+from omr_io.remote.urls import SUFFIXES, Format, is_url
 
 _PACKED = {
     b"\x1f\x8b": "gzip",

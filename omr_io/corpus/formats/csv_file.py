@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
 from omr_io.corpus.formats.base import CheckedFile
-from omr_io.corpus.formats.json_file import whole_digest
 from omr_io.corpus.formats.location import (
     Location,
     Stamp,
@@ -16,6 +15,7 @@ from omr_io.corpus.formats.location import (
     reading_hashed,
     shown,
     stamp_of,
+    whole_digest,
 )
 from omr_io.corpus.formats.untyped import (
     OUTSIDE_IMAGE_BYTES,

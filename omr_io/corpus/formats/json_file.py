@@ -18,6 +18,7 @@ from omr_io.corpus.formats.location import (
     reading_hashed,
     shown,
     stamp_of,
+    whole_digest,
 )
 from omr_io.corpus.formats.untyped import (
     OUTSIDE_IMAGE_BYTES,
@@ -88,14 +89,6 @@ class Scan:
     types: TypesByExample
     spans: list[Span]
     layout: Layout
-
-
-def whole_digest(location: Location) -> str:
-    """SHA-256 of all bytes."""
-    with reading_hashed(location) as (file, digest):
-        while file.read(_HEAD_BYTES):
-            pass
-    return str(digest.hexdigest())
 
 
 def _scan(location: Location) -> Scan:

@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote, urlsplit
 
 from omr_io.errors import SourceError, Where
+from omr_io.remote import urls
 
 Location = Path | str
 """A local path, or the text of a URL (hf://, s3://, http://, https://)."""
 
 BUFFER_BYTES = 1 << 20
-_SCHEMES = ("hf://", "s3://", "http://", "https://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +27,22 @@ class Stamp:
     tag: str
 
 
-def is_url(given: str | Path) -> bool:
-    """Whether `given` is read over the network."""
-    return isinstance(given, str) and given.lower().startswith(_SCHEMES)
-
-
 def name_of(location: Location) -> str:
-    """The last part of the path: what a file is called in provenance, rejects and errors."""
+    """The last part of the path: what a file is called in provenance, rejects and errors.
+
+    Raises:
+        SourceError: a URL names no file.
+    """
     if isinstance(location, Path):
         return location.name
-    return unquote(PurePosixPath(urlsplit(location).path).name)
+    return urls.name_of(location)
 
 
 def shown(location: Location) -> str:
     """A location as it may be printed: a URL without the secrets that may stand in it."""
     if isinstance(location, Path):
         return str(location)
-    from omr_io import remote
-
-    return str(remote.redact(location))
+    return urls.redact(location)
 
 
 def stem_of(name: str) -> str:
@@ -115,6 +111,14 @@ def reading_hashed(location: Location) -> Iterator[tuple[BinaryIO, Any]]:
     digest = hashlib.sha256()
     with reading(location) as file:
         yield cast(BinaryIO, io.BufferedReader(_Hashing(file, digest), BUFFER_BYTES)), digest
+
+
+def whole_digest(location: Location) -> str:
+    """SHA-256 of all bytes."""
+    with reading_hashed(location) as (file, digest):
+        while file.read(BUFFER_BYTES):
+            pass
+    return str(digest.hexdigest())
 
 
 class _Adapter(io.RawIOBase):

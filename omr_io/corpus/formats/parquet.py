@@ -23,6 +23,7 @@ from omr_io.corpus.formats.location import (
 from omr_io.corpus.formats.untyped import OUTSIDE_IMAGE_BYTES, TAR_BYTES_PER_ROW, may_name_images
 from omr_io.corpus.raw import ColumnType, RawRow, Span
 from omr_io.errors import SourceError, Where
+from omr_io.text import one_line
 
 _BATCH_BYTES = 3 << 20  # stays in the processor's cache; a quarter faster than 8 MiB
 _MAX_BATCH_ROWS = 1024
@@ -137,12 +138,6 @@ class ParquetFile(CheckedFile):
 
     def _digest_now(self) -> str:
         return _footer_digest(self.location, stamp_of(self.location).size)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
 
 
 @contextmanager

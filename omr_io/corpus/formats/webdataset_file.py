@@ -16,6 +16,7 @@ from omr_io.corpus.formats.webdataset_groups import Group, Grouper
 from omr_io.corpus.raw import BadRow, BadText, ColumnType, RawRow, Span
 from omr_io.errors import SourceError, TarError, Where
 from omr_io.tar import TarTable, scan_tar, tar_windows
+from omr_io.text import one_line
 
 KEY = "__key__"
 _BLOCK = 512
@@ -213,7 +214,7 @@ def _parsed(data: bytes) -> object:
     try:
         value, stop = parser.parse(text.strip(), 0)
     except (ValueError, RecursionError) as error:
-        return BadRow("bad-json", str(error).splitlines()[0][:120])
+        return BadRow("bad-json", one_line(error, 120))
     if stop < len(text.strip()):
         return BadRow("bad-json", "more than one value")
     return parser.row(value, 0, damaged="\\ud" in text.lower()) if value is not None else None

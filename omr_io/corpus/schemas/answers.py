@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 from omr_io.corpus.options import parse_comma_options, parse_letter, parse_options
 from omr_io.corpus.raw import BadText
-from omr_io.corpus.schemas.row import RowError, RowFields, Schema, short
+from omr_io.corpus.schemas.row import RowError, RowFields, Schema
 from omr_io.errors import RecordError
+from omr_io.text import short
 from omr_io.types import Option
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

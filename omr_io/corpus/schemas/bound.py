@@ -12,8 +12,9 @@ from omr_io.corpus.rows import ReadOptions
 from omr_io.corpus.schemas.answers import as_text, printable, question_options_answer
 from omr_io.corpus.schemas.kinds import UNIT_FIELDS
 from omr_io.corpus.schemas.pictures import pictures, read_picture
-from omr_io.corpus.schemas.row import RowError, Schema, short
+from omr_io.corpus.schemas.row import RowError, Schema
 from omr_io.corpus.schemas.traces import completion
+from omr_io.text import short
 from omr_io.types import Axis, Record, Refusal, RubricUnit
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")

@@ -12,8 +12,9 @@ from omr_io.corpus.rows import ReadOptions
 from omr_io.corpus.schemas import openmedreason
 from omr_io.corpus.schemas.answers import answer_letter, as_text
 from omr_io.corpus.schemas.conversation import take_out_placeholders
-from omr_io.corpus.schemas.row import Found, Need, RowError, RowFields, Schema, Table, short
+from omr_io.corpus.schemas.row import Found, Need, RowError, RowFields, Schema, Table
 from omr_io.errors import RecordError
+from omr_io.text import short
 from omr_io.types import Option
 
 _CHOICES = tuple(f"Choice {letter}" for letter in "ABCD")

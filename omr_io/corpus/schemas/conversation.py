@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from omr_io.corpus.raw import RawRow
 from omr_io.corpus.rows import ReadOptions
-from omr_io.corpus.schemas.row import Found, RowError, RowFields, Table, short
+from omr_io.corpus.schemas.row import Found, RowError, RowFields, Table
 from omr_io.corpus.schemas.traces import reply_answer, tagged_answer
+from omr_io.text import short
 
 _PLACEHOLDER = "<image>"
 _ROLES = {"system": "system", "user": "user", "human": "user"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from omr_io.corpus.raw import BadText, ImageRoot
-from omr_io.corpus.schemas.row import RowError, short
+from omr_io.corpus.schemas.row import RowError
 from omr_io.errors import ImageError
+from omr_io.text import short
 from omr_io.types import EncodedImage
 
 Picture = tuple[bytes | None, str]

@@ -121,8 +121,3 @@ def find(schema: Schema, table: Table) -> dict[str, str]:
         if name is not None:
             found[need.role] = name
     return found
-
-
-def short(text: str, limit: int = 80) -> str:
-    """A text quoted, and cut to `limit` characters: rows may hold megabytes."""
-    return repr(text if len(text) <= limit else f"{text[: limit - 3]}...")
