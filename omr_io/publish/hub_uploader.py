@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omr_io.errors import ConfigError, SourceError, Where
-from omr_io.publish.pushing import RemoteState
 from omr_io.publish.set_files import LocalFile, check_target
+from omr_io.publish.uploader import RemoteState
 from omr_io.remote.hub import HubPath, ask, need_hub, open_hub, parse, pin
 from omr_io.remote.retries import RetryPolicy
 from omr_io.remote.urls import scheme_of

@@ -11,49 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, Protocol
+from typing import Literal
 
 from omr_io.errors import SourceError, Where
 from omr_io.publish.card import CARD_NAME, is_ours
 from omr_io.publish.set_files import LocalFile, collect, damaged
+from omr_io.publish.uploader import RemoteState, Uploader
 from omr_io.shards.layout import MANIFEST_NAME, read_manifest
 
 _MAX_FILES = 64  # of a commit
 _MAX_BYTES = 4 << 30
 _AT_ONCE = 4  # files uploaded side by side; progress is told in between
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteState:
-    """What a repository has under a name: size, git's blob id, and the SHA-256 if it is LFS."""
-
-    bytes: int
-    blob_id: str
-    sha256: str | None
-
-
-class Uploader(Protocol):
-    """A dataset repository that takes files. Errors are SourceError or ConfigError."""
-
-    def prepare(self, create: bool, private: bool, dry_run: bool) -> bool:
-        """Check that the repository can be pushed to, or make it; False if it is not there yet."""
-        ...
-
-    def state(self, names: Sequence[str]) -> Mapping[str, RemoteState]:
-        """Those of the names that are there."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """The content of a small file that is there."""
-        ...
-
-    def upload(self, files: Sequence[LocalFile]) -> None:
-        """Send contents; they are seen after `commit`. What the server has is not sent again."""
-        ...
-
-    def commit(self, files: Sequence[LocalFile], remove: Sequence[str], message: str) -> str:
-        """Make files that were uploaded seen, and others gone, at once; gives the commit's id."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
