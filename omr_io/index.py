@@ -99,9 +99,7 @@ class ShardSet:
         """
         folder = Path(path)
         manifest = read_manifest(folder)
-        storage: Storage = LocalStorage(folder)
-        if manifest.foreign is not None:
-            storage = _foreign_storage(folder, manifest.foreign)
+        storage = shard_storage(folder, manifest)
         if isinstance(storage, LocalStorage):  # on the network that is a request a shard
             for shard in manifest.shards:
                 _check_size(storage, shard.name, shard.bytes)
@@ -295,19 +293,23 @@ def open_index(folder: Path, manifest: Manifest) -> ShardSet:
     Raises:
         IntegrityError: the index is missing, broken, or not the manifest's.
     """
-    storage: Storage = LocalStorage(folder)
-    table = _read_index(folder, manifest, storage)
-    if manifest.foreign is not None:
-        storage = _foreign_storage(folder, manifest.foreign)
-    shards = ShardSet(manifest, table, storage, folder)
+    table = _read_index(folder, manifest, LocalStorage(folder))
+    shards = ShardSet(manifest, table, shard_storage(folder, manifest), folder)
     shards._check_counts()
     return shards
 
 
-def _foreign_storage(folder: Path, foreign: Foreign) -> Storage:
+def shard_storage(folder: Path, manifest: Manifest) -> Storage:
+    """Where the shards of a set are read: its own folder, unless another program wrote them.
+
+    Raises:
+        ConfigError: the manifest names no place that can be read.
+    """
+    if manifest.foreign is None:
+        return LocalStorage(folder)
     from omr_io.foreign_shards.storage import tar_storage
 
-    return tar_storage(folder, foreign.root)
+    return tar_storage(folder, manifest.foreign.root)
 
 
 def _view(foreign: Foreign) -> View:

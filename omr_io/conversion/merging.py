@@ -13,7 +13,6 @@ from omr_io.conversion.duplicates import TakenSpool, find_taken, read_batches
 from omr_io.conversion.piece import Job, Runner, Task, Tell
 from omr_io.conversion.piece_record import (
     PIECE_REJECTS_NAME,
-    REJECTS_SCHEMA,
     PieceRecord,
     Tally,
     first_of_each,
@@ -28,6 +27,7 @@ from omr_io.shards.layout import (
     INDEX_SCHEMA,
     MANIFEST_NAME,
     REJECTS_NAME,
+    REJECTS_SCHEMA,
     FileDigest,
     Manifest,
     ShardEntry,

@@ -26,13 +26,6 @@ KEYS_SCHEMA = pa.schema(
 )
 """A row a sample, in order: what it takes to find a key that another piece has too."""
 
-REJECTS_SCHEMA = pa.schema(
-    [
-        ("source", pa.utf8()), ("row", pa.int64()), ("id", pa.utf8()), ("reason", pa.utf8()),
-        ("detail", pa.utf8()),
-    ]
-)  # fmt: skip
-
 
 class Holder(NamedTuple):
     """The sample that has a key: its raw id, and its source "FILE#ROW"."""
@@ -152,14 +145,3 @@ def _digest(text: str) -> str:
 def key_digest(key: str) -> int:
     """64 bits that stand for a key; equal ones are compared in full."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
-def reject_row(refusal: Refusal) -> dict[str, Any]:
-    """A row of `REJECTS_SCHEMA`; what is no Unicode is escaped."""
-    return {
-        name: value.encode("utf-8", "backslashreplace").decode() if type(value) is str else value
-        for name, value in (
-            ("source", refusal.source), ("row", refusal.row), ("id", refusal.id),
-            ("reason", refusal.reason), ("detail", refusal.detail),
-        )
-    }  # fmt: skip

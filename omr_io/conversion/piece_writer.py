@@ -15,16 +15,21 @@ from omr_io.conversion.piece_record import (
     KEYS_SCHEMA,
     PIECE_REJECTS_NAME,
     RECORD_NAME,
-    REJECTS_SCHEMA,
     Holder,
     PieceRecord,
     Tally,
     first_of_each,
     key_digest,
-    reject_row,
 )
 from omr_io.conversion.prepare import Prepared, refuse
-from omr_io.shards.layout import INDEX_NAME, INDEX_SCHEMA, FileDigest, Part
+from omr_io.shards.layout import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    REJECTS_SCHEMA,
+    FileDigest,
+    Part,
+    reject_row,
+)
 from omr_io.shards.tar_writer import ShardWriter
 from omr_io.storage import AtomicFile, write_atomically
 from omr_io.types import Refusal

@@ -5,7 +5,6 @@ manifest.json comes last. What a killed run left is written again, the same byte
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,20 +26,15 @@ from omr_io.shards.layout import (
     INDEX_SCHEMA,
     MANIFEST_NAME,
     REJECTS_NAME,
+    REJECTS_SCHEMA,
     FileDigest,
     Foreign,
     Manifest,
     ShardEntry,
+    reject_row,
 )
 from omr_io.storage import AtomicFile, fsync_folder, write_atomically, writing
 from omr_io.types import Refusal
-
-_REJECTS = pa.schema(
-    [
-        ("source", pa.utf8()), ("row", pa.int64()), ("id", pa.utf8()), ("reason", pa.utf8()),
-        ("detail", pa.utf8()),
-    ]
-)  # fmt: skip
 
 
 class IndexWriter:
@@ -155,9 +149,9 @@ class IndexWriter:
             return
         if self._rejects is None:
             self._rejects_file = AtomicFile(self._folder / REJECTS_NAME)
-            self._rejects = pq.ParquetWriter(self._rejects_file, _REJECTS)
-        rows = [dataclasses.asdict(refusal) for refusal in refusals]
-        self._rejects.write_table(pa.Table.from_pylist(rows, schema=_REJECTS))
+            self._rejects = pq.ParquetWriter(self._rejects_file, REJECTS_SCHEMA)
+        rows = [reject_row(refusal) for refusal in refusals]
+        self._rejects.write_table(pa.Table.from_pylist(rows, schema=REJECTS_SCHEMA))
         self._refused += len(refusals)
 
     def finish(

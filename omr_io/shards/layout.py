@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from omr_io.errors import IntegrityError, SourceError, Where
+from omr_io.types import Refusal
 
 FORMAT = "omr_io shard set"
 VERSION = 2
@@ -66,6 +67,14 @@ INDEX_SCHEMA = pa.schema(
     ],
     metadata={"omr_io": str(VERSION)},
 )
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("source", pa.utf8()), ("row", pa.int64()), ("id", pa.utf8()), ("reason", pa.utf8()),
+        ("detail", pa.utf8()),
+    ]
+)  # fmt: skip
+"""A row a refused row of the sources, with its reason; rejects.parquet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,17 @@ class Manifest:
             for entry in (FileDigest(shard.name, shard.bytes, shard.sha256), shard.idx)
         ]
         return (*shards, self.index, *([] if self.rejects is None else [self.rejects]))
+
+
+def reject_row(refusal: Refusal) -> dict[str, Any]:
+    """A row of `REJECTS_SCHEMA`; what is no Unicode is escaped."""
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if type(value) is str else value
+        for name, value in (
+            ("source", refusal.source), ("row", refusal.row), ("id", refusal.id),
+            ("reason", refusal.reason), ("detail", refusal.detail),
+        )
+    }  # fmt: skip
 
 
 def _dump(fields: Mapping[str, Any]) -> bytes:

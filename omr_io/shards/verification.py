@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from omr_io.errors import ConfigError, OmrError, Where
-from omr_io.index import ShardSet, open_index
+from omr_io.index import ShardSet, open_index, shard_storage
 from omr_io.shards.layout import FileDigest, Manifest, read_manifest
 from omr_io.shards.shard_check import Problem, ShardCheck, read_and_compare
 from omr_io.storage import LocalStorage
@@ -105,11 +105,7 @@ def _tars(root: Path, manifest: Manifest) -> Path:
     Raises:
         ConfigError: they are remote.
     """
-    if manifest.foreign is None:
-        return root
-    from omr_io.foreign_shards.storage import tar_storage
-
-    storage = tar_storage(root, manifest.foreign.root)
+    storage = shard_storage(root, manifest)
     if not isinstance(storage, LocalStorage):
         raise ConfigError(
             "the set's shards are remote, and every byte of them would have to be fetched",
