@@ -73,9 +73,9 @@ def run(source: Path, out: Path, overwrite: bool = False):
     return convert(source, out, options)
 
 
-def test_every_operation_that_can_fail(tmp_path):
-    """Every other one for good, the others once."""
-    fail_everywhere(tmp_path, lambda at: at % 2 == 0, over_old=False)
+def test_every_fifth_operation_that_can_fail(tmp_path):
+    """Every other one of them for good, the others once."""
+    fail_everywhere(tmp_path, lambda at: at % 2 == 0, over_old=False, step=5)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_every_operation_in_every_way(tmp_path, lasting, over_old):
     fail_everywhere(tmp_path, lambda at: lasting, over_old)
 
 
-def fail_everywhere(tmp_path: Path, lasting, over_old: bool) -> None:
+def fail_everywhere(tmp_path: Path, lasting, over_old: bool, step: int = 1) -> None:
     source = corpus(tmp_path)
     run(source, tmp_path / "clean")
     clean = contents(tmp_path / "clean")
@@ -93,7 +93,7 @@ def fail_everywhere(tmp_path: Path, lasting, over_old: bool) -> None:
     old = contents(tmp_path / "old")
     at, total = 0, None
     while total is None or at < total:
-        at += 1
+        at += step
         out = tmp_path / f"set-{at}"
         if over_old:
             write(out, single_records(3), max_shard_samples=1)

@@ -167,9 +167,9 @@ def survive(runs: Runs, source: Path, tmp_path: Path, kills: int, workers, seed:
     return stages
 
 
-def test_a_dozen_kills(runs, source, tmp_path):
-    stages = survive(runs, source, tmp_path, 12, [1, 1, 1, 2], seed=1)
-    assert len(stages) > 2, stages
+def test_six_kills(runs, source, tmp_path):
+    stages = survive(runs, source, tmp_path, 6, [1, 1, 1, 2], seed=1)
+    assert len(stages) > 1, stages
 
 
 @pytest.mark.slow

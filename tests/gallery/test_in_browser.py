@@ -88,6 +88,7 @@ def test_the_payloads_do_run_where_nothing_stops_them(tmp_path: Path) -> None:
     assert {int(path[5:]) for path in hits if path.startswith("/hit-")}  # requests are seen too
 
 
+@pytest.mark.slow
 def test_without_escaping_the_policy_still_stops_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,9 @@ from omr_io.shards import VerifyReport, verify
 from tests.shard_sets import mixed_records, record, single_records, write
 from tests.shards.test_verification import forge
 
+# Pillow warns of what a flip made of a TIFF's directory before it fails to decode it.
+pytestmark = pytest.mark.filterwarnings("ignore:Tag data larger than file:UserWarning")
+
 FLIPS = 10_000
 SHARD = "train-000000.tar"
 
