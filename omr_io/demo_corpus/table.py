@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omr_io.errors import DiskError
+from omr_io.storage import AtomicFile, writing
 from omr_io.types import AXES
 
 UNIT_FIELDS = (
@@ -46,14 +44,12 @@ def make_folder(folder: Path) -> None:
     Raises:
         DiskError: it cannot be made.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{folder} cannot be made: {error.strerror or error}") from error
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], *, rubric: bool) -> None:
-    """Write rows under a temporary name, sync, then rename: a file of that name is complete.
+    """Write rows; a file of that name is complete.
 
     Raises:
         DiskError: writing failed.
@@ -63,19 +59,6 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], *, rubric: bool) 
 
     fields = schema(rubric=rubric)
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=fields)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=500)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise DiskError(f"{path} cannot be written: {error.strerror or error}") from error
+    with AtomicFile(path) as file:
+        pq.write_table(table, file, compression="zstd", row_group_size=500)
+        file.commit()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from omr_io.gallery.pictures import Picture, thumbnail
 from omr_io.gallery.script import SCRIPT
 from omr_io.gallery.style import STYLE
 from omr_io.index import ShardSet
-from omr_io.markup import Markup, element, join
+from omr_io.markup import Markup, document, element, join
 from omr_io.storage import write_atomically, writing
 from omr_io.text import human_bytes
 from omr_io.types import ImageFailure
@@ -189,23 +187,7 @@ def _page(
     cards: Sequence[Markup],
     shown: Sequence[Shown],
 ) -> str:
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{_digest(STYLE)}'; "
-        f"script-src 'sha256-{_digest(SCRIPT)}'; base-uri 'none'; form-action 'none'; "
-        "require-trusted-types-for 'script'"
-    )
     title = f"{name}: {shards.manifest.split} samples"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("meta", name="robots", content="noindex"),
-        element("title", title),
-        element("style", Markup(STYLE)),
-    )
     body = element(
         "body",
         _top(name, shards, choice, settings, len(cards)),
@@ -225,11 +207,7 @@ def _page(
         ),
         element("script", Markup(SCRIPT)),
     )
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
-
-
-def _digest(inline: str) -> str:
-    return base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode("ascii")
+    return document(title, Markup(STYLE), body, Markup(SCRIPT))
 
 
 def _top(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
 from omr_io.ops import pack_implementation
 from omr_io.packing import Lengths, plan_epoch
+from omr_io.storage import write_atomically
 from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.train.checkpoint import export_hf
 from omr_io.train.model import TokenIds, build_demo_model, load_model
@@ -307,13 +307,5 @@ def cached_json(path: Path, make: Callable[[], Any]) -> Any:
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     made = make()
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(made, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}") from error
+    write_atomically(path, json.dumps(made).encode())
     return made

@@ -23,6 +23,7 @@ from omr_io.images import probe
 from omr_io.index import ShardSet
 from omr_io.markup import escape, is_hidden
 from omr_io.types import ImageFailure, Option
+from tests.contrast import contrast, themes
 from tests.gallery.browser import Dom
 from tests.shard_sets import encoded, mixed_records, record, single_records, write
 from tests.test_cli import omr_io  # noqa: F401  # a fixture
@@ -298,18 +299,8 @@ def test_traces() -> None:
 
 
 def test_contrast_is_aa_in_light_and_dark() -> None:
-    parts = STYLE.split("@media")
-    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in parts[:2])
+    light, dark = themes(STYLE)
     dark = light | dark
-
-    def luminance(colour: str) -> float:
-        shares = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
-        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
-        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-
-    def contrast(a: str, b: str) -> float:
-        high, low = sorted((luminance(a), luminance(b)), reverse=True)
-        return (high + 0.05) / (low + 0.05)
 
     for theme in (light, dark):
         for ink in ("text", "quiet"):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omr_io.errors import DiskError
-from omr_io.markup import Markup, element
+from omr_io.markup import Markup, document, element
+from omr_io.storage import write_atomically, writing
 from omr_io.train.report import sections
 from omr_io.train.report.data import Report
 from omr_io.train.report.format import (
@@ -35,23 +31,9 @@ def render_report(report: Report) -> str:
     Every string is escaped, nothing is loaded from anywhere, and a content security policy allows
     only the page's own style sheet (by its hash) and images in data: URIs: no script can run.
     """
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+    return document(
+        f"{report.title}: training report", Markup(STYLE), element("body", *_body(report))
     )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("title", f"{report.title}: training report"),
-        element("style", Markup(STYLE)),
-    )
-    page = element("html", head, element("body", *_body(report)), lang="en")
-    return f"<!DOCTYPE html>\n{page}\n"
 
 
 def write_report(path: str | Path, report: Report) -> Path:
@@ -64,21 +46,10 @@ def write_report(path: str | Path, report: Report) -> Path:
         DiskError: the file cannot be written.
     """
     target = Path(path)
-    text = render_report(report).encode("utf-8")
-    temporary = ""
-    try:
+    data = render_report(report).encode("utf-8")
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise DiskError(f"cannot write {target}: {error.strerror}") from error
+    write_atomically(target, data)
     return target
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,7 @@ from omr_io.train.report import (
 from omr_io.train.report.charts import ends, interval_chart, line_chart, moving_mean, nice_ticks
 from omr_io.train.report.style import STYLE
 from omr_io.train.statistics import Interval
+from tests.contrast import contrast, themes
 from tests.train.report.fake_report import TASKS, fake_report, items
 
 PAYLOADS = [
@@ -186,17 +188,8 @@ def test_page_is_accessible() -> None:
 
 
 def test_text_has_contrast_aa_in_light_and_dark() -> None:
-    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", s)) for s in STYLE.split("@media")[:2])
+    light, dark = themes(STYLE)
     assert light.keys() - dark.keys() == {"stage"}  # behind images, dark in both
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-
-    def contrast(a: str, b: str) -> float:
-        high, low = sorted((luminance(a), luminance(b)), reverse=True)
-        return (high + 0.05) / (low + 0.05)
 
     for theme in (light, dark):
         for ink in ("text", "quiet"):
@@ -257,10 +250,10 @@ def test_write_is_atomic_and_leaves_nothing_behind(
     assert write_report(path, fake_report(1)) == path
     first = path.read_bytes()
 
-    def fail(self: Path, target: Path) -> Path:
+    def fail(written: Path, final: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(DiskError, match="No space left"):
         write_report(path, fake_report(2))
     assert path.read_bytes() == first
