@@ -1,6 +1,7 @@
 """What a shard set is on disk; describing and verifying one.
 
-Names are imported when they are first used: the index needs the layout alone.
+Names are imported when they are first used: the index is made of `layout` and `sample_json`, while
+`description`, `shard_check` and `verification` read sets through the index.
 """
 
 from importlib import import_module
