@@ -27,7 +27,7 @@ from pathlib import Path
 from omr_io.conversion.plan import ConversionPlan
 from omr_io.conversion.publishing import Publication
 from omr_io.errors import ConfigError, OmrError
-from omr_io.shards.layout import MANIFEST_NAME, MARKER_NAME, read_manifest
+from omr_io.shards.layout import MANIFEST_NAME, UNFINISHED_NAME, read_manifest
 from omr_io.storage import TEMPORARY_SUFFIX, fsync_folder, write_atomically, writing
 
 PLAN_NAME = "plan.json"
@@ -47,7 +47,7 @@ class Staging:
     @property
     def folder(self) -> Path:
         """The hidden folder itself."""
-        return self.out / MARKER_NAME
+        return self.out / UNFINISHED_NAME
 
     @property
     def pieces(self) -> Path:
@@ -132,7 +132,7 @@ def check_target(out: Path, plan: ConversionPlan, *, overwrite: bool) -> None:
                 "throw it away",
             )
         return
-    if (out / MARKER_NAME).is_file():
+    if (out / UNFINISHED_NAME).is_file():
         raise ConfigError(
             f"{out} holds an unfinished conversion of an older omr_io",
             mend="Remove the folder, then run again",
@@ -170,10 +170,10 @@ def _check_replaceable(out: Path, plan: ConversionPlan, *, overwrite: bool) -> N
 
 def unfinished(out: Path) -> ConversionPlan | None:
     """The plan of the unfinished conversion in a folder, if there is one."""
-    if Publication.is_over(out / MARKER_NAME):
+    if Publication.is_over(out / UNFINISHED_NAME):
         return None
     try:
-        return ConversionPlan.from_bytes((out / MARKER_NAME / PLAN_NAME).read_bytes())
+        return ConversionPlan.from_bytes((out / UNFINISHED_NAME / PLAN_NAME).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -184,7 +184,7 @@ def unfinished(out: Path) -> ConversionPlan | None:
 def clean_complete(out: Path) -> None:
     """Remove what a run that was killed at its very end left beside a complete set."""
     with writing(out):
-        if Publication.is_over(out / MARKER_NAME):
+        if Publication.is_over(out / UNFINISHED_NAME):
             remove_staging(out)
         _remove_tree(out / TRASH_NAME)
 
@@ -194,7 +194,7 @@ def remove_staging(out: Path) -> None:
     with writing(out):
         _remove_tree(out / TRASH_NAME)
         with suppress(FileNotFoundError):
-            (out / MARKER_NAME).rename(out / TRASH_NAME)
+            (out / UNFINISHED_NAME).rename(out / TRASH_NAME)
             fsync_folder(out)
         _remove_tree(out / TRASH_NAME)
 

@@ -20,7 +20,7 @@ VERSION = 2
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.arrow"
 REJECTS_NAME = "rejects.parquet"
-MARKER_NAME = ".omr-io-unfinished"
+UNFINISHED_NAME = ".omr-io-unfinished"
 ENERGON_FOLDER = ".nv-meta"
 """What `omr-io energon` writes; with it goes NAME.tar.idx beside each tar."""
 
@@ -254,7 +254,7 @@ def _parse(fields: Mapping[str, Any]) -> Manifest:
 def _not_a_set(folder: Path) -> SourceError:
     if not folder.is_dir():
         return SourceError(f"{folder} does not exist or is no folder")
-    if (folder / MARKER_NAME).exists():
+    if (folder / UNFINISHED_NAME).exists():
         return SourceError(
             f"{folder} holds an unfinished conversion", mend="Run `omr-io convert` on it again"
         )

@@ -24,7 +24,7 @@ from omr_io.conversion import ConvertOptions, ConvertProgress, convert, write_sh
 from omr_io.errors import ConfigError, DataError, DiskError, SourceError
 from omr_io.index import ShardSet
 from omr_io.shards import verify
-from omr_io.shards.layout import MARKER_NAME
+from omr_io.shards.layout import UNFINISHED_NAME
 from omr_io.shards.sample_json import FIELDS
 from omr_io.shards.tar_writer import tar_header
 from omr_io.types import Refusal
@@ -251,8 +251,8 @@ def test_other_peoples_files_are_never_touched(tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    (tmp_path / MARKER_NAME).mkdir()
-    with (tmp_path / MARKER_NAME / "lock").open("w") as lock:
+    (tmp_path / UNFINISHED_NAME).mkdir()
+    with (tmp_path / UNFINISHED_NAME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another run is writing"):
             write(tmp_path, single_records(3))
@@ -297,9 +297,9 @@ def test_a_killed_run_leaves_nothing_that_counts(tmp_path, over_old):
     else:
         with pytest.raises(SourceError, match="unfinished conversion"):
             ShardSet.open(tmp_path / "set")
-        assert all(name.startswith(MARKER_NAME) for name in left)
+        assert all(name.startswith(UNFINISHED_NAME) for name in left)
     for name, data in left.items():
-        if name.endswith(".tar") and name.startswith(MARKER_NAME):
+        if name.endswith(".tar") and name.startswith(UNFINISHED_NAME):
             assert data.endswith(bytes(1024))
             with tarfile.open(fileobj=io.BytesIO(data)) as opened:
                 assert len(opened.getmembers()) == 6

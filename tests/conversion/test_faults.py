@@ -11,7 +11,7 @@ import pytest
 from omr_io.conversion import ConvertOptions, convert
 from omr_io.errors import DiskError, OmrError
 from omr_io.shards import verify
-from omr_io.shards.layout import MARKER_NAME
+from omr_io.shards.layout import UNFINISHED_NAME
 from tests.conversion.small_corpora import parquet, row
 from tests.shard_sets import contents, encoded, single_records, write
 
@@ -179,7 +179,7 @@ def test_a_full_file_system(tmp_path, mounted, workers):
     folder = mounted("size=2m")
     with pytest.raises(DiskError, match=r"No space left on device\. Free space"):
         convert(source, folder / "set", options)
-    assert sorted(contents(folder / "set"))[0].startswith(MARKER_NAME)
+    assert sorted(contents(folder / "set"))[0].startswith(UNFINISHED_NAME)
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     with pytest.raises(DiskError, match="Read-only file system"):
         convert(source, folder / "set", options)

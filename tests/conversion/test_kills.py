@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from omr_io.conversion import ConvertOptions, convert
-from omr_io.shards.layout import MARKER_NAME
+from omr_io.shards.layout import UNFINISHED_NAME
 from tests.conversion.small_corpora import mixed_corpus, tree_digest
 from tests.shard_sets import contents
 
@@ -107,7 +107,7 @@ def state_of(pid: int) -> str:
 
 def stage(out: Path) -> str:
     """How far the files say that a run came."""
-    hidden = out / MARKER_NAME
+    hidden = out / UNFINISHED_NAME
     if (out / "manifest.json").exists():
         return "named"
     if (hidden / "publish.json").exists():

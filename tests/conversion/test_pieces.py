@@ -27,7 +27,7 @@ from omr_io.corpus import ReadOptions
 from omr_io.errors import ConfigError, DataError, OmrError
 from omr_io.index import ShardSet
 from omr_io.shards import verify
-from omr_io.shards.layout import MARKER_NAME
+from omr_io.shards.layout import UNFINISHED_NAME
 from tests.conversion.small_corpora import mixed_corpus, parquet, row, tree_digest
 from tests.shard_sets import contents, encoded
 
@@ -201,7 +201,7 @@ def test_what_differs_is_named(corpus, one_process, tmp_path):
 
 def test_an_unfinished_run_is_gone_on_with(corpus, one_process, tmp_path, monkeypatch):
     convert(corpus, tmp_path / "set", options(), part=(2, 3))
-    kept = len(list((tmp_path / "set" / MARKER_NAME / "pieces").iterdir()))
+    kept = len(list((tmp_path / "set" / UNFINISHED_NAME / "pieces").iterdir()))
     done = []
     monkeypatch.setattr("omr_io.conversion.workers.convert_piece", _counting(done))
     seen: list[ConvertProgress] = []
@@ -224,7 +224,7 @@ def _counting(done: list):
 def test_pieces_that_were_damaged_are_made_again(corpus, one_process, tmp_path):
     for which in (1, 2):
         convert(corpus, tmp_path / "set", options(), part=(which, 2))
-    pieces = tmp_path / "set" / MARKER_NAME / "pieces"
+    pieces = tmp_path / "set" / UNFINISHED_NAME / "pieces"
     (pieces / "000000" / "record.json").write_text("{}")
     (pieces / "000001" / "index.arrow").unlink()
     tar = next((pieces / "000002").glob("*.tar"))
@@ -250,7 +250,7 @@ def test_max_rejects_over_all_pieces(corpus, one_process, tmp_path, limit, good,
                     corpus, tmp_path / "set", options(max_rejects=limit, workers=workers),
                     dry_run=dry,
                 )  # fmt: skip
-        assert all(name.startswith(MARKER_NAME) for name in contents(tmp_path / "set"))
+        assert all(name.startswith(UNFINISHED_NAME) for name in contents(tmp_path / "set"))
         convert(corpus, tmp_path / "set", options())
     assert contents(tmp_path / "set") == contents(one_process)
 
