@@ -32,6 +32,11 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 sample", "1,900 samples"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def table(rows: list[tuple[str, str]]) -> Text:
     """Two aligned columns; never wrapped or cut, so that pipes and logs get whole lines."""
     width = max((len(name) for name, _ in rows), default=0)
