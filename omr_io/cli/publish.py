@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from omr_io.cli.common import EXIT_CODES, AsJson, finish
-from omr_io.terminal import Reporter, human_bytes, printable, table
+from omr_io.terminal import Reporter, counted, human_bytes, printable, table
 
 if TYPE_CHECKING:
     from omr_io.publish import CardSummary, PushSummary
@@ -57,7 +57,9 @@ def card(
 
 
 def _print_card(summary: CardSummary, to: Console) -> None:
-    splits = ", ".join(f"{name} ({count} samples)" for name, count in summary.splits.items())
+    splits = ", ".join(
+        f"{name} ({counted(count, 'sample')})" for name, count in summary.splits.items()
+    )
     rows = [("card", f"{summary.path} ({human_bytes(summary.bytes)})"), ("splits", splits)]
     to.print(table(rows), soft_wrap=True, highlight=False)
 
