@@ -9,7 +9,7 @@ import typer
 
 from omr_io import __version__
 from omr_io.cli.checks import INDEX_CODES, INDEX_EXAMPLES, LINT_CODES, LINT_EXAMPLES, index, lint
-from omr_io.cli.common import EXIT_CODES, epilog
+from omr_io.cli.common import EXIT_CODES, READ_CODES, WRITE_CODES, epilog
 from omr_io.cli.completion import EXAMPLES as COMPLETION_EXAMPLES
 from omr_io.cli.completion import PROGRAM, VARIABLE, answer_shells, completion
 from omr_io.cli.convert import CONVERT_CODES, CONVERT_EXAMPLES, convert
@@ -21,7 +21,7 @@ from omr_io.cli.energon import EXAMPLES as ENERGON_EXAMPLES
 from omr_io.cli.energon import energon
 from omr_io.cli.publish import CARD_EXAMPLES, PUSH_CODES, PUSH_EXAMPLES, card, push
 from omr_io.cli.read_options import SCHEMAS_EXAMPLES, schemas
-from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_EXAMPLES, info, verify
+from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_CODES, VERIFY_EXAMPLES, info, verify
 from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
 from omr_io.cli.view import view
 from omr_io.errors import OmrError
@@ -65,17 +65,17 @@ def _common(
 
 for _name, _command, _examples, _codes in (
     ("convert", convert, CONVERT_EXAMPLES, CONVERT_CODES),
-    ("schemas", schemas, SCHEMAS_EXAMPLES, EXIT_CODES),
+    ("schemas", schemas, SCHEMAS_EXAMPLES, "Exit codes: 0 done; 2 usage."),
     ("index", index, INDEX_EXAMPLES, INDEX_CODES),
-    ("info", info, INFO_EXAMPLES, EXIT_CODES),
-    ("view", view, VIEW_EXAMPLES, EXIT_CODES),
-    ("verify", verify, VERIFY_EXAMPLES, EXIT_CODES),
+    ("info", info, INFO_EXAMPLES, READ_CODES),
+    ("view", view, VIEW_EXAMPLES, WRITE_CODES),
+    ("verify", verify, VERIFY_EXAMPLES, VERIFY_CODES),
     ("lint", lint, LINT_EXAMPLES, LINT_CODES),
-    ("energon", energon, ENERGON_EXAMPLES, EXIT_CODES),
-    ("card", card, CARD_EXAMPLES, EXIT_CODES),
+    ("energon", energon, ENERGON_EXAMPLES, WRITE_CODES),
+    ("card", card, CARD_EXAMPLES, WRITE_CODES),
     ("push", push, PUSH_EXAMPLES, PUSH_CODES),
     ("demo-corpus", demo_corpus, DEMO_EXAMPLES, EXIT_CODES),
     ("doctor", doctor, DOCTOR_EXAMPLES, DOCTOR_CODES),
-    ("completion", completion, COMPLETION_EXAMPLES, EXIT_CODES),
+    ("completion", completion, COMPLETION_EXAMPLES, "Exit codes: 0 done; 2 usage."),
 ):
     app.command(_name, epilog=epilog(*_examples, codes=_codes))(_command)
