@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -24,7 +26,7 @@ from omr_io.cli.read_options import SCHEMAS_EXAMPLES, schemas
 from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_CODES, VERIFY_EXAMPLES, info, verify
 from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
 from omr_io.cli.view import view
-from omr_io.errors import OmrError
+from omr_io.errors import DiskError, OmrError
 from omr_io.terminal import printable
 
 app = typer.Typer(
@@ -37,15 +39,36 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
 
 def main() -> None:
     """Run the command line; an `OmrError` becomes one line and its exit code."""
     try:
         answer_shells()
-        app(prog_name=PROGRAM, complete_var=VARIABLE)
+        try:
+            app(prog_name=PROGRAM, complete_var=VARIABLE)
+        finally:
+            sys.stdout.flush()  # here, where a failure can still be told
     except OmrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        _drop_output()  # who reads it has seen enough
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _drop_output()
+        print(f"error: writing the result failed: {error.strerror}", file=sys.stderr)
+        sys.exit(DiskError.exit_code)
+
+
+def _drop_output() -> None:
+    """Let the interpreter's own flush at its end have nowhere to fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _version(wanted: bool) -> None:

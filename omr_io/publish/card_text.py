@@ -135,7 +135,7 @@ def _contents(splits: Sequence[Split]) -> str:
         ("shards", lambda about: f"{about.shards:,} ({human_bytes(about.bytes)})"),
         ("images", lambda about: f"{about.images:,}"),
         ("image formats", lambda about: counts(about.formats)),
-        ("pixels an image", lambda about: three(about.pixels)),
+        ("pixels an image", lambda about: three(about.pixels) if about.images else "none"),
         ("images turned by EXIF", lambda about: f"{about.turned:,}"),
         ("images that repeat an earlier one", lambda about: f"{about.repeated_images:,}"),
         ("question, bytes of UTF-8", lambda about: three(about.question_bytes)),

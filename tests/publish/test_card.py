@@ -277,3 +277,8 @@ def test_a_foreign_set_is_told_as_one(sets, tmp_path):
 def test_one_shard_is_named_without_braces(sets):
     text = text_of([sets / "test"])
     assert "WebDataset('test-000000.tar'" in text
+
+
+def test_a_set_without_images_has_no_sizes(tmp_path):
+    write(tmp_path / "s", [record(0)])
+    assert "| pixels an image | none |" in text_of([tmp_path / "s"])
