@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TEMPORARY_SUFFIX = ".tmp"
 _BUFFER_BYTES = 1 << 20
+_MISSING = "Copy the set again, all of it, or convert again"
 
 
 class Storage(Protocol):
@@ -77,7 +78,7 @@ class LocalStorage:
                     data += more
                 return data
         except FileNotFoundError:
-            raise IntegrityError("the file is missing", where=where) from None
+            raise IntegrityError("the file is missing", where=where, mend=_MISSING) from None
         except OSError as error:
             raise IntegrityError(f"reading failed: {error.strerror}", where=where) from error
 
@@ -91,7 +92,8 @@ class LocalStorage:
             return (self.folder / name).stat().st_size
         except OSError as error:
             what = "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
-            raise IntegrityError(what, where=Where(shard=name)) from None
+            mend = _MISSING if isinstance(error, FileNotFoundError) else ""
+            raise IntegrityError(what, where=Where(shard=name), mend=mend) from None
 
     def close(self) -> None:
         """Close this process's descriptors."""

@@ -31,3 +31,8 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 sample", "1,900 samples"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

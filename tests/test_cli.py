@@ -437,3 +437,16 @@ def test_energon_metadata_follows_the_set_that_replaces_another(omr_io, tmp_path
     code, _, error = omr_io(*again, "--dry-run")
     assert code == 2
     assert "--energon" in error
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_full_disk_under_the_output_is_told(tmp_path, flags):
+    write(tmp_path / "set", single_records(2))
+    with Path("/dev/full").open("w") as full:  # every write fails with ENOSPC
+        done = subprocess.run(
+            [sys.executable, "-c", "from omr_io.cli import main; main()",
+             "info", str(tmp_path / "set"), *flags],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr == "error: writing the result failed: No space left on device\n"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from omr_io import __version__
-from omr_io.cli.common import EXIT_CODES, epilog
+from omr_io.cli.common import EXIT_CODES, READ_CODES, WRITE_CODES, epilog
 from omr_io.cli.completion import EXAMPLES as COMPLETION_EXAMPLES
 from omr_io.cli.completion import PROGRAM, VARIABLE, answer_shells, completion
 from omr_io.cli.convert import CONVERT_CODES, CONVERT_EXAMPLES, convert
@@ -26,10 +28,10 @@ from omr_io.cli.lint import EXAMPLES as LINT_EXAMPLES
 from omr_io.cli.lint import lint
 from omr_io.cli.publish import CARD_EXAMPLES, PUSH_CODES, PUSH_EXAMPLES, card, push
 from omr_io.cli.read_options import SCHEMAS_EXAMPLES, schemas
-from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_EXAMPLES, info, verify
+from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_CODES, VERIFY_EXAMPLES, info, verify
 from omr_io.cli.view import EXAMPLES as VIEW_EXAMPLES
 from omr_io.cli.view import view
-from omr_io.errors import OmrError
+from omr_io.errors import DiskError, OmrError
 from omr_io.text import printable
 
 app = typer.Typer(
@@ -42,15 +44,36 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
 
 def main() -> None:
     """Run the command line; an `OmrError` becomes one line and its exit code."""
     try:
         answer_shells()
-        app(prog_name=PROGRAM, complete_var=VARIABLE)
+        try:
+            app(prog_name=PROGRAM, complete_var=VARIABLE)
+        finally:
+            sys.stdout.flush()  # here, where a failure can still be told
     except OmrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        _drop_output()  # who reads it has seen enough
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _drop_output()
+        print(f"error: writing the result failed: {error.strerror}", file=sys.stderr)
+        sys.exit(DiskError.exit_code)
+
+
+def _drop_output() -> None:
+    """Let the interpreter's own flush at its end have nowhere to fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _version(wanted: bool) -> None:
@@ -70,17 +93,17 @@ def _common(
 
 for _name, _command, _examples, _codes in (
     ("convert", convert, CONVERT_EXAMPLES, CONVERT_CODES),
-    ("schemas", schemas, SCHEMAS_EXAMPLES, EXIT_CODES),
+    ("schemas", schemas, SCHEMAS_EXAMPLES, "Exit codes: 0 done; 2 usage."),
     ("index", index, INDEX_EXAMPLES, INDEX_CODES),
-    ("info", info, INFO_EXAMPLES, EXIT_CODES),
-    ("view", view, VIEW_EXAMPLES, EXIT_CODES),
-    ("verify", verify, VERIFY_EXAMPLES, EXIT_CODES),
+    ("info", info, INFO_EXAMPLES, READ_CODES),
+    ("view", view, VIEW_EXAMPLES, WRITE_CODES),
+    ("verify", verify, VERIFY_EXAMPLES, VERIFY_CODES),
     ("lint", lint, LINT_EXAMPLES, LINT_CODES),
-    ("energon", energon, ENERGON_EXAMPLES, EXIT_CODES),
-    ("card", card, CARD_EXAMPLES, EXIT_CODES),
+    ("energon", energon, ENERGON_EXAMPLES, WRITE_CODES),
+    ("card", card, CARD_EXAMPLES, WRITE_CODES),
     ("push", push, PUSH_EXAMPLES, PUSH_CODES),
     ("demo-corpus", demo_corpus, DEMO_EXAMPLES, EXIT_CODES),
     ("doctor", doctor, DOCTOR_EXAMPLES, DOCTOR_CODES),
-    ("completion", completion, COMPLETION_EXAMPLES, EXIT_CODES),
+    ("completion", completion, COMPLETION_EXAMPLES, "Exit codes: 0 done; 2 usage."),
 ):
     app.command(_name, epilog=epilog(*_examples, codes=_codes))(_command)

@@ -16,6 +16,15 @@ EXIT_CODES = (
     "4 writing failed; 5 bytes on disk are not what was written; 130 interrupted."
 )
 
+READ_CODES = (
+    "Exit codes: 0 done; 2 usage; 3 no shard set, or it cannot be read; 5 bytes on disk are not "
+    "what was written; 130 interrupted."
+)
+WRITE_CODES = (
+    "Exit codes: 0 done; 2 usage; 3 no shard set, or it cannot be read; 4 writing failed; 5 bytes "
+    "on disk are not what was written; 130 interrupted."
+)
+
 
 def epilog(*examples: str, codes: str = EXIT_CODES) -> str:
     """The end of a command's help: examples, each a line that can be run, and exit codes."""

@@ -24,7 +24,7 @@ _STYLES = {"ok": "green", "warn": "bold yellow", "fail": "bold red"}
 def doctor(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Look at this folder too: can shards be written?"),
+        typer.Argument(metavar="DIR", help="Look at this folder too: can shards be written?"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

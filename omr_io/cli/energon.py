@@ -18,7 +18,7 @@ EXAMPLES = ("omr-io energon shards/", "omr-io energon shards/ --overwrite --json
 
 
 def energon(
-    folder: Annotated[Path, typer.Argument(help="A shard set; .nv-meta is written into it.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shard set; it gets .nv-meta.")],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an .nv-meta that is there.")
     ] = False,

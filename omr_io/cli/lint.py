@@ -10,7 +10,7 @@ from rich.console import Console
 
 from omr_io.cli.common import AsJson, finish
 from omr_io.terminal import Reporter, table
-from omr_io.text import printable
+from omr_io.text import counted, printable
 
 if TYPE_CHECKING:
     from omr_io.lint import LintReport
@@ -27,7 +27,7 @@ EXAMPLES = (
 
 
 def lint(
-    folder: Annotated[Path, typer.Argument(help="A shard set.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shard set.")],
     against: Annotated[
         list[Path] | None,
         typer.Option(help="A shard set of another split: nothing may be in both; repeatable."),
@@ -78,24 +78,26 @@ def _print_lint(report: LintReport, to: Console) -> None:
         style = "bold red" if item.severity == "error" else "bold yellow"
         to.print(f"{item.severity}: {item.rule}", style=style, highlight=False)
         line = f"  {item.count} of {item.of}: {item.what}"
-        to.print(line + (f" ({item.detail})" if item.detail else ""), highlight=False, markup=False)
+        line = printable(line + (f" ({item.detail})" if item.detail else ""))
+        to.print(line, soft_wrap=True, highlight=False, markup=False)
         for example in item.examples:
             place = f"    {example.shard}, key {example.key}"
             line = printable(f"{place}: {example.detail}" if example.detail else place)
             to.print(line, soft_wrap=True, highlight=False, markup=False)
-        to.print(f"  {item.mend}", highlight=False, markup=False)
+        to.print(f"  {item.mend}", soft_wrap=True, highlight=False, markup=False)
     for bias in report.letters:
         shares = ", ".join(f"{letter} {count}" for letter, count in bias.counts.items())
         line = f"answers to {bias.num_options} options: {shares} (p {bias.p_value:.2g})"
         to.print(line, soft_wrap=True, highlight=False)
     errors = sum(item.severity == "error" for item in report.findings)
+    warnings = len(report.findings) - errors
     traces, naming = report.traces, report.traces_naming_letters
     rate = report.samples / max(report.seconds, 1e-9)
     rows = [
         ("samples", f"{report.samples} ({rate:.0f} a second)"),
         ("images", f"{report.images}, {'pixels' if report.pixels else 'bytes'} compared"),
         ("traces naming letters", f"{naming} of {traces} ({naming / max(traces, 1):.1%})"),
-        ("errors", f"{errors} rules" if errors else "none"),
-        ("warnings", f"{len(report.findings) - errors} rules"),
+        ("errors", counted(errors, "rule") if errors else "none"),
+        ("warnings", counted(warnings, "rule") if warnings else "none"),
     ]
     to.print(table(rows), soft_wrap=True, highlight=False)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from omr_io.cli.common import EXIT_CODES, AsJson, finish
 from omr_io.terminal import Reporter, table
-from omr_io.text import human_bytes, printable
+from omr_io.text import counted, human_bytes, printable
 
 if TYPE_CHECKING:
     from omr_io.publish import CardSummary, PushSummary
@@ -58,7 +58,9 @@ def card(
 
 
 def _print_card(summary: CardSummary, to: Console) -> None:
-    splits = ", ".join(f"{name} ({count} samples)" for name, count in summary.splits.items())
+    splits = ", ".join(
+        f"{name} ({counted(count, 'sample')})" for name, count in summary.splits.items()
+    )
     rows = [("card", f"{summary.path} ({human_bytes(summary.bytes)})"), ("splits", splits)]
     to.print(table(rows), soft_wrap=True, highlight=False)
 

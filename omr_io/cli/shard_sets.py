@@ -24,13 +24,17 @@ INFO_EXAMPLES = (
     "omr-io info shards/ --json",
 )
 VERIFY_EXAMPLES = ("omr-io verify shards/", "omr-io verify shards/ --decode --json")
+VERIFY_CODES = (
+    "Exit codes: 0 all is as it was written; 2 usage; 3 no shard set, or it cannot be read; 5 "
+    "something is not as it was written; 130 interrupted."
+)
 
 _SHOWN_PROBLEMS = 50
 
 
 def info(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Shard sets; several stand side by side.")
+        list[Path], typer.Argument(metavar="DIR", help="Shard sets; several stand side by side.")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -53,7 +57,7 @@ def info(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A shard set.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shard set.")],
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image too.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +84,7 @@ def _print_verify(report: VerifyReport, to: Console) -> None:
     if hidden > 0:
         to.print(f"... and {hidden} more; --json prints all")
     rows = [
-        ("folder", str(report.folder)),
+        ("folder", printable(str(report.folder))),
         ("samples", str(report.samples)),
         ("images", f"{report.images}, {'decoded' if report.decoded else 'headers checked'}"),
         ("shards", f"{report.shards} ({human_bytes(report.bytes)})"),

@@ -29,7 +29,7 @@ EXAMPLES = (
 
 
 def view(
-    folder: Annotated[Path, typer.Argument(help="A shard set.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shard set.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")],
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many samples.")] = 200,
     seed: Annotated[int, typer.Option(help="Decides which, when there are more.")] = 0,

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from omr_io.corpus.rows import ReadOptions
-from omr_io.errors import ConfigError, DataError
+from omr_io.errors import ConfigError, DataError, SourceError
 from omr_io.foreign_shards.locate import ForeignTars, locate
 from omr_io.foreign_shards.members import TarRead, read_samples
 from omr_io.foreign_shards.shard_rows import (
@@ -30,6 +30,9 @@ from omr_io.types import Refusal
 
 _HEAD = 64  # samples that a schema is told by
 _HEAD_LOOKED_AT = 1024
+_MEND_KEYS = (
+    "Write the tars again with members named KEY.EXTENSION, no dot in KEY, those of a key together"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,12 @@ def index_foreign(
     options = options or IndexOptions()
     tars = locate(sources)
     folder = _folder(tars, out)
-    view = recognise_view(_head(tars), options.read, tars.names[0])
+    defects: list[str] = []
+    head = _head(tars, defects)
+    if not head and defects:
+        what = "no sample here can be told: WebDataset would not give any of them whole"
+        raise SourceError(f"{what}. First of each defect: {'; '.join(defects)}", mend=_MEND_KEYS)
+    view = recognise_view(head, options.read, tars.names[0])
     counts = _Counts()
     with closing(IndexWriter(folder, tars, options.overwrite)) as writer:
         for done, rows in enumerate(_all_rows(tars, view, options), 1):
@@ -144,7 +152,8 @@ def index_foreign(
             if progress is not None:
                 progress(done, len(tars.names), writer.samples)
         if not writer.samples:
-            raise DataError(counts.nothing_left())
+            what = f"{counts.nothing_left()}. They were read by the schema {view.schema}"
+            raise DataError(what, mend="Where it is another, give --schema or --map")
         writer.finish(options.split, view, options.recorded(), counts.refusals, counts.groups)
     return IndexSummary(
         folder=folder,
@@ -174,12 +183,24 @@ def _folder(tars: ForeignTars, out: str | Path | None) -> Path:
     return Path(tars.root)
 
 
-def _head(tars: ForeignTars) -> list[SampleParts]:
-    """The first sound samples of the first shard that has any."""
+def _head(tars: ForeignTars, defects: list[str]) -> list[SampleParts]:
+    """The first sound samples of the first shard that has any; else why there are none.
+
+    A missing text is no defect here: that there is none at all is told apart.
+    """
+    reasons = {"missing-text"}
     for name in tars.names:
         with closing(read_samples(tars.location(name), name, TarRead(), hashing=False)) as samples:
-            sound = (s for s in islice(samples, _HEAD_LOOKED_AT) if s.defect is None)
-            found = [sample.parts_of(name) for sample in islice(sound, _HEAD)]
+            found: list[SampleParts] = []
+            for sample in islice(samples, _HEAD_LOOKED_AT):
+                if sample.defect is None:
+                    found.append(sample.parts_of(name))
+                    if len(found) == _HEAD:
+                        break
+                elif sample.defect.reason not in reasons:
+                    reasons.add(sample.defect.reason)
+                    why = f"{sample.defect.reason}, {sample.defect.detail}"
+                    defects.append(f"{name}, key {sample.key}: {why}")
         if found:
             return found
     return []

@@ -124,7 +124,21 @@ def _paths(name: str) -> list[Path]:
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
         if not found:
-            raise SourceError(f"{path} holds no .tar")
+            packed = next(
+                (
+                    p
+                    for end in ("gz", "tgz", "xz", "bz2", "zst")
+                    for p in sorted(path.glob(f"*.{end}"))
+                ),
+                None,
+            )
+            if packed is not None:
+                raise SourceError(
+                    f"{path} holds no .tar; compressed ones, such as {packed.name}, hold no sample "
+                    "that can be read on its own",
+                    mend="Unpack them, or convert them with `omr-io convert`",
+                )
+            raise SourceError(f"{path} holds no .tar", mend="Give the folder of the shards")
     elif path.exists():
         found = [path]
     else:

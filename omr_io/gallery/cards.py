@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from omr_io.gallery.pictures import Picture
 from omr_io.markup import Markup, element, escape, is_hidden, join
+from omr_io.text import counted
 from omr_io.types import AXES, ImageFailure, ImageInfo, Option, Record, RubricUnit
 
 MOST_CHARS = 20_000
@@ -125,7 +126,7 @@ def _pictures(shown: Shown) -> list[Markup]:
         figures.append(element("figure", inner, element("figcaption", words)))
     hidden = total - len(shown.pictures)
     if hidden > 0:
-        figures.append(element("p", f"{hidden} more images are not shown", class_="none"))
+        figures.append(element("p", f"{counted(hidden, 'more image')} not shown", class_="none"))
     return figures
 
 
@@ -221,7 +222,7 @@ def _trace(reasoning: str) -> Markup | None:
     out = []
     for kind, part in split_trace(reasoning):
         if kind == "think":
-            size = element("span", f"{len(part):,} characters", class_="quiet")
+            size = element("span", counted(len(part), "character"), class_="quiet")
             tag = element("code", "<think>", class_="tag")
             title = element("summary", "Reasoning ", tag, " ", size)
             inner = element("div", text(part.strip()), class_="t", dir="auto", data_search="")
@@ -246,7 +247,7 @@ def _rubric(units: Sequence[RubricUnit]) -> Markup | None:
     other = [_unit(unit) for unit in units if unit.axis not in AXES]
     if other:
         groups += [element("h3", f"other ({len(other)})"), element("ul", *other, class_="units")]
-    count = element("span", f" {len(units)} units", class_="quiet")
+    count = element("span", f" {counted(len(units), 'unit')}", class_="quiet")
     return element("details", element("summary", "Rubric", count), *groups)
 
 
@@ -283,7 +284,7 @@ def _files(shown: Shown) -> dict[str, str]:
     """The image parts, each with the name that it has in the source."""
     given = [image.name for image in shown.record.images] or [""] * len(shown.names)
     lines = [
-        f"{name}, in the source {old}" if old else name
+        f"{name}, in the source {old}" if old and old != name else name
         for name, old in zip(shown.names, given, strict=True)
     ]
     return {"images": "\n".join(lines)}

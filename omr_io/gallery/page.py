@@ -173,7 +173,7 @@ def _look_at(shards: ShardSet, i: int, max_image_bytes: int) -> Shown:
         shard=shards.shard(i),
         key=shards.key(i),
         record=record,
-        names=[part.name for part in shards.parts(i)[:-1]],
+        names=[part.name for part in shards.parts(i)[: shards.num_images(i)]],
         infos=infos,
         pictures=pictures,
     )

@@ -60,11 +60,15 @@ main { padding-top: 20px; display: grid; gap: 20px; }
   background: var(--card); border: 1px solid var(--rule); border-radius: 10px; overflow: hidden;
   display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr);
 }
+@supports (overflow: clip) { .sample { overflow: clip; } }  /* hidden would undo sticky */
 .mat {
   background: var(--mat); color: var(--on-mat); padding: 16px; display: flex; gap: 16px;
-  flex-wrap: wrap; align-content: center; align-items: center; justify-content: center;
+  flex-wrap: wrap; align-content: flex-start; align-items: flex-start; justify-content: center;
 }
 .mat figure { margin: 0; max-width: 100%; flex: 1 1 160px; text-align: center; }
+/* An image stays in view beside a long text; .bar is sticky above it. */
+.mat figure:only-child { position: sticky; top: 76px; }
+.mat.bare { align-content: center; align-items: center; }
 .mat img {
   display: inline-block; max-width: 100%; max-height: 460px; width: auto; height: auto;
   vertical-align: bottom;
@@ -89,7 +93,7 @@ ol.options { list-style: none; margin: 12px 0 0; padding: 0; display: grid; gap:
   border: 1px solid var(--rule); border-radius: 6px; align-items: baseline;
 }
 .options li.right { background: var(--right-back); border-color: var(--right); }
-.options .letter { color: var(--quiet); font-variant-numeric: tabular-nums; }
+.options .letter { min-width: 1.4em; color: var(--quiet); font-variant-numeric: tabular-nums; }
 .options .right .letter, .mark { color: var(--right); font-weight: 600; }
 .mark { font-size: 13px; white-space: nowrap; }
 .answer { margin-top: 12px; padding: 8px 10px; border-radius: 6px; background: var(--right-back); }
@@ -139,6 +143,7 @@ dd .t, dt .t { font-size: inherit; padding: 0; }
   .bar label.search { flex-basis: 100%; }
   .sample { grid-template-columns: minmax(0, 1fr); }
   .mat { padding: 12px; }
+  .mat figure:only-child { position: static; }
   .mat img { max-height: 340px; }
   .body { padding: 12px 14px 8px; }
 }

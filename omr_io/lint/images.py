@@ -38,7 +38,10 @@ def size_findings(shards: ShardSet, max_aspect: float, min_side: int) -> Iterato
                 image_example(shards, n, f"{wide[n]}x{high[n]}")
                 for n in places[:MAX_EXAMPLES].tolist()
             ]
-            yield finding(rule, len(places), len(high), examples)
+            limit = (
+                f"max_aspect {max_aspect:g}" if rule == "narrow-images" else f"min_side {min_side}"
+            )
+            yield finding(rule, len(places), len(high), examples, limit)
 
 
 def duplicate_images(shards: ShardSet) -> Iterator[Finding]:

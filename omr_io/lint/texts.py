@@ -69,7 +69,8 @@ def _trace_findings(record: Record) -> Iterator[tuple[str, str]]:
     trace = record.reasoning
     found = [trace.count(tag) for tag in _TAGS]
     if not (found[0] or found[1]) or not (found[2] or found[3]):
-        yield "missing-tags", " ".join(tag for tag, n in zip(_TAGS, found, strict=True) if not n)
+        missing = " ".join(tag for tag, n in zip(_TAGS, found, strict=True) if not n)
+        yield "missing-tags", f"without {missing}"
     places = [trace.find(tag) for tag in _TAGS if tag in trace]
     pairs_match = found[0] == found[1] and found[2] == found[3] and max(found) <= 1
     if not pairs_match or places != sorted(places):

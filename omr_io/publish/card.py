@@ -68,7 +68,8 @@ def write_card(
 
     Raises:
         ConfigError: two sets have the same split; a set does not lie below the card.
-        SourceError: a folder is no shard set; or a README.md is there that is not ours.
+        SourceError: a folder is no shard set, or holds only the index of shards that are elsewhere;
+            or a README.md is there that is not ours.
         IntegrityError: a set is not as it was written.
         DiskError: writing failed.
     """
@@ -102,12 +103,20 @@ def _read(folder: Path, root: Path) -> Split:
     with ShardSet.open(folder) as shards:
         place = folder.relative_to(root).as_posix()
         manifest = shards.manifest
+        foreign = manifest.foreign
+        if foreign is not None and foreign.root:
+            raise SourceError(
+                "the set's shards are not in its folder, so no card can tell where they will lie",
+                where=Where(source=str(folder)),
+                mend="Copy them there and run `omr-io index` on the copy",
+            )
         return Split(
             describe(shards),
             "" if place == "." else f"{place}/",
             shards.shard_names,
             manifest.options,
             manifest.rejects is not None,
+            None if foreign is None else str(foreign.view["schema"]),
         )
 
 

@@ -19,20 +19,26 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M
 _MAX_SOURCES = 50
 _ABOUT = (
     "Image-question-answer samples for training medical vision-language models, as WebDataset "
-    "shards with an index. Each sample has its images, then a JSON with `id`, `question`, "
-    "`options`, `answer`, `reasoning`, `rubric`, `images`, `source` and `extra`."
+    "shards with an index."
+)
+_FIELDS = (
+    "`id`, `question`, `options`, `answer`, `reasoning`, `rubric`, `images`, `source` and `extra`"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A shard set as the card tells of it; `place` is "" or a path that ends in "/"."""
+    """A shard set as the card tells of it; `place` is "" or a path that ends in "/".
+
+    `schema` is that of a foreign set's samples; None for shards that omr_io wrote.
+    """
 
     about: Description
     place: str
     shard_names: tuple[str, ...]
     options: Mapping[str, object]
     rejects: bool
+    schema: str | None = None
 
     @property
     def name(self) -> str:
@@ -60,14 +66,14 @@ def dataset_card(splits: Sequence[Split], license: str | None, title: str | None
     sections = [
         _front_matter(splits, license, title),
         f"# {plain(heading)}",
-        _ABOUT,
+        _about(splits),
         _contents(splits),
         _answers(splits),
         _left_out(splits),
         _making(splits),
         _loading(splits),
         _integrity(splits),
-        _limits(license),
+        _limits(splits, license),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -97,6 +103,26 @@ def _front_matter(splits: Sequence[Split], license: str | None, title: str | Non
     return "\n".join([*lines, "---"])
 
 
+def _about(splits: Sequence[Split]) -> str:
+    own = [split for split in splits if split.schema is None]
+    parts = [_ABOUT]
+    if own:
+        which = "Each sample" if len(own) == len(splits) else f"Each sample of {_names(own)}"
+        parts.append(f"{which} has its images, then a JSON with {_FIELDS}.")
+    for split in splits:
+        if split.schema is not None:
+            parts.append(
+                f"The shards of {plain(split.about.split)} are as another program wrote them; "
+                f"omr_io reads their samples by the schema {plain(split.schema)}, as records with "
+                f"{_FIELDS}."
+            )
+    return " ".join(parts)
+
+
+def _names(splits: Sequence[Split]) -> str:
+    return ", ".join(plain(split.about.split) for split in splits)
+
+
 def _contents(splits: Sequence[Split]) -> str:
     def counts(of: Mapping[str, int]) -> str:
         return ", ".join(f"{plain(name)} {count:,}" for name, count in of.items()) or "none"
@@ -109,7 +135,7 @@ def _contents(splits: Sequence[Split]) -> str:
         ("shards", lambda about: f"{about.shards:,} ({human_bytes(about.bytes)})"),
         ("images", lambda about: f"{about.images:,}"),
         ("image formats", lambda about: counts(about.formats)),
-        ("pixels an image", lambda about: three(about.pixels)),
+        ("pixels an image", lambda about: three(about.pixels) if about.images else "none"),
         ("images turned by EXIF", lambda about: f"{about.turned:,}"),
         ("images that repeat an earlier one", lambda about: f"{about.repeated_images:,}"),
         ("question, bytes of UTF-8", lambda about: three(about.question_bytes)),
@@ -160,11 +186,20 @@ def _left_out(splits: Sequence[Split]) -> str:
 
 
 def _making(splits: Sequence[Split]) -> str:
-    parts = [
-        "## How it was made",
-        f"By `omr-io convert`; this card by omr_io {plain(__version__)}. Shards are a pure "
-        "function of the sources and of the options below.",
-    ]
+    own = [split for split in splits if split.schema is None]
+    foreign = [split for split in splits if split.schema is not None]
+    parts = ["## How it was made"]
+    if own:
+        which = "" if not foreign else f"{_names(own)}: "
+        parts.append(
+            f"{which}by `omr-io convert`. Shards are a pure function of the sources and of the "
+            "options below."
+        )
+    if foreign:
+        parts.append(
+            f"{_names(foreign)}: shards by another program, index and manifest by `omr-io index`."
+        )
+    parts.append(f"This card: by omr_io {plain(__version__)}.")
     for split in splits:
         about = split.about
         shown = [f"- {plain(source)}" for source in about.sources[:_MAX_SOURCES]]
@@ -185,7 +220,8 @@ def _loading(splits: Sequence[Split]) -> str:
     shards = [first.place + name for name in first.shard_names]
     if first.patterns == (f"{first.place}{first.about.split}-*.tar",):
         last = first.about.shards - 1
-        shards = [f"{first.place}{first.about.split}-{{000000..{last:06d}}}.tar"]
+        if last:
+            shards = [f"{first.place}{first.about.split}-{{000000..{last:06d}}}.tar"]
     given = repr(shards[0] if len(shards) == 1 else shards)
     return f"""## Loading
 
@@ -228,16 +264,18 @@ def _integrity(splits: Sequence[Split]) -> str:
     )
 
 
-def _limits(license: str | None) -> str:
+def _limits(splits: Sequence[Split], license: str | None) -> str:
     named = (
         f"The license is {plain(license)}."
         if license
         else ("The license is not stated yet: fill in `license` above.")
     )
+    foreign = [split for split in splits if split.schema is not None]
+    kept = f"`omr-io index` stripped none from {_names(foreign)}. " if foreign else ""
     return (
         "## Limits\n\n"
         "Metadata in image files (EXIF, comments, text chunks) may have been stripped when the "
-        "shards were made. **That is not de-identification**: names burnt into pixels, faces in "
-        "head scans, and what questions, reasoning and ids say are still there. The samples are "
-        f"for research; they are no medical advice.\n\n{named}"
+        f"shards were made. {kept}**That is not de-identification**: names burnt into pixels, "
+        "faces in head scans, and what questions, reasoning and ids say are still there. The "
+        f"samples are for research; they are no medical advice.\n\n{named}"
     )

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from omr_io.index import ShardSet
+from omr_io.shards.layout import Manifest
 from omr_io.types import Int64Array
 
 OPEN_ENDED = "0"
@@ -40,7 +41,8 @@ class Description:
     """A shard set in numbers.
 
     Attributes:
-        fingerprint, split, sources, source_fingerprint, options: as in the manifest.
+        fingerprint, split, sources, source_fingerprint, options: as in the manifest; a foreign
+            set's options have its schema too.
         samples, images, shards, bytes: counts; bytes of all tars.
         shard_samples, shard_bytes: of a shard.
         images_per_sample: samples by number of images.
@@ -90,6 +92,12 @@ class Description:
     refusals: Mapping[str, int]
 
 
+def _options(manifest: Manifest) -> Mapping[str, Any]:
+    if manifest.foreign is None:
+        return manifest.options
+    return {**manifest.options, "schema": manifest.foreign.view["schema"]}
+
+
 def describe(shards: ShardSet) -> Description:
     """Count what a shard set holds; no shard is read."""
     manifest = shards.manifest
@@ -105,7 +113,7 @@ def describe(shards: ShardSet) -> Description:
         split=manifest.split,
         sources=manifest.sources,
         source_fingerprint=manifest.source_fingerprint,
-        options=manifest.options,
+        options=_options(manifest),
         samples=len(shards),
         images=len(width),
         shards=len(entries),

@@ -200,6 +200,9 @@ def _digest(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_GIVE = "Give the folder that `omr-io convert` or `omr-io index` wrote"
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a folder's manifest.json.
 
@@ -212,8 +215,12 @@ def read_manifest(folder: Path) -> Manifest:
         data = path.read_bytes()
     except FileNotFoundError:
         raise _not_a_set(folder) from None
+    except NotADirectoryError:
+        raise _not_a_set(folder) from None
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+        raise SourceError(
+            f"{path} cannot be read: {error.strerror}", mend="See the folder's permissions"
+        ) from error
     where = Where(source=str(path))
     mend = "Convert again, or copy the set again"
     try:
@@ -233,8 +240,18 @@ def read_manifest(folder: Path) -> Manifest:
         if manifest.to_bytes() != data or whole != data:
             raise IntegrityError("the manifest was changed after writing", where=where, mend=mend)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"broken manifest: {error!r}", where=where, mend=mend) from None
+        raise IntegrityError(f"broken manifest: {_why(error)}", where=where, mend=mend) from None
     return manifest
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON at offset {error.pos}: {error.msg}"
+    if isinstance(error, KeyError):
+        return f"the field {error} is missing"
+    if isinstance(error, UnicodeDecodeError):
+        return f"no UTF-8 at offset {error.start}"
+    return "its fields are not those that omr_io writes"
 
 
 def _parse(fields: Mapping[str, Any]) -> Manifest:
@@ -253,7 +270,7 @@ def _parse(fields: Mapping[str, Any]) -> Manifest:
 
 def _not_a_set(folder: Path) -> SourceError:
     if not folder.is_dir():
-        return SourceError(f"{folder} does not exist or is no folder")
+        return SourceError(f"{folder} does not exist or is no folder", mend=_GIVE)
     if (folder / UNFINISHED_NAME).exists():
         return SourceError(
             f"{folder} holds an unfinished conversion", mend="Run `omr-io convert` on it again"
@@ -265,5 +282,5 @@ def _not_a_set(folder: Path) -> SourceError:
         )
     return SourceError(
         f"{folder} is no shard set: it has no {MANIFEST_NAME}",
-        mend="Give the folder that `omr-io convert` wrote",
+        mend=_GIVE,
     )

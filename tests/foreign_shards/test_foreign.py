@@ -17,8 +17,9 @@ from omr_io.errors import ConfigError, DataError, IntegrityError, SourceError, T
 from omr_io.foreign_shards.build import IndexOptions, index_foreign
 from omr_io.foreign_shards.keys_seen import KeysSeen
 from omr_io.foreign_shards.locate import expand_braces, locate
+from omr_io.gallery import write_gallery
 from omr_io.index import ShardSet
-from omr_io.shards import verify
+from omr_io.shards import describe, verify
 from omr_io.shards.layout import read_manifest
 from tests.shard_sets import contents, encoded, mixed_records, write
 
@@ -445,3 +446,41 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert (code, "does not exist" in err) == (3, True)
     assert run(tmp_path, "-o", tmp_path / "x", "--map", "question")[0] == 2
     assert run(tmp_path, "-o", tmp_path / "x", "--check", "all")[0] == 2
+
+
+def test_the_gallery_shows_samples_of_several_texts(tmp_path):
+    members = []
+    for name in "abc":
+        members += [*sample(name), (f"{name}.cls", b"3"), (f"{name}.txt", b"a word")]
+    make_tar(tmp_path / "a.tar", members)
+    index_foreign([tmp_path])
+    summary = write_gallery(tmp_path, tmp_path / "page.html")
+    assert (summary.shown, summary.images) == (3, 3)
+    page = (tmp_path / "page.html").read_text()
+    assert "a.jpg" in page
+    assert "in the source" not in page  # the part's own name is not told twice
+
+
+def test_keys_with_dots_throughout_are_told_as_such(tmp_path):
+    make_tar(tmp_path / "a.tar", [*sample("1.case"), *sample("2.case", 1)])
+    with pytest.raises(SourceError, match=r"a\.tar, key 1: dotted-key.*no dot in KEY"):
+        index_foreign([tmp_path])
+
+
+def test_a_folder_of_compressed_tars_is_told_as_such(tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(SourceError, match=r"such as a\.tar\.gz.*omr-io convert"):
+        index_foreign([tmp_path])
+
+
+def test_no_sample_left_names_the_schema(tmp_path):
+    make_tar(tmp_path / "a.tar", [("a.jpg", JPEG), ("a.json", text(question="What?"))])
+    with pytest.raises(DataError, match=r"no-options.*schema openmedreason.*--map"):
+        index_foreign([tmp_path])
+
+
+def test_the_schema_is_told(tmp_path):
+    make_tar(tmp_path / "a.tar", sample("a"))
+    index_foreign([tmp_path])
+    with ShardSet.open(tmp_path) as shards:
+        assert describe(shards).options["schema"] == "openmedreason"

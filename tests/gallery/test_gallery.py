@@ -328,3 +328,13 @@ def test_the_page_is_accessible(folder: Path, tmp_path: Path) -> None:
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     controls = [*dom.all("select"), *dom.all("input")]
     assert all("aria-label" in one or one.get("type") == "checkbox" for one in controls)
+
+
+def test_one_thing_is_not_told_as_several(tmp_path: Path) -> None:
+    row = record(0, [encoded(0)], reasoning="<think>x</think><answer>A</answer>")
+    write(tmp_path / "one", [row])
+    words = page_of(tmp_path / "one", tmp_path / "p.html").articles[0][1]
+    assert "1 unit" in words
+    assert "1 units" not in words
+    assert "1 character" in words
+    assert "1 characters" not in words

@@ -337,3 +337,17 @@ def test_the_command(write, monkeypatch, capsys):
     assert run(train)[0] == 0
     assert run(train, "--ignore", "nonsense")[0] == 2
     assert run(train, "--against", test, "--ignore", "leaked-images")[0] == 0
+
+
+def test_what_does_not_decode_in_the_other_split_is_told(tmp_path):
+    from tests.shard_sets import encoded, record
+    from tests.shard_sets import write as write_set
+
+    broken = encoded(7, size=(64, 64))
+    broken = broken[: len(broken) // 2]
+    write_set(tmp_path / "a", [record(0, [encoded(1, size=(64, 64))])])
+    write_set(tmp_path / "b", [record(1, [broken])], check="header", keep_metadata=True)
+    report = lint(tmp_path / "a", [tmp_path / "b"], LintOptions(pixels=True))
+    found = {item.rule: item for item in report.findings}
+    assert found["broken-images"].count == 1
+    assert found["broken-images"].detail == f"in {tmp_path / 'b'}"

@@ -1,22 +1,25 @@
 """The dataset card, against the Hub's own parser, `datasets` and webdataset."""
 
 import dataclasses
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import yaml
 
 from omr_io.errors import ConfigError, IntegrityError, SourceError
+from omr_io.foreign_shards.build import IndexOptions, index_foreign
 from omr_io.publish import CardOptions, write_card
 from omr_io.publish import card as card_module
 from omr_io.publish.card_text import dataset_card
 from omr_io.publish.markdown import code, plain, quoted
 from omr_io.shards.layout import MANIFEST_NAME, read_manifest
-from tests.shard_sets import record, single_records, write
+from tests.shard_sets import encoded, record, single_records, write
 
 HOSTILE = [
     "---\nlicense: mit\n---",
@@ -245,3 +248,37 @@ def test_plain_text_is_shown_as_it_is():
         )
         assert unescape(shown) == "x " + expected
     assert "```" not in code("a```b")
+
+
+def test_a_foreign_set_is_told_as_one(sets, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    with tarfile.open(foreign / "x.tar", "w") as tar:
+        for name, data in (("a.jpg", encoded(1)), ("a.txt", b"a caption")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    index_foreign([foreign], options=IndexOptions(split="dev"))
+    text = text_of([foreign])
+    assert "then a JSON" not in text
+    assert "by `omr-io convert`" not in text
+    assert "pure function" not in text
+    assert "by the schema biomedica" in text
+    assert "index and manifest by `omr-io index`" in text
+    both = text_of([sets / "train", foreign])
+    assert "Each sample of train has its images, then a JSON" in both
+    assert "The shards of dev are as another program wrote them" in both
+    assert "train: by `omr-io convert`" in both
+    index_foreign([foreign], tmp_path / "apart")
+    with pytest.raises(SourceError, match=r"not in its folder.*Copy them there"):
+        write_card([tmp_path / "apart"])
+
+
+def test_one_shard_is_named_without_braces(sets):
+    text = text_of([sets / "test"])
+    assert "WebDataset('test-000000.tar'" in text
+
+
+def test_a_set_without_images_has_no_sizes(tmp_path):
+    write(tmp_path / "s", [record(0)])
+    assert "| pixels an image | none |" in text_of([tmp_path / "s"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from omr_io.errors import IntegrityError, OmrError, SourceError
+from omr_io.index import ShardSet
 from omr_io.shards import VerifyReport, verify
 from omr_io.shards.layout import FileDigest, read_manifest
 from omr_io.shards.tar_writer import tar_header
@@ -227,3 +228,29 @@ def test_a_shard_that_cannot_be_read_does_not_end_the_check(folder):
     text = found(verify(folder))
     assert "cannot be read: Is a directory (shard train-000000.tar)" in text
     assert "train-000002.idx" in text
+
+
+def test_a_path_that_is_no_folder_and_a_lost_shard_say_how_to_mend(folder, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for name in ("file", "nowhere"):
+        with pytest.raises(SourceError, match=r"is no folder\. Give the folder"):
+            verify(tmp_path / name)
+    (folder / "train-000001.tar").unlink()
+    with pytest.raises(IntegrityError, match=r"missing \(shard train-000001.tar\)\. Copy the set"):
+        ShardSet.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"{oops", "no JSON at offset 1"),
+        (b"\xff{}", "no UTF-8 at offset 0"),
+        (b"{}", "the field 'format' is missing"),
+        (b"[]", "not those that omr_io writes"),
+    ],
+)
+def test_a_broken_manifest_is_told_without_python_words(folder, data, words):
+    (folder / "manifest.json").write_bytes(data)
+    with pytest.raises(IntegrityError, match=words) as caught:
+        verify(folder)
+    assert "Error" not in str(caught.value)
