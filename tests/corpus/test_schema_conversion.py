@@ -17,6 +17,7 @@ from omr_io.conversion import ConvertOptions, convert
 from omr_io.corpus import ReadOptions
 from omr_io.index import ShardSet
 from omr_io.shards import verify
+from omr_io.shards.layout import read_manifest
 from omr_io.types import Record
 from tests.corpus.schema_fixtures import FIXTURES, MAPPED, PMC_VQA, Fixture
 
@@ -53,6 +54,8 @@ def test_a_shard_set_of_every_schema(fixture: Fixture, tmp_path: Path) -> None:
     if refused:
         rejects = pq.read_table(out / "rejects.parquet").to_pylist()
         assert [(row["row"], row["reason"]) for row in rejects] == refused
+    assert json.loads((out / "manifest.json").read_text())["schemas"] == [fixture.schema]
+    assert read_manifest(out).schemas == (fixture.schema,)
     with ShardSet.open(out) as shards:
         for place, (number, wanted) in enumerate(taken):
             same(shards.read_record(place), wanted.record(fixture.file, number))
