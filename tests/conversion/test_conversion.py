@@ -407,3 +407,10 @@ def test_sources_are_checked_before_anything_is_written(tmp_path):
     assert not (tmp_path / "set").exists()
     with pytest.raises(SourceError):
         convert(tmp_path / "none.parquet", tmp_path / "set")
+
+
+def test_a_folder_whose_path_is_no_unicode_is_refused_before_any_work(tmp_path):
+    out = tmp_path / "bad\udcff"
+    with pytest.raises(ConfigError, match=r"not UTF-8.*another folder"):
+        write(out, mixed_records(2))
+    assert not out.exists()
