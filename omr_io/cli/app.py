@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -40,6 +41,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; an `OmrError` becomes one line and its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may know fewer characters than names
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         answer_shells()
         app(prog_name=PROGRAM, complete_var=VARIABLE)

@@ -34,10 +34,10 @@ def list_sources(
         Paths of local files and the text of URLs, sorted.
 
     Raises:
-        SourceError: a path matches nothing, or is no UTF-8; a folder holds several formats, or one of them does and
-            none is Parquet; two files share a name without its suffix (the names make row ids and
-            provenance, so they must differ); or splits are mixed, which would put test rows among
-            the training ones.
+        SourceError: a path matches nothing, or is no UTF-8; a folder holds several formats, none
+            of them Parquet, or no known one; two files share a name without its suffix (the names
+            make row ids and provenance, so they must differ); or splits are mixed, which would put
+            test rows among the training ones.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     found: dict[Location, Location] = {}
