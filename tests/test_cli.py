@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 from PIL import Image
 from rich.console import Console
 
 from omr_io import __version__, cli
+from omr_io.cli.stopping import stoppable
 from omr_io.terminal import Reporter
 from omr_io.text import human_bytes, printable
 from tests.shard_sets import contents, encoded, record, single_records, write
@@ -374,6 +378,59 @@ def test_a_stopped_run_can_be_run_again(tmp_path, number, code, workers):
     assert not [name for name in contents(tmp_path / "set") if ".tmp" in name]
     done = subprocess.run([*command, *arguments], capture_output=True)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_a_library_turns_into_an_error_is_a_stop(capsys, number):
+    def work():
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            signal.raise_signal(number)  # tidying up goes on
+            raise ImportError("a module that was being imported") from None
+
+    with pytest.raises(typer.Exit) as stopped, stoppable("run again"):
+        work()
+    assert stopped.value.exit_code == 128 + number
+    assert capsys.readouterr().err == f"stopped by {number.name}: run again\n"
+
+
+def test_a_stop_that_was_swallowed_can_be_repeated(monkeypatch):
+    def work():
+        with suppress(BaseException):  # as in a finalizer
+            signal.raise_signal(signal.SIGINT)
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the signal did nothing")
+
+    with pytest.raises(typer.Exit), stoppable("run again"):
+        work()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_output_that_takes_no_more_is_no_traceback(tmp_path):
+    source = corpus(tmp_path / "train.parquet", [encoded(1)])
+    command = [sys.executable, "-c", "from omr_io.cli import main; main()", "convert", str(source)]
+    for name in ("--json", "--workers=1"):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*command, str(tmp_path / "set"), name], stdout=full, stderr=-1, text=True
+            )
+        assert done.returncode == 4
+        assert re.match(r"error: the work is done, but .* No space left", done.stderr)
+        assert "Traceback" not in done.stderr
+
+
+def test_names_that_the_output_cannot_write_are_escaped(tmp_path):
+    source = corpus(tmp_path / "träin.parquet", [b"", encoded(1)])
+    command = [sys.executable, "-c", "from omr_io.cli import main; main()", "convert", str(source)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "set")], capture_output=True, text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tr\\xe4in.parquet row 0: empty-image" in done.stdout
 
 
 def test_demo_corpus_passes_its_options_on(omr_io, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Annotated
@@ -49,6 +50,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 def main() -> None:
     """Run the command line; an `OmrError` becomes one line and its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may know fewer characters than names
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         answer_shells()
         try:

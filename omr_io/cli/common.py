@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from omr_io.errors import DiskError
 
 EXIT_CODES = (
     "Exit codes: 0 done (rows that were refused are named, counted and written to "
@@ -45,8 +48,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def finish(as_json: bool, result: Any, show: Any) -> None:
-    """Print a result, a dataclass, for people or for programs."""
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result), indent=1, default=str))
-    else:
-        show(result, Console())
+    """Print a result, a dataclass, for people or for programs.
+
+    Raises:
+        DiskError: standard output takes no more.
+    """
+    try:
+        if as_json:
+            print(json.dumps(dataclasses.asdict(result), indent=1, default=str))
+        else:
+            show(result, Console())
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever reads has had enough, and wants no message
+    except OSError as error:
+        raise DiskError(
+            f"the work is done, but its result cannot be printed: {error.strerror}",
+            mend="Run it again with an output that has room",
+        ) from error

@@ -105,6 +105,7 @@ def publish(job: Job, staging: Staging, records: Sequence[PieceRecord]) -> Manif
             "refused": total.refused,
         },
         refusals=dict(total.refusals),
+        schemas=staging.plan.schemas,
     )  # fmt: skip
     write_atomically(folder / MANIFEST_NAME, manifest.to_bytes())
     publication = Publication(tuple(moves), _old_files(staging.out))

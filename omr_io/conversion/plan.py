@@ -29,6 +29,7 @@ class ConversionPlan:
         pieces: how many there are; cut: a fingerprint of where the corpus is cut.
         resumable: False for rows from elsewhere, which cannot be told to be the same.
         omr_io: the version; another one may write other bytes.
+        schemas: those that the sources are read by; they follow from the files and the options.
     """
 
     sources: tuple[str, ...]
@@ -38,6 +39,7 @@ class ConversionPlan:
     cut: str
     resumable: bool = True
     omr_io: str = __version__
+    schemas: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
@@ -52,6 +54,7 @@ class ConversionPlan:
             if (fields.pop("format"), fields.pop("version")) != (_FORMAT, _VERSION):
                 return None
             fields["sources"] = tuple(fields["sources"])
+            fields["schemas"] = tuple(fields["schemas"])
             return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -100,6 +103,7 @@ def plan_conversion(
         options=options.recorded(),
         pieces=len(pieces),
         cut=fingerprint("cut", cut),
+        schemas=corpus.schemas,
     ), pieces
 
 

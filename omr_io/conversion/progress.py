@@ -90,7 +90,7 @@ def check_rejects(tally: Tally, limit: int | float | None, total_rows: int | Non
     listed = ", ".join(f"{reason} {count}" for reason, count in tally.refusals.items())
     first = min(tally.examples, key=lambda item: (item.source, item.row))
     raise DataError(
-        f"{tally.refused} of the first {tally.rows} rows were refused, more than max_rejects "
+        f"{tally.refused} of the {tally.rows} rows read so far were refused, more than max_rejects "
         f"{limit}: {listed}; for example: {first.reason}: {first.detail}",
         where=Where(source=first.source, row=first.row),
         mend="Mend the source and pass --overwrite, or raise max_rejects and run again to go on",

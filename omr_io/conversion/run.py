@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +131,7 @@ class _Conversion:
         return ConvertSummary.of_pieces(out, records, self.start, outcome, len(self.pieces), kept)
 
     def _finish(self, job: Job, staging: Staging) -> list[PieceRecord]:
-        records = self._refuse_duplicates(job)
+        records = self._refuse_duplicates(job, staging)
         if not any(record.tally.samples for record in records):
             remove_staging(staging.out)  # there is nothing in it to go on with
         self._check(records)
@@ -159,7 +159,7 @@ class _Conversion:
         with tempfile.TemporaryDirectory(prefix="omr-io-dry-run-") as notes:
             job = Job(self.options, Path(notes), self.plan.digest, self.corpus, dry=True)
             self._make(job, None, self.pieces)
-            records = self._refuse_duplicates(job)
+            records = self._refuse_duplicates(job, None)
             self._check(records)
             return ConvertSummary.of_pieces(
                 out, records, self.start, "dry run", len(self.pieces), 0
@@ -173,23 +173,19 @@ class _Conversion:
         total = sum(piece.num_rows for piece in pieces)
         progress = Progress(self.progress, total, self.options.max_rejects, self.corpus.num_rows)
         progress.keep(record.tally for record in kept)
-        try:
+        with _swept(job, staging):
             self.run(job, (Task(piece) for piece in missing), len(missing), progress.tell)
-        except BaseException:
-            if staging is not None:
-                with suppress(OmrError):  # workers that were stopped leave their attempts
-                    staging.sweep_run(job.run)
-            raise
         return len(kept)
 
-    def _refuse_duplicates(self, job: Job) -> list[PieceRecord]:
+    def _refuse_duplicates(self, job: Job, staging: Staging | None) -> list[PieceRecord]:
         records = _records(job, self.pieces)
         check_rejects(
             Tally.total(record.tally for record in records),
             self.options.max_rejects, self.corpus.num_rows,
         )  # fmt: skip
         progress = Progress(self.progress, None, None, None, "merge")
-        return refuse_duplicates(job, records, self.pieces, self.run, progress.tell)
+        with _swept(job, staging):
+            return refuse_duplicates(job, records, self.pieces, self.run, progress.tell)
 
     def _check(self, records: Sequence[PieceRecord]) -> None:
         total = Tally.total(record.tally for record in records)
@@ -298,6 +294,18 @@ def _require_all(job: Job, staging: Staging, pieces: Sequence[Piece]) -> None:
         f"{len(missing)} of {len(pieces)} pieces are not there: {shown}",
         mend=f"Run --part {named}" if parts else "Run the parts that make them",
     )
+
+
+@contextmanager
+def _swept(job: Job, staging: Staging | None) -> Iterator[None]:
+    """Remove what workers that were stopped in the block have left: they are killed at work."""
+    try:
+        yield
+    except BaseException:
+        if staging is not None:
+            with suppress(OmrError):
+                staging.sweep_run(job.run)
+        raise
 
 
 def _records(job: Job, pieces: Sequence[Piece]) -> list[PieceRecord]:

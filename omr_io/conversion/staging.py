@@ -122,6 +122,12 @@ def claim(
 
 def check_target(out: Path, plan: ConversionPlan, *, overwrite: bool) -> None:
     """Refuse a folder that this conversion must not write to; see `claim`. Writes nothing."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the path {out} is not UTF-8, and Arrow opens no other", mend="Choose another folder"
+        ) from None
     known = unfinished(out)
     if known is not None:
         differences = plan.differences(known)

@@ -25,8 +25,8 @@ def list_sources(
     Args:
         paths: one or several of: a file (any name), a folder, a glob pattern, a URL (hf://, s3://,
             http://, https://). A folder stands for its own *.parquet, not those of its subfolders;
-            without any, for its files of the one other known format (JSON, CSV, tar). A file
-            reached twice counts once.
+            without any, for its files of the one other known format (JSON, CSV, tar). Hidden files
+            (".NAME", as macOS leaves beside copies) do not count. A file reached twice counts once.
         mixed_splits: allow file names that say different splits ("train-00000.parquet" beside
             "test-00000.parquet", or beside one that says none).
 
@@ -34,10 +34,10 @@ def list_sources(
         Paths of local files and the text of URLs, sorted.
 
     Raises:
-        SourceError: a path matches nothing; a folder holds several formats, or one of them does and
-            none is Parquet; two files share a name without its suffix (the names make row ids and
-            provenance, so they must differ); or splits are mixed, which would put test rows among
-            the training ones.
+        SourceError: a path matches nothing, or is no UTF-8; a folder holds several formats, none
+            of them Parquet, or no known one; two files share a name without its suffix (the names
+            make row ids and provenance, so they must differ); or splits are mixed, which would put
+            test rows among the training ones.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     found: dict[Location, Location] = {}
@@ -47,6 +47,7 @@ def list_sources(
     if not found:
         raise SourceError("no source was given", mend="Name a source file, a folder or a glob")
     files = tuple(sorted(found.values(), key=str))
+    _check_unicode(files)
     _check_names(files)
     if not mixed_splits:
         _check_splits(files)
@@ -105,7 +106,7 @@ def _expand_folder(path: Path) -> list[Path]:
     by_format: dict[str, list[Path]] = {}
     for child in path.iterdir():
         kind = SUFFIXES.get(child.suffix.lower())
-        if kind is not None and child.is_file():
+        if kind is not None and not child.name.startswith(".") and child.is_file():
             by_format.setdefault(kind, []).append(child)
     if "parquet" in by_format:
         return by_format["parquet"]
@@ -124,6 +125,18 @@ def _expand_folder(path: Path) -> list[Path]:
     mend = f"There are some in {below.parent}" if below else f"Known are {', '.join(SUFFIXES)}"
     what = "the folder has no *.parquet, nor files of another known format"
     raise SourceError(what, where=where, mend=mend)
+
+
+def _check_unicode(files: Sequence[Location]) -> None:
+    for place in files:
+        try:
+            str(place).encode()
+        except UnicodeEncodeError:
+            raise SourceError(
+                "the path is not UTF-8, so provenance cannot name it",
+                where=Where(source=shown(place)),
+                mend="Rename the file or its folder, or reach it by a link",
+            ) from None
 
 
 def _check_names(files: Sequence[Location]) -> None:

@@ -138,6 +138,8 @@ class Manifest:
         counts: "rows" read, "samples" and "images" written, rows "refused".
         refusals: refused rows by reason.
         foreign: None for a set that omr_io wrote; the file then has no such field.
+        schemas: those that the sources were read by ("openmedreason", ...), each once, in the order
+            of the files; without any, as for records from elsewhere, the file has no such field.
     """
 
     split: str
@@ -150,11 +152,14 @@ class Manifest:
     counts: Mapping[str, int]
     refusals: Mapping[str, int]
     foreign: Foreign | None = None
+    schemas: tuple[str, ...] = ()
 
     def _fields(self) -> dict[str, Any]:
         fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         if self.foreign is None:
             del fields["foreign"]
+        if not self.schemas:
+            del fields["schemas"]
         return fields
 
     def to_bytes(self) -> bytes:
@@ -265,6 +270,7 @@ def _parse(fields: Mapping[str, Any]) -> Manifest:
     values["sources"] = tuple(fields["sources"])
     if "foreign" in fields:
         values["foreign"] = Foreign(**fields["foreign"])
+    values["schemas"] = tuple(fields.get("schemas", ()))
     return Manifest(**values)
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from omr_io.conversion import ConvertOptions, ConvertProgress, convert, write_shard_set
+from omr_io.conversion.workers import Cores
 from omr_io.errors import ConfigError, DataError, DiskError, SourceError
 from omr_io.index import ShardSet
 from omr_io.shards import verify
@@ -28,6 +29,7 @@ from omr_io.shards.layout import UNFINISHED_NAME
 from omr_io.shards.sample_json import FIELDS
 from omr_io.shards.tar_writer import tar_header
 from omr_io.types import Refusal
+from tests.conversion.small_corpora import mixed_corpus
 from tests.shard_sets import contents, encoded, mixed_records, record, single_records, write
 
 ROOT = Path(__file__).parents[2]
@@ -407,3 +409,28 @@ def test_sources_are_checked_before_anything_is_written(tmp_path):
     assert not (tmp_path / "set").exists()
     with pytest.raises(SourceError):
         convert(tmp_path / "none.parquet", tmp_path / "set")
+
+
+def test_a_folder_whose_path_is_no_unicode_is_refused_before_any_work(tmp_path):
+    out = tmp_path / "bad\udcff"
+    with pytest.raises(ConfigError, match=r"not UTF-8.*another folder"):
+        write(out, mixed_records(2))
+    assert not out.exists()
+
+
+def test_a_run_that_is_stopped_at_its_duplicates_leaves_no_attempts(tmp_path):
+    corpus = mixed_corpus(tmp_path / "corpus")
+    calls = []
+
+    def run(job, tasks, count, tell):
+        calls.append(count)
+        if len(calls) == 2:  # a worker that is killed leaves what it had begun
+            job.attempt(0).mkdir()
+            raise KeyboardInterrupt
+        Cores(1)(job, tasks, count, tell)
+
+    out, options = tmp_path / "set", ConvertOptions(max_shard_samples=6)
+    with pytest.raises(KeyboardInterrupt):
+        convert(corpus, out, options, runner=run)
+    assert len(calls) == 2
+    assert list(out.rglob("*.tmp")) == []

@@ -15,8 +15,10 @@ from PIL import Image
 from omr_io.cli import main
 from omr_io.conversion import ConvertOptions, convert
 from omr_io.corpus import ReadOptions
+from omr_io.errors import ConfigError
 from omr_io.index import ShardSet
 from omr_io.shards import verify
+from omr_io.shards.layout import read_manifest
 from omr_io.types import Record
 from tests.corpus.schema_fixtures import FIXTURES, MAPPED, PMC_VQA, Fixture
 
@@ -53,6 +55,8 @@ def test_a_shard_set_of_every_schema(fixture: Fixture, tmp_path: Path) -> None:
     if refused:
         rejects = pq.read_table(out / "rejects.parquet").to_pylist()
         assert [(row["row"], row["reason"]) for row in rejects] == refused
+    assert json.loads((out / "manifest.json").read_text())["schemas"] == [fixture.schema]
+    assert read_manifest(out).schemas == (fixture.schema,)
     with ShardSet.open(out) as shards:
         for place, (number, wanted) in enumerate(taken):
             same(shards.read_record(place), wanted.record(fixture.file, number))
@@ -77,6 +81,25 @@ def test_the_command_line_takes_a_zip_of_images_and_a_schema(
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["samples"]) == (9, 2)
     assert found["refusals"]["label-mismatch"] == 2
+
+
+def test_a_run_with_other_images_does_not_go_on_with_their_refusals(tmp_path: Path) -> None:
+    path, root = PMC_VQA.write(tmp_path)
+    assert root is not None
+    other = tmp_path / "other"
+    other.mkdir()
+    good = ConvertOptions(read=ReadOptions(image_root=root))
+    wrong = ConvertOptions(read=ReadOptions(image_root=(other, root)))
+    convert(path, tmp_path / "whole", wrong)
+    for out, begun in (("parts", {"part": (1, 2)}), ("whole", {})):
+        convert(path, tmp_path / out, wrong, **begun)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"image_root was \['other', 'images\.zip'\], now"):
+            convert(path, tmp_path / out, good)
+    moved = tmp_path / "moved" / root.name
+    moved.parent.mkdir()
+    root.rename(moved)
+    wrong = ConvertOptions(read=ReadOptions(image_root=(other, moved)))
+    assert convert(path, tmp_path / "whole", wrong).outcome == "already complete"
 
 
 def test_the_command_line_maps_columns(

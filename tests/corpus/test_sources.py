@@ -39,6 +39,20 @@ def test_a_folder_stands_for_its_parquet_or_its_one_other_format(tmp_path: Path)
         list_sources(tmp_path / "none")
 
 
+def test_hidden_files_do_not_count(tmp_path: Path) -> None:
+    (parquet,) = touch(tmp_path / "data", "train-0.parquet")
+    touch(tmp_path / "data", "._train-0.parquet")  # macOS leaves it beside a copy
+    assert list_sources(tmp_path / "data") == (parquet,)
+
+
+@pytest.mark.parametrize("name", ["bad\udcff/train.parquet", "good/train\udcff.parquet"])
+def test_a_path_that_is_no_unicode_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).touch()
+    with pytest.raises(SourceError, match=r"not UTF-8.*\udcff.*Rename"):
+        list_sources(tmp_path / name)
+
+
 def test_rows_of_two_formats_need_different_names_too(tmp_path: Path) -> None:
     files = touch(tmp_path, "a.json", "a.csv")
     with pytest.raises(SourceError, match="same name"):
