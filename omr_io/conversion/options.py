@@ -7,11 +7,9 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from omr_io.conversion.prepare import ImageChecks
-from omr_io.corpus.image_roots import image_paths
 from omr_io.corpus.rows import ReadOptions
 from omr_io.errors import ConfigError
 from omr_io.images import MAX_BYTES, MAX_PIXELS
@@ -102,11 +100,8 @@ class ConvertOptions:
         fields = dataclasses.asdict(self)
         for name in _ABOUT_THE_RUN:
             del fields[name]
-        del fields["read"]["unpack_to"]  # a place on one machine, not what the set is
-        # So are the folders of image roots. Their names tell a run that forgot one, or took another
-        # one, from this run: it refused rows that this one takes.
-        roots = image_paths(self.read.image_root)
-        fields["read"]["image_root"] = [_name(root.absolute()) for root in roots]
+        for name in ("image_root", "unpack_to"):  # places on one machine, not what the set is
+            del fields["read"][name]
         if self.transcode is not None:
             fields["transcode"]["libraries"] = library_versions()
         return dict(json.loads(json.dumps(fields)))
@@ -116,9 +111,3 @@ class ConvertOptions:
         cores = self.workers or len(os.sched_getaffinity(0))
         workers = max(1, min(cores, pieces))
         return workers, self.threads or max(1, cores // workers)
-
-
-def _name(path: Path) -> str:
-    """The last part of a path, for JSON: bytes that are no UTF-8 are escaped."""
-    name = os.path.normpath(path).rpartition(os.sep)[2]
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omr_io import __version__
 from omr_io.config import fingerprint
 from omr_io.conversion.options import ConvertOptions
+from omr_io.corpus.image_roots import image_paths
 from omr_io.corpus.pieces import Corpus, Piece
 from omr_io.shards.layout import Manifest
 
@@ -30,6 +33,8 @@ class ConversionPlan:
         resumable: False for rows from elsewhere, which cannot be told to be the same.
         omr_io: the version; another one may write other bytes.
         schemas: those that the sources are read by; they follow from the files and the options.
+        image_roots: the last parts of their paths. The manifest does not say them, but a run that
+            forgot one refused rows, and one that has it must not go on with that.
     """
 
     sources: tuple[str, ...]
@@ -40,6 +45,7 @@ class ConversionPlan:
     resumable: bool = True
     omr_io: str = __version__
     schemas: tuple[str, ...] = ()
+    image_roots: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
@@ -54,7 +60,8 @@ class ConversionPlan:
             if (fields.pop("format"), fields.pop("version")) != (_FORMAT, _VERSION):
                 return None
             fields["sources"] = tuple(fields["sources"])
-            fields["schemas"] = tuple(fields["schemas"])
+            for name in ("schemas", "image_roots"):
+                fields[name] = tuple(fields[name])
             return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -72,6 +79,9 @@ class ConversionPlan:
         elif self.source_fingerprint != known.source_fingerprint:
             found.append("the source files have changed")
         found += option_differences(known.options, self.options)
+        if self.image_roots != known.image_roots:
+            roots = [", ".join(item.image_roots) or "none" for item in (known, self)]
+            found.append(f"image_root was {roots[0]}, now {roots[1]}")
         if self.omr_io != known.omr_io:
             found.append(f"omr_io was {known.omr_io}, now {self.omr_io}")
         if not found and (self.pieces, self.cut) != (known.pieces, known.cut):
@@ -104,6 +114,7 @@ def plan_conversion(
         pieces=len(pieces),
         cut=fingerprint("cut", cut),
         schemas=corpus.schemas,
+        image_roots=tuple(map(_name, image_paths(options.read.image_root))),
     ), pieces
 
 
@@ -123,3 +134,9 @@ def option_differences(
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _name(path: Path) -> str:
+    """The last part of a path, for JSON: bytes that are no UTF-8 are escaped."""
+    name = os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119  # ".." resolved, no link
+    return name.encode("utf-8", "backslashreplace").decode()
