@@ -9,6 +9,7 @@ index and hash all they write; of the others only `limit` hashes.
     limit         read the Parquet bytes, SHA-256, write: plain file copies
     omr_io        omr_io.conversion.convert, headers checked
     omr_io-decode the same with its default, a full decode of every image
+    omr_io-cores  omr_io on all cores, a worker each; every other side has one core
     datasets      the plain loop: load_dataset, the image as its feature gives it (a decoded PIL
                   image) -> webdataset.TarWriter, which encodes it anew
     datasets-raw  the careful loop: streaming, Image(decode=False), the bytes as they are
@@ -113,11 +114,13 @@ def limit(folder: Path, out: Path) -> None:
         digest.hexdigest()
 
 
-def ours(folder: Path, out: Path, check: str) -> None:
-    """omr_io, in this process."""
+def ours(folder: Path, out: Path, check: str, workers: int | None = 1) -> None:
+    """omr_io, with one worker in this process."""
     from omr_io.conversion import ConvertOptions, convert
 
-    convert(folder / "parquet", out / "set", ConvertOptions(check=check, workers=1, threads=1))  # type: ignore[arg-type]
+    convert(
+        folder / "parquet", out / "set", ConvertOptions(check=check, workers=workers, threads=1)
+    )  # type: ignore[arg-type]
 
 
 def _tar(rows: Iterator[dict[str, Any]], out: Path) -> None:
@@ -195,6 +198,7 @@ def run(side: str, folder: Path, img2dataset_python: str) -> dict[str, Any]:
         "limit": lambda: limit(folder, out),
         "omr_io": lambda: ours(folder, out, "header"),
         "omr_io-decode": lambda: ours(folder, out, "decode"),
+        "omr_io-cores": lambda: ours(folder, out, "header", None),
         "nemo": lambda: nemo(folder, out),
         "img2dataset": lambda: img2dataset(folder, out, img2dataset_python, 1),
     }.get(side) or by_datasets(folder, out, side == "datasets")
@@ -218,7 +222,8 @@ def _import_first(side: str) -> None:
 def main() -> None:
     """Make the corpus, or time one side and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    sides = ["limit", "omr_io", "omr_io-decode", "datasets", "datasets-raw", "nemo", "img2dataset"]
+    sides = ["limit", "omr_io", "omr_io-decode", "omr_io-cores"]
+    sides += ["datasets", "datasets-raw", "nemo", "img2dataset"]
     parser.add_argument("side", choices=["make", *sides])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=20_000)

@@ -29,13 +29,15 @@ RESULTS = Path(__file__).parent / "results"
 SIDES = ("ours", "usual")
 
 
-def measure(module: str, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """One process, pinned to one core; its last line is its result."""
-    core = min(os.sched_getaffinity(0))
+def measure(
+    module: str, arguments: Sequence[str] = (), *, all_cores: bool = False
+) -> dict[str, Any]:
+    """One process, pinned to one core unless it may have all; its last line is its result."""
+    cores = os.sched_getaffinity(0) if all_cores else {min(os.sched_getaffinity(0))}
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -96,7 +98,7 @@ def bench_plan(rounds: int) -> None:
 
 def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_python: str) -> None:
     """Parquet to shards against the peers and the machine's own limit, side by side."""
-    sides = ["limit", "omr_io", "omr_io-decode", "datasets", "datasets-raw", "nemo"]
+    sides = ["limit", "omr_io", "omr_io-decode", "omr_io-cores", "datasets", "datasets-raw", "nemo"]
     sides += ["img2dataset"] if img2dataset_python else []
     with tempfile.TemporaryDirectory(dir=folder) as made:
         corpus = Path(made) / "corpus"
@@ -104,7 +106,10 @@ def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_pytho
         subprocess.run([*make, "--rows", str(rows)], check=True)
         extra = [str(corpus), "--img2dataset-python", img2dataset_python]
         runs = [
-            {side: measure("bench_convert", [side, *extra]) for side in sides}
+            {
+                side: measure("bench_convert", [side, *extra], all_cores=side == "omr_io-cores")
+                for side in sides
+            }
             for _ in range(rounds)
         ]
     seconds = {side: statistics.median(run[side]["seconds"] for run in runs) for side in sides}
