@@ -118,9 +118,8 @@ def ours(folder: Path, out: Path, check: str, workers: int | None = 1) -> None:
     """omr_io, with one worker in this process."""
     from omr_io.conversion import ConvertOptions, convert
 
-    convert(
-        folder / "parquet", out / "set", ConvertOptions(check=check, workers=workers, threads=1)
-    )  # type: ignore[arg-type]
+    options = ConvertOptions(check=check, workers=workers, threads=1)  # type: ignore[arg-type]
+    convert(folder / "parquet", out / "set", options)
 
 
 def _tar(rows: Iterator[dict[str, Any]], out: Path) -> None:
