@@ -7,8 +7,8 @@ so nobody takes what is there before for a set.
 
 from __future__ import annotations
 
+import errno
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +82,8 @@ class Publication:
             for name in self.remove:
                 if name not in final:
                     (out / name).unlink(missing_ok=True)
-            with suppress(OSError):  # not there, or with files that we do not know
-                (out / ENERGON_FOLDER).rmdir()
+            if any(name.startswith(f"{ENERGON_FOLDER}/") for name in self.remove):
+                _remove_empty(out / ENERGON_FOLDER)
             for name, new in self.moves:
                 try:
                     (folder / name).rename(out / new)
@@ -105,3 +105,14 @@ class Publication:
             for name in (*(new for _, new in self.moves), *self.remove):
                 (out / name).unlink(missing_ok=True)
             fsync_folder(out)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder, unless it is gone already or holds files that we do not know."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise

@@ -16,8 +16,6 @@ from omr_io.conversion import ConvertOptions, convert
 from omr_io.errors import ConfigError
 from tests.conversion.small_corpora import mixed_corpus, tree_digest
 
-ROOT = Path(__file__).parents[2]
-
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -61,7 +59,8 @@ def python_with_ray(tmp_path_factory) -> Path:
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
-    lines = "".join(f"{path}\n" for path in sorted(ours))
+    # Not as plain paths: an editable install of omr_io is found by the .pth files within.
+    lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in sorted(ours))
     Path(packages.stdout.strip(), "ours.pth").write_text(lines)
     install = [python, "-m", "pip", "install", "--quiet", "ray>=2.40"]
     try:
@@ -80,8 +79,8 @@ def test_ray_writes_the_same_bytes(python_with_ray, tmp_path):
     expected = convert(source, tmp_path / "clean", options)
     done = subprocess.run(
         [python_with_ray, "-c", SCRIPT, source, tmp_path / "set"],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
