@@ -124,8 +124,9 @@ def require_samples(total: Tally) -> None:
         f"{item.source} row {item.row}: {item.reason}, {item.detail}"
         for item in first_of_each(total.examples, 1)
     )
+    counts = ", ".join(f"{reason} {count}" for reason, count in total.refusals.items())
     raise DataError(
-        f"not one of {total.rows} rows became a sample. First of each reason: {examples}"
+        f"not one of {total.rows} rows became a sample: {counts}. First of each reason: {examples}"
     )
 
 
