@@ -51,12 +51,13 @@ install: $(VENV)/.packages $(BUILT)
 data/demo.parquet: | install
 	@$(BIN)/omr-io demo-corpus --train-rows 1900 $@
 
+# The 16-bit images of the demo corpus hold 0 to 255, so nothing of them is cut off.
 data/demo-shards/manifest.json: data/demo.parquet
-	@$(BIN)/omr-io convert --overwrite data/demo.parquet data/demo-shards
+	@$(BIN)/omr-io convert --overwrite --take 16-bit data/demo.parquet data/demo-shards
 	@$(BIN)/omr-io verify data/demo-shards
 
 data/demo-test-shards/manifest.json: data/demo.parquet
-	@$(BIN)/omr-io convert --overwrite --split test data/demo-test.parquet data/demo-test-shards
+	@$(BIN)/omr-io convert --overwrite --take 16-bit --split test data/demo-test.parquet data/demo-test-shards
 	@$(BIN)/omr-io verify data/demo-test-shards
 
 data: data/demo-shards/manifest.json data/demo-test-shards/manifest.json
