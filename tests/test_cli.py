@@ -496,6 +496,33 @@ def test_energon_metadata_follows_the_set_that_replaces_another(omr_io, tmp_path
     assert "--energon" in error
 
 
+def test_what_is_no_file_of_energon_stays(omr_io, tmp_path):
+    out = tmp_path / "set"
+    corpus(tmp_path / "two.parquet", [encoded(1), encoded(2)])
+    corpus(tmp_path / "three.parquet", [encoded(3), encoded(4), encoded(5)])
+    assert omr_io("convert", tmp_path / "two.parquet", out, "--energon")[0] == 0
+    (out / ".nv-meta/own").mkdir()
+    assert omr_io("convert", tmp_path / "three.parquet", out, "--overwrite")[0] == 0
+    assert [path.name for path in (out / ".nv-meta").iterdir()] == ["own"]
+
+
+def test_images_that_came_later_are_asked_for(omr_io, tmp_path):
+    source = corpus(tmp_path / "train.parquet", [encoded(1), None])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.jpg").write_bytes(encoded(7))
+    later = ("convert", source, tmp_path / "set", "--image-root", tmp_path / "images")
+    code, out, _ = omr_io("convert", source, tmp_path / "set")
+    assert (code, "--overwrite" in out) == (0, False)
+    code, out, _ = omr_io(*later)
+    assert code == 0
+    assert "already complete" in out
+    assert "1 rows were refused for want of their image" in out
+    assert "--overwrite" in out
+    code, out, _ = omr_io(*later, "--overwrite")
+    assert code == 0
+    assert "for want of" not in out
+
+
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_a_full_disk_under_the_output_is_told(tmp_path, flags):
     write(tmp_path / "set", single_records(2))

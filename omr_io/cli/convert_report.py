@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from omr_io.conversion import ConvertProgress, ConvertSummary
 
 _STAGES = {"convert": "convert", "merge": "duplicates"}
+_WITHOUT_IMAGE = ("image-not-embedded", "missing-image", "image-outside-root", "unreadable-image")
 
 
 class ConvertReport:
@@ -71,7 +72,20 @@ def print_summary(summary: ConvertSummary, to: Console) -> None:
     if summary.outcome == "part done":
         _plain(to, "\nWhen all parts are done, run the same command with --merge and no --part")
     elif refused and not dry:
+        if summary.outcome == "already complete":
+            _hint_at_image_roots(summary, to)
         _plain(to, f"All of them are in {summary.folder / 'rejects.parquet'}")
+
+
+def _hint_at_image_roots(summary: ConvertSummary, to: Console) -> None:
+    """Images are no part of what a set is known by, so new ones do not make it incomplete."""
+    without = sum(summary.refusals.get(reason, 0) for reason in _WITHOUT_IMAGE)
+    if without:
+        _plain(
+            to,
+            f"\n{without} rows were refused for want of their image. If the images have been added "
+            "or --image-root was another, convert again with --overwrite",
+        )
 
 
 def _plain(to: Console, text: str) -> None:

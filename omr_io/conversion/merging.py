@@ -136,7 +136,8 @@ def _old_files(out: Path) -> tuple[str, ...]:
         return ()
     manifest = read_manifest(out)
     offsets = [f"{shard.name}.idx" for shard in manifest.shards]
-    described = sorted((out / ENERGON_FOLDER).glob("*"))
+    # A folder in there is not Energon's, and stays.
+    described = sorted(path for path in (out / ENERGON_FOLDER).glob("*") if not path.is_dir())
     energon = [name for name in offsets if (out / name).exists()]
     energon += [f"{ENERGON_FOLDER}/{path.name}" for path in described]
     return (*(file.name for file in manifest.files()), *energon)

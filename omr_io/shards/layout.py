@@ -28,7 +28,7 @@ IMAGE_HASH_BYTES = 16
 """Of the XXH3-128 that the index keeps of each encoded image: enough to tell equal images apart.
 
 Not a cryptographic hash: SHA-256 of every file is in the manifest, and a second one of the same
-bytes was a seventh of the time of a conversion.
+bytes cost 30 µs of the 230 that a row of 50 KB took.
 """
 
 EXTENSIONS = {

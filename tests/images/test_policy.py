@@ -47,6 +47,9 @@ def pages(*subfiles: int) -> bytes:
     return file.getvalue()
 
 
+RAMP = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (16, 1)))
+
+
 def frames(name: str, **options: object) -> bytes:
     return encode(picture(), name, save_all=True, append_images=[picture(seed=1)], **options)
 
@@ -56,6 +59,7 @@ IMAGES = {
     "jpeg-grey": (encode(picture("L"), "JPEG"), set()),
     "jpeg-cmyk": (encode(picture("CMYK"), "JPEG"), set()),
     "mpo": (frames("MPO"), {"mpo"}),
+    "mpo-progressive": (frames("MPO", progressive=True), {"mpo"}),
     "png": (encode(picture(), "PNG"), set()),
     "png-grey": (encode(picture("L"), "PNG"), set()),
     "png-1": (encode(picture("1"), "PNG"), {"1-bit"}),
@@ -72,6 +76,13 @@ IMAGES = {
     "gif": (encode(picture("P"), "GIF"), {"palette"}),
     "gif-clear": (clear_gif(), {"palette", "alpha"}),
     "gif-frames": (frames("GIF"), {"palette", "animated"}),
+    # A palette that is a ramp of greys: a plain mode.
+    "gif-grey": (encode(RAMP, "GIF"), set()),
+    "gif-grey-clear": (encode(RAMP, "GIF", transparency=3), {"alpha"}),
+    "gif-grey-frames": (
+        encode(RAMP, "GIF", save_all=True, append_images=[RAMP.rotate(180)]),
+        {"animated"},
+    ),
     "webp": (encode(picture(), "WEBP"), set()),
     "webp-RGBA": (encode(picture("RGBA"), "WEBP"), {"alpha"}),
     "webp-frames": (frames("WEBP"), {"animated"}),
