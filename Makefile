@@ -10,7 +10,7 @@ EXTRAS := demo,dali,triton,train,webdataset,remote,dev
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS)
 # The extension is rebuilt when any of these changes.
-CORE := pyproject.toml csrc/CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.hpp)
+CORE := pyproject.toml csrc/CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.hpp csrc/*/*.cpp csrc/*/*.hpp)
 # An editable install maps each module to its file: a module that comes or goes needs a new one.
 MODULES := $(shell find omr_io kernels -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 BUILT := $(VENV)/.built-$(MODULES)
