@@ -1,0 +1,76 @@
+// The compiled form of a vocabulary, damaged: refused, or it behaves. Never a read out of bounds.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <stdexcept>
+
+#include "fuzz.hpp"
+
+namespace omr::fuzz {
+
+namespace {
+
+// Input: edits of 4 bytes each (offset in 3, one value), the first byte says which vocabulary,
+// the second how much is cut off or added.
+std::string damaged(std::span<const std::uint8_t> input) {
+    const auto& made = vocabularies()[input[0] % vocabularies().size()];
+    const std::span<const std::uint8_t> whole = made.vocabulary->compiled();
+    std::string bytes(reinterpret_cast<const char*>(whole.data()), whole.size());
+    for (std::size_t at = 2; at + 4 <= input.size(); at += 4) {
+        std::size_t offset = input[at] | static_cast<std::size_t>(input[at + 1]) << 8 |
+                             static_cast<std::size_t>(input[at + 2]) << 16;
+        if (offset % 3 == 0) offset %= 512;  // a third of the edits in the header
+        bytes[offset % bytes.size()] = static_cast<char>(input[at + 3]);
+    }
+    if (input[1] % 8 == 1) bytes.resize(input.size() * 97 % (bytes.size() + 1));
+    if (input[1] % 8 == 2) bytes.append(input[1], static_cast<char>(input[0]));
+    if (input[1] % 8 == 3) bytes.assign(reinterpret_cast<const char*>(input.data()), input.size());
+    return bytes;
+}
+
+class File {
+public:
+    explicit File(const std::string& bytes) : handle_(memfd_create("compiled", 0)) {
+        REQUIRE(handle_ >= 0);
+        REQUIRE(write(handle_, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+    }
+    ~File() { close(handle_); }
+    File(const File&) = delete;
+    File& operator=(const File&) = delete;
+    std::string path() const { return "/proc/self/fd/" + std::to_string(handle_); }
+
+private:
+    int handle_;
+};
+
+}  // namespace
+
+void fuzz_compiled(std::span<const std::uint8_t> input) {
+    if (input.size() < 2) return;
+    const File file(damaged(input));
+    std::shared_ptr<const Vocabulary> vocabulary;
+    try {
+        vocabulary = Vocabulary::map(file.path());
+    } catch (const std::exception&) {
+        return;
+    }
+    const std::size_t size = vocabulary->size();
+    for (std::size_t id = 0; id < size && id < 5000; ++id) {
+        const std::string token(vocabulary->bytes_of(static_cast<std::uint32_t>(id)));
+        REQUIRE(vocabulary->find(token) < static_cast<std::int64_t>(size));
+    }
+    const Encoder encoder(vocabulary, {Pattern::qwen2, true, {}});
+    const std::shared_ptr<Worker> worker = encoder.borrow();
+    for (const std::string& seed : seeds()) {
+        const std::string text = valid_utf8(
+            {reinterpret_cast<const std::uint8_t*>(seed.data()), seed.size()});
+        Ids ids;
+        encoder.encode(std::string_view(text), *worker, ids);
+        REQUIRE(ids.size() <= text.size() * 3);  // NFC makes at most three of one
+        for (std::size_t i = 0; i < ids.size(); ++i) {
+            REQUIRE(ids.data()[i] >= 0 && static_cast<std::size_t>(ids.data()[i]) < size);
+        }
+    }
+}
+
+}  // namespace omr::fuzz
