@@ -43,6 +43,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         omr::fuzz::fuzz_encode, omr::fuzz::fuzz_encode, omr::fuzz::fuzz_encode,
         omr::fuzz::fuzz_kinds,  omr::fuzz::fuzz_compiled,
     };
+    // What the tests see the driver by.
+    static const bool self_test = std::getenv("OMR_FUZZ_SELF_TEST") != nullptr;
+    REQUIRE(!self_test || std::string_view(reinterpret_cast<const char*>(data), size) != "\xff" "BREAK");
     if (size > 0) targets[data[0] % targets.size()]({data + 1, size - 1});
     return 0;
 }
