@@ -14,8 +14,7 @@
 
 #include "bindings.hpp"
 #include "tokenizer/batch.hpp"
-#include "tokenizer/decode.hpp"
-#include "tokenizer/encoder.hpp"
+#include "tokenizer/codec.hpp"
 #include "tokenizer/ranks.hpp"
 
 namespace py = pybind11;
@@ -95,73 +94,66 @@ auto without_gil(Work work) {
     throw py::error_already_set();
 }
 
-// What Python holds: the encoder and its way back.
-struct Codec {
-    omr::Encoder encoder;
-    omr::Decoder decoder;
-
-    Int32Array encode(const py::object& text) const {
-        const auto one = view(text.ptr());
-        if (!one) throw NotText(0);
-        const std::shared_ptr<omr::Worker> worker = encoder.borrow();
-        omr::Ids ids;
-        try {
-            if (one->length < short_text) {
-                encoder.encode(*one, *worker, ids);
-            } else {
-                const py::gil_scoped_release release;
-                encoder.encode(*one, *worker, ids);
-            }
-        } catch (const omr::TextError& error) {
-            throw omr::BatchError(0, error);
+Int32Array encode_text(const omr::Codec& codec, const py::object& text) {
+    const auto one = view(text.ptr());
+    if (!one) throw NotText(0);
+    const std::shared_ptr<omr::Worker> worker = codec.encoder.borrow();
+    omr::Ids ids;
+    try {
+        if (one->length < short_text) {
+            codec.encoder.encode(*one, *worker, ids);
+        } else {
+            const py::gil_scoped_release release;
+            codec.encoder.encode(*one, *worker, ids);
         }
-        return as_array(std::move(ids));
+    } catch (const omr::TextError& error) {
+        throw omr::BatchError(0, error);
     }
+    return as_array(std::move(ids));
+}
 
-    // (ids or None, offsets, how many ids): None if `out` is too small.
-    py::tuple encode_batch(const py::tuple& texts, const std::optional<Int32Array>& out,
-                           std::size_t threads) const {
-        const std::vector<omr::TextView> all = views(texts);
-        Int64Array offsets(static_cast<py::ssize_t>(all.size()) + 1);
-        std::span<std::int32_t> room;
-        // An empty array has no memory to point at, and yet is room.
-        std::int32_t nothing = 0;
-        if (out) {
-            const auto size = static_cast<std::size_t>(out->size());
-            room = {size == 0 ? &nothing : static_cast<std::int32_t*>(out->request(true).ptr), size};
-        }
-        std::int64_t* const into = offsets.mutable_data();
-        omr::BatchIds ids = without_gil([&] {
-            return omr::encode_batch(encoder, all, {threads, interrupted}, room, into);
-        });
-        py::object made = py::none();
-        if (!out) {
-            made = as_array(std::move(ids.own));
-        } else if (ids.size <= room.size()) {
-            made = (*out)[py::slice(0, static_cast<py::ssize_t>(ids.size), 1)];
-        }
-        return py::make_tuple(made, offsets, ids.size);
+// (ids or None, offsets, how many ids): None if `out` is too small.
+py::tuple encode_texts(const omr::Codec& codec, const py::tuple& texts,
+                       const std::optional<Int32Array>& out, std::size_t threads) {
+    const std::vector<omr::TextView> all = views(texts);
+    Int64Array offsets(static_cast<py::ssize_t>(all.size()) + 1);
+    std::int32_t nothing = 0;  // an empty array may have no memory to point at, and yet is room
+    std::span<std::int32_t> room;
+    if (out) {
+        const auto size = static_cast<std::size_t>(out->size());
+        auto* const data = static_cast<std::int32_t*>(out->request(true).ptr);
+        room = {size == 0 ? &nothing : data, size};
     }
+    std::int64_t* const into = offsets.mutable_data();
+    omr::BatchIds ids = without_gil(
+        [&] { return omr::encode_batch(codec.encoder, all, {threads, interrupted}, room, into); });
+    py::object made = py::none();
+    if (!out) {
+        made = as_array(std::move(ids.own));
+    } else if (ids.size <= room.size()) {
+        made = (*out)[py::slice(0, static_cast<py::ssize_t>(ids.size), 1)];
+    }
+    return py::make_tuple(made, offsets, ids.size);
+}
 
-    Int64Array count_batch(const py::tuple& texts, std::size_t threads) const {
-        const std::vector<omr::TextView> all = views(texts);
-        Int64Array counts(static_cast<py::ssize_t>(all.size()));
-        std::int64_t* const into = counts.mutable_data();
-        without_gil([&] { omr::count_batch(encoder, all, {threads, interrupted}, into); });
-        return counts;
-    }
+Int64Array count_texts(const omr::Codec& codec, const py::tuple& texts, std::size_t threads) {
+    const std::vector<omr::TextView> all = views(texts);
+    Int64Array counts(static_cast<py::ssize_t>(all.size()));
+    std::int64_t* const into = counts.mutable_data();
+    without_gil([&] { omr::count_batch(codec.encoder, all, {threads, interrupted}, into); });
+    return counts;
+}
 
-    py::str decode(const py::array_t<std::int64_t, py::array::c_style>& ids,
-                   bool skip_special) const {
-        std::string bytes;
-        decoder.decode({ids.data(), static_cast<std::size_t>(ids.size())}, skip_special, bytes);
-        // Both Rust and Python put one U+FFFD for each maximal part of a broken sequence.
-        PyObject* const text = PyUnicode_DecodeUTF8(
-            bytes.data(), static_cast<py::ssize_t>(bytes.size()), "replace");
-        if (text == nullptr) throw py::error_already_set();
-        return py::reinterpret_steal<py::str>(text);
-    }
-};
+py::str decode_ids(const omr::Codec& codec,
+               const py::array_t<std::int64_t, py::array::c_style>& ids, bool skip_special) {
+    std::string bytes;
+    codec.decoder.decode({ids.data(), static_cast<std::size_t>(ids.size())}, skip_special, bytes);
+    // Both Rust and Python put one U+FFFD for each maximal part of a broken sequence.
+    PyObject* const text = PyUnicode_DecodeUTF8(bytes.data(),
+                                                static_cast<py::ssize_t>(bytes.size()), "replace");
+    if (text == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::str>(text);
+}
 
 omr::Pattern pattern_of(const std::string& name) {
     if (name == "qwen2") return omr::Pattern::qwen2;
@@ -172,7 +164,7 @@ omr::Pattern pattern_of(const std::string& name) {
 using AddedTuple = std::tuple<std::string, std::uint32_t, bool, bool, bool, bool, bool>;
 using ExtraTuple = std::tuple<std::uint32_t, py::bytes, bool>;
 
-std::unique_ptr<Codec> make_codec(std::shared_ptr<const omr::Vocabulary> vocabulary,
+std::shared_ptr<omr::Codec> make_codec(std::shared_ptr<const omr::Vocabulary> vocabulary,
                                   const std::string& pattern, bool nfc,
                                   const std::vector<AddedTuple>& added,
                                   const std::vector<ExtraTuple>& extra, bool refuse_special) {
@@ -185,8 +177,9 @@ std::unique_ptr<Codec> make_codec(std::shared_ptr<const omr::Vocabulary> vocabul
     for (const auto& [id, bytes, special] : extra) {
         tokens.push_back({id, std::string(bytes), special});
     }
-    return std::unique_ptr<Codec>(new Codec{{vocabulary, std::move(pipeline)},
-                                            {vocabulary, std::move(tokens)}});
+    // `new`, since an Encoder cannot be moved.
+    return std::shared_ptr<omr::Codec>(new omr::Codec{{vocabulary, std::move(pipeline)},
+                                                      {vocabulary, std::move(tokens)}});
 }
 
 const char* reason(omr::TextError::Kind kind) {
@@ -244,17 +237,19 @@ void bind_encoder(py::module_& m) {
         }
     });
 
-    py::class_<Codec>(m, "Encoder",
+    py::class_<omr::Codec, std::shared_ptr<omr::Codec>>(m, "Encoder",
                       "Texts to ids and back. Raises TextError(reason, text's index, character's "
                       "position, value).")
         .def(py::init(&make_codec), py::arg("vocabulary"), py::kw_only(), py::arg("pattern"),
              py::arg("nfc"), py::arg("added"), py::arg("extra"), py::arg("refuse_special"))
-        .def("encode", &Codec::encode, py::arg("text"))
-        .def("encode_batch", &Codec::encode_batch, py::arg("texts"), py::arg("out").none(true),
+        .def("encode", &encode_text, py::arg("text"))
+        .def("encode_batch", &encode_texts, py::arg("texts"), py::arg("out").none(true),
              py::arg("threads"))
-        .def("count_batch", &Codec::count_batch, py::arg("texts"), py::arg("threads"))
-        .def("decode", &Codec::decode, py::arg("ids"), py::arg("skip_special"))
-        .def("knows", [](const Codec& codec, std::int64_t id) { return codec.decoder.knows(id); });
+        .def("count_batch", &count_texts, py::arg("texts"), py::arg("threads"))
+        .def("decode", &decode_ids, py::arg("ids"), py::arg("skip_special"))
+        .def("knows", [](const Codec& codec, std::int64_t id) {
+            return codec.decoder.knows(id);
+        });
     m.def("last_pairs", &last_pairs, py::arg("tokens"),
           "For each token, by rank, the ids of its merge, or None; see tokenizer/ranks.hpp.");
 }

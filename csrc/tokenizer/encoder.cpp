@@ -68,8 +68,6 @@ std::vector<std::string> spellings(const std::vector<AddedToken>& added, bool nf
 
 class Worker {
 public:
-    explicit Worker(const Vocabulary& vocabulary) : cache(vocabulary) {}
-
     Buffer utf8;
     std::string normal;
     std::vector<AddedTokens::Part> raw_parts, normal_parts;
@@ -124,7 +122,7 @@ std::shared_ptr<Worker> Encoder::borrow() const {
             pools->pool->idle.pop_back();
         }
     }
-    if (worker == nullptr) worker = std::make_unique<Worker>(*vocabulary_);
+    if (worker == nullptr) worker = std::make_unique<Worker>();
     return {worker.release(), [pool = pools->pool, process](Worker* lent) {
                 std::unique_ptr<Worker> back(lent);
                 if (process != getpid()) return;
