@@ -32,14 +32,14 @@ Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 
 
-class Surprise(Exception):
+class AssumptionError(Exception):
     """Hugging Face does something that the C++ beside this file is not written for."""
 
 
 def expect(holds: bool, what: str) -> None:
-    """Raise Surprise unless an assumption of the C++ code holds."""
+    """Raise AssumptionError unless an assumption of the C++ code holds."""
     if not holds:
-        raise Surprise(what)
+        raise AssumptionError(what)
 
 
 # ---- classes -------------------------------------------------------------------------------------
