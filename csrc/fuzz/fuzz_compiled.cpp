@@ -5,13 +5,22 @@
 #include <stdexcept>
 
 #include "fuzz.hpp"
+#include "tokenizer/vocabulary_block.hpp"
 
 namespace omr::fuzz {
 
 namespace {
 
+void forge(std::string& bytes, std::uint64_t BlockHeader::*field, std::uint64_t value) {
+    BlockHeader header;
+    std::memcpy(&header, bytes.data(), sizeof header);
+    header.*field = value;
+    std::memcpy(bytes.data(), &header, sizeof header);
+}
+
 // Input: edits of 4 bytes each (offset in 3, one value), the first byte says which vocabulary,
-// the second how much is cut off or added.
+// the second how much is cut off or added, and whether the sums are made to fit the damage: a forged
+// file gets past the checksum, and must not get further than the checks behind it.
 std::string damaged(std::span<const std::uint8_t> input) {
     const auto& made = vocabularies()[input[0] % vocabularies().size()];
     const std::span<const std::uint8_t> whole = made.vocabulary->compiled();
@@ -25,6 +34,12 @@ std::string damaged(std::span<const std::uint8_t> input) {
     if (input[1] % 8 == 1) bytes.resize(input.size() * 97 % (bytes.size() + 1));
     if (input[1] % 8 == 2) bytes.append(input[1], static_cast<char>(input[0]));
     if (input[1] % 8 == 3) bytes.assign(reinterpret_cast<const char*>(input.data()), input.size());
+    if (input[1] % 16 < 12 && bytes.size() >= sizeof(BlockHeader)) {
+        if (input[1] % 16 < 8) forge(bytes, &BlockHeader::size, bytes.size());
+        const Exact copy(bytes);
+        forge(bytes, &BlockHeader::checksum,
+              block_checksum({reinterpret_cast<const std::uint8_t*>(copy.data()), bytes.size()}));
+    }
     return bytes;
 }
 

@@ -96,7 +96,9 @@ VocabularySource ignoring(VocabularySource source) {
     source.ignore_merges = true;
     for (const char* token : {" unreachable", "zq", "\xE4\xB8\x8A\xE8\x85\xB9", "\r\n\r\n", "777",
                               " a piece that is longer than any", "Pneumonoultramicroscopic"}) {
-        source.tokens.emplace_back(token);
+        const bool is_new = std::find(source.tokens.begin(), source.tokens.end(), token) ==
+                            source.tokens.end();
+        if (is_new) source.tokens.emplace_back(token);
     }
     return source;
 }
