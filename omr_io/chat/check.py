@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omr_io.errors import ConfigError, TokenizerError
-from omr_io.tokenizer.hf_backend import read_text
+from omr_io.tokenizer.files import read_text
 from omr_io.types import Record
 
 Encode = Callable[[Record, Sequence[int], str | None], list[int]]
