@@ -36,6 +36,43 @@ def jpeg_segments(data: bytes, *, tables: bool = False) -> list[tuple[int, int, 
         JpegFormatError: see csrc/jpeg_segments.hpp.
     """
 
+def split_pieces(
+    pattern: str, text: bytes, instructions: str = "best", capacity: int = 512
+) -> NDArray[np.uint32]:
+    """Cut UTF-8 into the pieces that byte-pair encoding works within, as Hugging Face's Split does.
+
+    Args:
+        pattern: "qwen2" or "llama3"; see csrc/tokenizer/split.hpp.
+        text: valid UTF-8 of less than 4 GiB.
+        instructions: "best", "scalar", "avx2" or "avx512".
+        capacity: how many ends one call in C++ writes, at least 64; the result is the same.
+
+    Returns:
+        (N,) uint32: where each piece ends, in bytes from the start.
+
+    Raises:
+        ValueError: text is not UTF-8, an argument is none of the above, or the processor lacks
+            the instructions.
+    """
+
+def best_instructions() -> str:
+    """Name the best of "scalar", "avx2" and "avx512" that this processor has."""
+
+def normalize_nfc(text: bytes) -> bytes:
+    """Bring UTF-8 into NFC as Hugging Face `tokenizers` does. Raises ValueError if it is not UTF-8."""
+
+def may_need_nfc(text: bytes) -> bool:
+    """Say whether UTF-8 may change in `normalize_nfc`; False proves that it does not.
+
+    Raises ValueError if it is not UTF-8.
+    """
+
+def char_class(code_points: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Classes of (N,) code points: 0 other, 1 letter, 2 number, 3 space, 4 line break.
+
+    Raises ValueError if one is above 0x10FFFF.
+    """
+
 class ChatTextError(ValueError):
     """A text of a conversation cannot be encoded; args are (what: str, row: int, turn: int)."""
 

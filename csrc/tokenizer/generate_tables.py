@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 CODE_POINTS = 0x110000
 SURROGATES = range(0xD800, 0xE000)
@@ -30,14 +32,14 @@ Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 
 
-class Surprise(Exception):
+class AssumptionError(Exception):
     """Hugging Face does something that the C++ beside this file is not written for."""
 
 
 def expect(holds: bool, what: str) -> None:
-    """Raise Surprise unless an assumption of the C++ code holds."""
+    """Raise AssumptionError unless an assumption of the C++ code holds."""
     if not holds:
-        raise Surprise(what)
+        raise AssumptionError(what)
 
 
 # ---- classes -------------------------------------------------------------------------------------
@@ -76,6 +78,142 @@ def ask_classes() -> Bytes:
     return classes
 
 
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+
+
+def contraction(text: str) -> int:
+    """How many characters of `text`, from its start, split_scalar.cpp takes for a contraction."""
+    lower = text.replace("\u017f", "s")
+    lower = "".join(c.lower() if c.isascii() else c for c in lower)
+    if lower[:1] != "'":
+        return 0
+    return 2 if lower[1:2] in tuple("stmd") else 3 if lower[1:3] in ("re", "ve", "ll") else 0
+
+
+def check_contractions() -> None:
+    """Every code point at every place of a contraction: no case fold but those in C++."""
+    split = pre_tokenizers.Split(Regex(CONTRACTIONS), "removed")
+    letters = {ord(c) for c in "'strevmldSTREVMLD\u017f"}
+    for template in ("?s", "'?", "'?e", "'?l", "'r?", "'v?", "'l?"):
+        before, _, after = template.partition("?")
+        probes = [f"{before}{chr(c)}{after}!" for c in SCALARS]
+        kept = np.zeros((len(probes), len(probes[0])), bool)
+        flat = kept.reshape(-1)
+        for _, (begin, end) in split.pre_tokenize_str("".join(probes)):
+            flat[begin:end] = True
+        unlike = (kept != kept_by_us(probes[0])).any(axis=1)  # U+0000 is no letter
+        for i in [*np.flatnonzero(unlike).tolist(), *(i for i in letters)]:
+            expect(kept[i].tolist() == kept_by_us(probes[i]), f"contraction {probes[i]!a}")
+
+
+def kept_by_us(text: str) -> list[bool]:
+    """Which characters belong to no contraction."""
+    kept, at = [True] * len(text), 0
+    while at < len(text):
+        taken = contraction(text[at:])
+        kept[at : at + taken] = [False] * taken
+        at += max(taken, 1)
+    return kept
+
+
+# ---- normalisation -------------------------------------------------------------------------------
+
+HANGUL = range(0xAC00, 0xD7A4)
+LEADS, VOWELS, TRAILS = range(0x1100, 0x1113), range(0x1161, 0x1176), range(0x11A8, 0x11C3)
+DECOMPOSES, SUSPECT = 0x40, 0x80  # bits of code_points.hpp
+PLAIN = 0x300  # nfc.cpp skips bytes below 0xCC: code points below this one
+
+nfc = normalizers.NFC().normalize_str
+nfd = normalizers.NFD().normalize_str
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """NFC as data: what nfc.cpp needs."""
+
+    bits: Bytes  # by code point: rank of a mark, DECOMPOSES, SUSPECT
+    decompositions: dict[int, str]  # full and in order; without Hangul's
+    compositions: dict[tuple[int, int], int]  # without Hangul's
+
+
+def ask_ranks() -> dict[str, int]:
+    """Rank of each combining mark, from 1, equal where Hugging Face keeps the order of a pair.
+
+    A mark that is not the least moves before one that is less, so it swaps with U+0334 or, if it
+    is not the greatest, with U+0345. That these two are the least and the greatest is checked.
+    """
+
+    def moves(one: str, two: str) -> bool:
+        return nfd(f"a{one}{two}") == f"a{two}{one}" != f"a{one}{two}"
+
+    least, greatest = "\u0334", "\u0345"
+    single = [c for c in EVERYTHING if nfd(c) == c]
+    marks = [c for c in single if moves(c, least) or moves(greatest, c)]
+    greater = np.array([[moves(one, two) for two in marks] for one in marks])
+    below = greater.sum(axis=1)
+    levels = sorted(set(below.tolist()))
+    ranks = {mark: 1 + levels.index(n) for mark, n in zip(marks, below.tolist(), strict=True)}
+    order = np.array(list(ranks.values()))
+    expect(np.array_equal(greater, order[:, None] > order), "marks are not ordered by a rank")
+    expect(len(levels) < DECOMPOSES, "more ranks than their bits hold")
+    expect((ranks[least], ranks[greatest]) == (1, len(levels)), "a mark may have been missed")
+    return ranks
+
+
+def ask_compositions(decompositions: dict[int, str], ranks: dict[str, int]) -> dict[str, str]:
+    """Every pair that becomes one code point, of all that decompositions are made of."""
+    firsts = set("".join(decompositions.values())) | {chr(c) for c in decompositions}
+    firsts |= {nfc(text[:n]) for text in decompositions.values() for n in range(1, len(text))}
+    firsts = {c for c in firsts if len(c) == 1 and nfc(c) == c and c not in ranks}
+    seconds = {c for text in decompositions.values() for c in text[1:]}
+    pairs = {one + two: nfc(one + two) for one, two in product(firsts, seconds)}
+    # e-acute and cedilla become one, too, but by way of e-cedilla: not a pair of the table.
+    return {
+        pair: whole
+        for pair, whole in pairs.items()
+        if len(whole) == 1 and nfd(whole) == nfd(pair[0]) + pair[1]
+    }
+
+
+def check_hangul(decomposed: dict[int, str]) -> None:
+    """Hangul is composed by arithmetic: a lead and a vowel, then a trail."""
+    for n, (lead, vowel) in enumerate(product(LEADS, VOWELS)):
+        syllable = HANGUL[n * (len(TRAILS) + 1)]
+        jamo = chr(lead) + chr(vowel)
+        expect(decomposed[syllable] == jamo and nfc(jamo) == chr(syllable), "Hangul: lead, vowel")
+        for i, trail in enumerate(TRAILS, 1):
+            whole = jamo + chr(trail)
+            expect(decomposed[syllable + i] == whole, "Hangul: trail")
+            expect(nfc(whole) == nfc(chr(syllable) + chr(trail)) == chr(syllable + i), "Hangul")
+    for outside in (VOWELS.start - 1, VOWELS.stop, TRAILS.start - 1, TRAILS.stop):
+        for text in (f"{chr(LEADS[0])}{chr(outside)}", f"{chr(HANGUL[0])}{chr(outside)}"):
+            expect(nfc(text) == text, "Hangul: more jamo than thought")
+
+
+def ask_normalisation() -> Normalisation:
+    """All of NFC, and that it has the properties on which nfc.cpp relies."""
+    decomposed = {c: text for c in SCALARS if (text := nfd(chr(c))) != chr(c)}
+    check_hangul(decomposed)
+    decompositions = {c: text for c, text in decomposed.items() if c not in HANGUL}
+    ranks = ask_ranks()
+    compositions = ask_compositions(decompositions, ranks)
+    bits = np.zeros(CODE_POINTS, np.uint8)
+    bits[list(decompositions)] = DECOMPOSES
+    bits[[ord(mark) for mark in ranks]] = list(ranks.values())
+    seconds = {ord(pair[1]) for pair in compositions}
+    bits[[*seconds, *VOWELS, *TRAILS]] |= SUSPECT
+    bits[[c for c in SCALARS if nfc(chr(c)) != chr(c)]] |= SUSPECT
+    expect(not (bits[:PLAIN] & ~np.uint8(DECOMPOSES)).any(), "marks below U+0300")
+    for c, text in decompositions.items():
+        # A starter that is not suspect ends what can change before it, and so must its parts.
+        expect(bool(bits[c] & SUSPECT) or bits[ord(text[0])] == 0, f"U+{c:04X} is no boundary")
+        expect(
+            not any(bits[ord(part)] & DECOMPOSES for part in text), f"U+{c:04X} decomposes twice"
+        )
+    pairs = {(ord(pair[0]), ord(pair[1])): ord(whole) for pair, whole in compositions.items()}
+    return Normalisation(bits, decompositions, pairs)
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
@@ -102,21 +240,51 @@ def array(kind: str, name: str, values: list[str]) -> tuple[str, str]:
     return f"extern {head};", "\n".join([f"{head} = {{", *lines, line, "};"])
 
 
-def numbers(values: NDArray[np.integer]) -> list[str]:
+def constants(values: NDArray[np.integer] | list[int]) -> list[str]:
     """Numbers as C++ writes them."""
-    return [str(value) for value in values.tolist()]
+    return [str(value) for value in np.asarray(values).tolist()]
+
+
+def all_tables() -> list[tuple[str, str, str, list[str]]]:
+    """(comment, type, name, values) of each table, in the order of the files."""
+    check_contractions()
+    class_index, class_block = two_stage(ask_classes())
+    normal = ask_normalisation()
+    nfc_index, nfc_block = two_stage(normal.bits)
+    decompositions = sorted(normal.decompositions.items())
+    pool = "".join(text for _, text in decompositions)
+    ends = np.cumsum([0, *(len(text) for _, text in decompositions)])
+    expect(len(pool) < 1 << 16, "decompositions beyond 16 bits")
+    pairs = sorted(normal.compositions.items())
+    byte, short, char = "std::uint8_t", "std::uint16_t", "char32_t"
+    keys = [f"0x{one:X}{two:08X}" for (one, two), _ in pairs]
+    return [
+        ("By code point >> 7: which block of 128 holds it.", byte, "class_index",
+         constants(class_index)),
+        ("CharClass by block * 128 + the low 7 bits.", byte, "class_block",
+         constants(class_block)),
+        ("Likewise the bits of code_points.hpp.", byte, "nfc_index", constants(nfc_index)),
+        ("", byte, "nfc_block", constants(nfc_block)),
+        ("What decomposes, in order; Hangul syllables, which do by arithmetic, are left out.",
+         char, "decomposed", constants([c for c, _ in decompositions])),
+        ("Number i becomes decomposition[decomposition_begin[i]] up to that of i + 1.",
+         short, "decomposition_begin", constants(ends)),
+        ("", char, "decomposition", constants([ord(c) for c in pool])),
+        ("Pairs that compose, (first << 32 | second) in order, and what they become.",
+         "std::uint64_t", "composition_pair", keys),
+        ("", char, "composition", constants([whole for _, whole in pairs])),
+    ]  # fmt: skip
 
 
 def render() -> dict[str, str]:
     """The text of both files, by name."""
     made_by = f"// Generated by generate_tables.py from tokenizers {tokenizers.__version__}; "
-    parts: list[tuple[str, tuple[str, str]]] = []
-    index, blocks = two_stage(ask_classes())
-    note = "CharClass of a code point: class_block[class_index[code_point >> 7] * 128 + low 7 bits]"
-    parts.append((note, array("std::uint8_t", "class_index", numbers(index))))
-    parts.append(("", array("std::uint8_t", "class_block", numbers(blocks))))
-    declared = "\n".join((f"\n// {note}\n" if note else "") + head for note, (head, _) in parts)
-    defined = "\n\n".join(body for _, (_, body) in parts)
+    declared, defined = [], []
+    for note, kind, name, values in all_tables():
+        head, body = array(kind, name, values)
+        declared.append(f"// {note}\n{head}" if note else head)
+        defined.append(body)
+    declarations, definitions = "\n".join(declared), "\n\n".join(defined)
     return {
         "unicode_tables.hpp": f"""{made_by}do not edit.
 #pragma once
@@ -124,7 +292,8 @@ def render() -> dict[str, str]:
 #include <cstdint>
 
 namespace omr::tables {{
-{declared}
+
+{declarations}
 
 }}  // namespace omr::tables
 """,
@@ -133,7 +302,7 @@ namespace omr::tables {{
 
 namespace omr::tables {{
 
-{defined}
+{definitions}
 
 }}  // namespace omr::tables
 """,

@@ -37,7 +37,6 @@ using Bits = std::uint64_t;
 constexpr std::size_t block_size = 64;
 constexpr std::size_t look_ahead = 3;  // bytes of a character that begins in a block's last byte
 constexpr std::size_t most_ends = block_size + 1;  // of a block, and one left over from the former
-constexpr std::size_t slack = 32;  // what a write of ends may write beyond them
 constexpr Bits top = Bits{1} << 63;
 
 // The classes of a block's bytes. Of a byte of 0x80 or more only `wide` knows at first.
@@ -55,7 +54,7 @@ struct Carry {
     Bits holds = 0;  // an `other` goes on from it
     Bits takes = 0;  // a line end goes on from it
     Bits white = 0;  // white space that begins a piece or goes on in one of white space
-    Bits line = 0;   // such a line end
+    Bits line = 0;
     Bits late = 0;   // starts of pieces in the next block, after a contraction
     Bits open = 0;   // a blank that begins a piece if no white space follows; it is at open_at
     std::uint32_t open_at = 0;
@@ -165,7 +164,7 @@ OMR_INLINE Bits by_three(const Masks& masks, Bits tail, Carry& carry) {
         if ((number & all) == all) starts |= Bits{1} << more;
     }
     Bits run = number & number << 1 & number << 2;  // a start three before reaches these
-    if ((run & number << 3) != 0 || carry.number != 0) {
+    if ((run & number << 3) != 0) {  // four or more together
         for (int step = 3; step < 64; step *= 2) {  // 3, 6, 12, 24, 48: all multiples of 3
             starts |= starts << step & run;
             run &= run << step;
@@ -237,9 +236,8 @@ OMR_INLINE Bits piece_starts(const Masks& masks, Bits tail, std::string_view tex
     const Bits first_taken = line & (other << 1 | carry.takes);
     const Bits taken = line & ~(line + first_taken);
     const Bits left = white & ~taken;
-    const Bits left_line = line & ~taken;
     const Bits white_starts = left & ~(left << 1 | carry.white);
-    Bits behind = blank & (left_line << 1 | carry.line);
+    Bits behind = blank & (line << 1 | carry.line);
     if (behind != 0) behind = behind_last_line(behind, masks, text, base);
 
     Bits starts = letter_starts | other_starts | white_starts | behind | carry.late;
@@ -262,15 +260,15 @@ OMR_INLINE Bits piece_starts(const Masks& masks, Bits tail, std::string_view tex
     carry.holds = (other | masks.space) >> 63;
     carry.takes = (other | taken) >> 63;
     carry.white = left >> 63;
-    carry.line = left_line >> 63;
+    carry.line = line >> 63;
     carry.open = carry.blank & ~(starts >> (last & 63));
     carry.open_at = static_cast<std::uint32_t>(base) + static_cast<std::uint32_t>(last & 63);
     return starts;
 }
 
 // `split` by the given instruction set. Set::masks(block), Set::tail(block),
-// Set::letters_beyond_ascii(block), and Set::write(bits, base, ends), which writes base + the number of each set bit, and up to `slack`
-// numbers more without meaning.
+// Set::letters_beyond_ascii(block), and Set::write(bits, base, ends), which writes base + the number of each set bit; behind them it may
+// write others without meaning, up to 64 in all.
 template <class Set, Pattern pattern>
 OMR_INLINE std::size_t split_blocks(std::string_view text, std::size_t start, std::uint32_t* ends,
                                     std::size_t capacity) {
@@ -303,12 +301,12 @@ OMR_INLINE std::size_t split_blocks(std::string_view text, std::size_t start, st
         }
         starts &= keep;
         keep = ~Bits{0};
-        if (capacity - count >= most_ends + slack) [[likely]] {
+        if (capacity - count >= most_ends) [[likely]] {
             ends[count] = open_at;
             count += open;
             count += Set::write(starts, static_cast<std::uint32_t>(base), ends + count);
         } else {
-            std::uint32_t some[most_ends + slack];
+            std::uint32_t some[most_ends];
             some[0] = open_at;
             std::size_t found = open;
             found += Set::write(starts, static_cast<std::uint32_t>(base), some + found);

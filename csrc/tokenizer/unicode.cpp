@@ -1,12 +1,9 @@
 #include "tokenizer/unicode.hpp"
 
-#include "tokenizer/unicode_tables.hpp"
+#include "tokenizer/code_points.hpp"
 
 namespace omr {
 
-CharClass char_class(char32_t code_point) {
-    const std::uint32_t block = tables::class_index[code_point >> 7];
-    return static_cast<CharClass>(tables::class_block[block * 128 + (code_point & 127)]);
-}
+CharClass char_class(char32_t code_point) { return class_of(code_point); }
 
 }  // namespace omr

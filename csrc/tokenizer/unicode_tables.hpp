@@ -5,8 +5,20 @@
 
 namespace omr::tables {
 
-// CharClass of a code point: class_block[class_index[code_point >> 7] * 128 + low 7 bits]
+// By code point >> 7: which block of 128 holds it.
 extern const std::uint8_t class_index[8704];
+// CharClass by block * 128 + the low 7 bits.
 extern const std::uint8_t class_block[26624];
+// Likewise the bits of code_points.hpp.
+extern const std::uint8_t nfc_index[8704];
+extern const std::uint8_t nfc_block[13312];
+// What decomposes, in order; Hangul syllables, which do by arithmetic, are left out.
+extern const char32_t decomposed[2060];
+// Number i becomes decomposition[decomposition_begin[i]] up to that of i + 1.
+extern const std::uint16_t decomposition_begin[2061];
+extern const char32_t decomposition[3404];
+// Pairs that compose, (first << 32 | second) in order, and what they become.
+extern const std::uint64_t composition_pair[940];
+extern const char32_t composition[940];
 
 }  // namespace omr::tables

@@ -25,19 +25,26 @@ struct VocabularySource {
     bool ignore_merges = false;  // a piece that is a token becomes it, whatever the merges say
 };
 
-class PieceCache;  // of one thread; bounded
+class PieceCache;         // of one thread; bounded: see piece_cache.hpp
+struct VocabularyTables;  // see vocabulary_block.hpp
 
 class Vocabulary {
+    struct Made {};  // only build and map make one
+
+
 public:
-    // Throws std::invalid_argument: one of the 256 bytes has no token, or a merge names no token.
+    // Throws std::invalid_argument: one of the 256 bytes has no token, two ids have the same bytes,
+    // a merge names no token or makes other bytes than its two sides, or a table would be too large.
     static std::shared_ptr<const Vocabulary> build(const VocabularySource& source);
 
     // The compiled form: one block that can be mapped from a file and used as it lies there.
-    static std::shared_ptr<const Vocabulary> map(const std::string& path);  // throws if not valid
+    // map throws std::system_error (the file cannot be opened or mapped) or std::runtime_error (what
+    // is in it is no compiled vocabulary, is damaged or of another version).
+    static std::shared_ptr<const Vocabulary> map(const std::string& path);
     std::span<const std::uint8_t> compiled() const;
 
     // Ids of pieces, appended. text and ends are as `split` has them; the first piece begins at
-    // `start`. Nothing beyond the text's end is read.
+    // `start`. Nothing beyond the text's end is read. The cache may have served another vocabulary.
     void encode(std::string_view text, std::size_t start, std::span<const std::uint32_t> ends,
                 PieceCache& cache, Ids& out) const;
     // How many ids `encode` would append.
@@ -45,9 +52,17 @@ public:
                       std::span<const std::uint32_t> ends, PieceCache& cache) const;
 
     std::size_t size() const;                       // ids are below this
-    std::string_view bytes_of(std::uint32_t id) const;  // "" for an id that has no token
+    std::string_view bytes_of(std::uint32_t id) const;  // "" for an id that has no token, or >= size
     std::int64_t find(std::string_view token) const;    // its id, or -1
-    // (vocabulary.cpp defines the rest; ~Vocabulary, members, as its author sees fit)
+
+    Vocabulary(Made, const VocabularyTables& tables, std::shared_ptr<const std::uint8_t> block);
+    ~Vocabulary();
+    Vocabulary(const Vocabulary&) = delete;
+    Vocabulary& operator=(const Vocabulary&) = delete;
+
+private:
+    std::unique_ptr<const VocabularyTables> tables_;
+    std::shared_ptr<const std::uint8_t> block_;  // what the tables lie in
 };
 
 }  // namespace omr

@@ -12,7 +12,7 @@ from omr_io.chat.conversation import Conversation, Turn
 from omr_io.chat.jinja import JinjaTemplate
 from omr_io.errors import TokenizerError
 from omr_io.tokenizer import Segment, Tokenizer
-from omr_io.tokenizer.hf_backend import read_text
+from omr_io.tokenizer.files import read_text
 from omr_io.types import Record
 
 if TYPE_CHECKING:

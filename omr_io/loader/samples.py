@@ -110,8 +110,8 @@ class SampleEncoder:
                 raise IntegrityError(
                     f"the sample has {len(text.input_ids)} tokens, {planned} were measured",
                     where=Where(shard=self.shard_set.shard(number), key=key),
-                    mend="The shards or the tokenizer changed while they were in use: start again; if "
-                    "that is no help, with cache=False",
+                    mend="The shards or the tokenizer changed while they were in use: start again; "
+                    "if that is no help, with cache=False",
                 )
         return EncodedSample(key, text.input_ids, text.trained, None, grid_N3)
 

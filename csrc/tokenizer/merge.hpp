@@ -1,0 +1,86 @@
+// Byte-pair encoding of one piece by its merges, as Hugging Face `tokenizers` does it: of all
+// neighbours that are a merge, the one of lowest rank, the leftmost among equals, until none is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "tokenizer/piece_key.hpp"
+
+namespace omr {
+
+inline constexpr std::int32_t kNoRank = 0x7FFF'FFFF;
+inline constexpr std::size_t kMaxMerges = (1U << 25U) - 1;  // rank and position share 31 bits
+inline constexpr std::size_t kShortPiece = 64;              // bytes; see merge_short
+
+// One cache line of the pair table. Branch-free to look through, and one line decides almost any
+// pair, of which most are no merge.
+struct alignas(64) PairBucket {
+    static constexpr std::size_t kSlots = 5;
+    static constexpr std::uint64_t kEmpty = ~0ULL;  // no pair: ids are below 2^31
+
+    std::uint64_t key[kSlots];  // left | right << 32
+    std::int32_t rank[kSlots];
+    std::uint32_t overflow;  // 1: pairs that belong here stand in a later bucket
+};
+static_assert(sizeof(PairBucket) == 64);
+
+inline std::uint64_t pair_key(std::uint32_t left, std::uint32_t right) {
+    return left | static_cast<std::uint64_t>(right) << 32U;
+}
+
+inline std::uint64_t pair_hash(std::uint64_t key) {
+    return fold_multiply(key ^ 0x2545'F491'4F6C'DD1DU, 0x9E37'79B9'7F4A'7C15U);
+}
+
+// Views into the compiled vocabulary.
+struct MergeTable {
+    std::span<const std::uint32_t> byte_id;    // 256
+    std::span<const std::int32_t> byte_pair;   // 65,536: rank of two bytes, or kNoRank
+    std::span<const PairBucket> pairs;
+    std::span<const std::uint32_t> merged;     // by rank
+
+    // The rank of a merge, or kNoRank.
+    std::int32_t rank_of(std::uint32_t left, std::uint32_t right) const {
+        const std::uint64_t key = pair_key(left, right);
+        const auto count = static_cast<std::uint32_t>(pairs.size());
+        std::uint32_t at = below(pair_hash(key), count);
+        for (;;) {
+            const PairBucket& bucket = pairs[at];
+            std::int32_t rank = kNoRank;
+            for (std::size_t i = 0; i < PairBucket::kSlots; ++i) {
+                rank = bucket.key[i] == key ? bucket.rank[i] : rank;
+            }
+            if (rank != kNoRank || bucket.overflow == 0) [[likely]] return rank;
+            at = at + 1 == count ? 0 : at + 1;
+        }
+    }
+};
+
+// Writes the ids of a piece of 1 to kShortPiece bytes; returns how many. `out` has room for as many
+// as the piece has bytes.
+std::size_t merge_short(const MergeTable& table, std::string_view piece, std::int32_t* out);
+
+// A piece of any length, in O(n log n) time and at most 17 bytes of memory per byte of it.
+class LongMerge {
+public:
+    LongMerge(const MergeTable& table, std::string_view piece);
+
+    std::size_t size() const { return count_; }
+    void copy_to(std::int32_t* out) const;
+
+private:
+    std::uint32_t after(std::uint32_t position) const;   // the next symbol's, or length_
+    std::uint32_t before(std::uint32_t position) const;  // the previous symbol's; position > 0
+
+    std::uint32_t length_;
+    std::size_t count_;
+    std::unique_ptr<std::uint32_t[]> id_;       // of the symbol that begins at a position
+    std::vector<std::uint64_t> begins_;         // a bit a position: a symbol begins there
+};
+
+}  // namespace omr
