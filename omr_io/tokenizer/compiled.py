@@ -15,8 +15,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import secrets
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from omr_io import _C
@@ -100,9 +103,9 @@ def cached(key: str, size: int, make: Callable[[], str]) -> Compiled:
 
 def _load(cache: Cache, key: str) -> Compiled | None:
     body = cache.load(f"{key}.pipeline")
-    tables = cache.path(f"{key}.vocabulary")
-    if body is None or tables is None:
+    if body is None or cache.folder is None:
         return None
+    tables = cache.folder / f"{key}.vocabulary"
     try:
         size = int.from_bytes(body[:8], "little")
         tree = json.loads(body[8 : 8 + size])
@@ -113,17 +116,28 @@ def _load(cache: Cache, key: str) -> Compiled | None:
             tuple((i, content) for i, content in tree["unreachable"]),
             tree["vocab_size"],
         )
-        vocabulary = _C.Vocabulary.map(str(tables))
+        vocabulary = _C.Vocabulary.map(str(tables))  # it has a checksum of its own
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
-        # Sound bytes that are no such thing: another version's, or removed just now by another
-        # process. They are made again.
+        # Damaged, another version's, or removed just now by another process: made again.
         cache.discard(f"{key}.pipeline")
         return None
+    with suppress(OSError):  # a folder that may only be read is a cache as well
+        os.utime(tables)
     return Compiled(vocabulary, pipeline, tree["fingerprint"], body[8 + size :])
 
 
 def _store(cache: Cache, key: str, made: Compiled) -> None:
+    """Keep both files: the tables first, so that where there is a pipeline there are tables."""
+    assert cache.folder is not None
     tree = dataclasses.asdict(made.pipeline) | {"fingerprint": made.fingerprint}
     head = json.dumps(tree).encode()
-    if cache.store(f"{key}.vocabulary", made.vocabulary.compiled()) is not None:
-        cache.store(f"{key}.pipeline", len(head).to_bytes(8, "little") + head + made.packed)
+    temporary = cache.folder / f".{key}.vocabulary.{secrets.token_hex(8)}"
+    try:
+        cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.write_bytes(made.vocabulary.compiled())
+        temporary.replace(cache.folder / f"{key}.vocabulary")
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+    # Told by an OmrWarning if it cannot be written, and what is over the bound is removed.
+    cache.store(f"{key}.pipeline", len(head).to_bytes(8, "little") + head + made.packed)
