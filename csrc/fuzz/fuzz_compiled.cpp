@@ -2,7 +2,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <iterator>
 #include <stdexcept>
+#include <utility>
 
 #include "fuzz.hpp"
 #include "tokenizer/vocabulary_block.hpp"
@@ -18,18 +21,49 @@ void forge(std::string& bytes, std::uint64_t BlockHeader::*field, std::uint64_t 
     std::memcpy(bytes.data(), &header, sizeof header);
 }
 
-// Input: edits of 4 bytes each (offset in 3, one value), the first byte says which vocabulary,
-// the second how much is cut off or added, and whether the sums are made to fit the damage: a forged
+// The tables of a true block, each as a range of its bytes: small ones are hit as often as large.
+std::vector<std::pair<std::size_t, std::size_t>> ranges(std::span<const std::uint8_t> block) {
+    std::vector<std::pair<std::size_t, std::size_t>> found{{0, sizeof(BlockHeader)}};
+    const VocabularyTables tables = block_tables(block.data());
+    const auto add = [&](const auto& span) {
+        const auto* first = reinterpret_cast<const std::uint8_t*>(span.data());
+        if (!span.empty()) found.emplace_back(first - block.data(), span.size_bytes());
+    };
+    add(tables.starts);
+    add(tables.text);
+    add(tables.tokens);
+    add(tables.long_tokens);
+    add(tables.merges.byte_id);
+    add(tables.merges.byte_pair);
+    add(tables.merges.pairs);
+    add(tables.merges.merged);
+    return found;
+}
+
+// Input: edits of 5 bytes each (table, place in 3, value), the first byte says which vocabulary,
+// the second how many edits, how much is cut off or added, and whether the sums are made to fit the damage: a forged
 // file gets past the checksum, and must not get further than the checks behind it.
 std::string damaged(std::span<const std::uint8_t> input) {
     const auto& made = vocabularies()[input[0] % vocabularies().size()];
     const std::span<const std::uint8_t> whole = made.vocabulary->compiled();
+    const auto tables = ranges(whole);
+    const auto size = static_cast<std::uint32_t>(made.vocabulary->size());
+    const std::uint32_t words[] = {0,           1,           size,       size - 1,  size | 1U << 31,
+                                   0xFFFF'FFFF, 0x7FFF'FFFF, 0x8000'0000, 0x7FFF'FFFE, size + 1};
     std::string bytes(reinterpret_cast<const char*>(whole.data()), whole.size());
-    for (std::size_t at = 2; at + 4 <= input.size(); at += 4) {
-        std::size_t offset = input[at] | static_cast<std::size_t>(input[at + 1]) << 8 |
-                             static_cast<std::size_t>(input[at + 2]) << 16;
-        if (offset % 3 == 0) offset %= 512;  // a third of the edits in the header
-        bytes[offset % bytes.size()] = static_cast<char>(input[at + 3]);
+    const std::size_t edits = 1 + input[1] / 16 % 4;  // few: one check must not hide another
+    for (std::size_t n = 0, at = 2; n < edits && at + 5 <= input.size(); ++n, at += 5) {
+        const auto [first, length] = tables[input[at] % tables.size()];
+        const std::size_t place = (input[at + 1] | static_cast<std::size_t>(input[at + 2]) << 8 |
+                                   static_cast<std::size_t>(input[at + 3]) << 16) % length;
+        // A byte, or words of those that a check may forget, up to all of the table.
+        const std::uint32_t word = words[input[at + 4] % std::size(words)];
+        const std::size_t begin = input[at] < 200 ? place / 4 * 4 : 0;
+        const std::size_t end = input[at] < 160 ? begin + 4 : input[at] < 180 ? begin + 400 : length;
+        if (input[at] < 80) bytes[first + place] = static_cast<char>(input[at + 4]);
+        for (std::size_t i = begin; input[at] >= 80 && i + 4 <= std::min(end, length); i += 4) {
+            std::memcpy(bytes.data() + first + i, &word, 4);
+        }
     }
     if (input[1] % 8 == 1) bytes.resize(input.size() * 97 % (bytes.size() + 1));
     if (input[1] % 8 == 2) bytes.append(input[1], static_cast<char>(input[0]));
