@@ -7,7 +7,7 @@ abbreviations, citations, lists, and the tags of a trace.
 
 `mixed`: what is hard for a tokenizer: LaTeX, units, Greek, Cyrillic, Chinese, Japanese, Korean,
 Arabic, Devanagari, Thai, emoji of several code points, accents composed and combining, tables,
-runs of blanks and line breaks.
+runs of blanks and line breaks, and characters that tokenizers are known to differ on.
 """
 
 from __future__ import annotations
@@ -144,6 +144,14 @@ _MEASURES = (
     "{a}.{b} µg/mL", "{a}–{b} mm³", "±{a} °C", "{a}×10⁻{b} mol·L⁻¹", "≥{a} mmHg", "≤{b} kg/m²",  # noqa: RUF001
     "½ tablet", "{a} Å", "{a}′{b}″", "Ω {a} kΩ", "№ {a}", "{a} ㎎", "{a}℃", "①②③", "{a}％",  # noqa: RUF001
 )  # fmt: skip
+# Where tokenizers come to differ: case folding of an odd letter, separators that \s excludes, marks
+# that versions of Unicode order differently, letters newer than some tables, singletons.
+_UNUSUAL = (
+    "it'\u017f", "a\x1cb", "x\x1f\x1f y", "\u1e9b\u0323", "q\u0307\u0323", "\u0958\u093c",
+    "\u0f71\u0f72", "\u1100\u1161\u11a8", "\u212b\u2126", "a\u1dfa\u0323", "\u0e38\u0301",
+    "a\u0897\u0323", "\u0085 \u2028", "\U0001e030", "\u1c89", "\ua7cb", "\U00010d4a",
+    "\U00011bf0", "\ufb1d", "\U0001d15e", "\u00a0\u3000 z",
+)  # fmt: skip
 _MARKS = "\u0301\u0300\u0308\u0303\u0327\u0323\u0328\u0302"
 
 
@@ -177,6 +185,7 @@ def mixed(size: int, seed: int = 2) -> list[str]:
         lambda: " ".join(rng.choices(rng.choice(words), k=rng.randint(2, 10))),
         lambda: "".join(rng.choices(_EMOJI, k=rng.randint(1, 4))),
         combining,
+        lambda: rng.choice(_UNUSUAL),
         lambda: " " * rng.randint(1, 12) + "\t" * rng.randint(0, 2) + "\n" * rng.randint(0, 3),
         lambda: "|" + " | ".join(str(rng.randint(0, 9999)) for _ in range(rng.randint(2, 6))) + "|",
     )  # fmt: skip
