@@ -139,7 +139,7 @@ def _refuse(what: str) -> NoReturn:
 
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def _model(model: Mapping[str, Any]) -> bool:
