@@ -55,6 +55,8 @@ def build(source: str) -> Tokenizer:
 
 def open_folder(path: Path) -> Tokenizer:
     return Tokenizer.from_pretrained(path, backend=_BACKEND[0])
+
+
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PIECES = st.lists(
     st.one_of(
