@@ -126,15 +126,3 @@ def last_pairs(tokens: list[bytes]) -> list[tuple[int, int] | None]:
     Raises:
         ValueError: two tokens are equal, or one is empty.
     """
-
-class Vocabulary:
-    """A byte-level BPE vocabulary: csrc/tokenizer/vocabulary.hpp."""
-
-    @staticmethod
-    def build(
-        tokens: list[bytes], merges: list[tuple[int, int, int]], *, ignore_merges: bool
-    ) -> Vocabulary: ...
-    @staticmethod
-    def map(path: str) -> Vocabulary: ...
-    def compiled(self) -> bytes: ...
-    def find(self, token: bytes) -> int: ...
