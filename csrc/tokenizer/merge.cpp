@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <functional>
 
 namespace omr {
@@ -49,6 +50,103 @@ std::size_t merge_short(const MergeTable& table, std::string_view piece, std::in
     std::size_t count = 0;
     for (; alive != 0; alive &= alive - 1) {
         out[count++] = static_cast<std::int32_t>(id[std::countr_zero(alive)]);
+    }
+    return count;
+}
+
+namespace {
+
+constexpr std::uint32_t kNoSymbol = 0xFFFF'FFFE;  // no id, and no part of an empty slot's key
+
+// All pairs that cannot merge share one key, whose bucket stays in the cache.
+std::uint64_t key_or_none(std::uint32_t left, std::uint32_t right) {
+    const bool none = (left == kNoSymbol) | (right == kNoSymbol);
+    return none ? pair_key(kNoSymbol, kNoSymbol) : pair_key(left, right);
+}
+
+std::int32_t order_of(std::int32_t rank, std::uint32_t position) {
+    return rank == kNoRank ? kNoRank : rank << 6U | static_cast<std::int32_t>(position);
+}
+
+}  // namespace
+
+void MergeBatch::add(const PieceKey& piece) {
+    State& state = states_[count_++];
+    std::uint8_t bytes[16];
+    std::memcpy(bytes, &piece.low, 8);
+    std::memcpy(bytes + 8, &piece.high, 8);
+    const std::uint32_t length = bytes[15];
+    state.id[0] = kNoSymbol;
+    // Always fifteen rounds: cheaper than a branch on the length, which is hard to foretell.
+    for (std::uint32_t i = 0; i < kKeyBytes; ++i) {
+        state.id[i + 1] = table_.byte_id[bytes[i]];
+        const auto pair = static_cast<std::size_t>(bytes[i] << 8U | bytes[i + 1]);
+        const std::int32_t order = order_of(table_.byte_pair[pair], i + 1);
+        state.order[i] = i + 1 < length ? order : kNoRank;
+    }
+    state.order[15] = kNoRank;
+    state.id[length + 1] = kNoSymbol;
+    state.alive = (4U << length) - 1;
+}
+
+// Does the merge of lowest rank and asks for the ranks of the two pairs that it makes.
+bool MergeBatch::begin_step(State& state) const {
+    std::int32_t least = kNoRank;
+    for (const std::int32_t order : state.order) least = std::min(least, order);
+    if (least == kNoRank) return false;
+    const auto at = static_cast<std::uint32_t>(least & 63);
+    const std::uint32_t merged = table_.merged[static_cast<std::size_t>(least >> 6U)];
+    std::uint32_t behind = state.alive & (~1U << at);
+    const auto right = static_cast<std::uint32_t>(std::countr_zero(behind));
+    behind &= behind - 1;
+    const std::uint32_t front = state.alive & ~(~0U << at);
+    state.at = at;
+    state.previous = 31U - static_cast<std::uint32_t>(std::countl_zero(front));
+    state.alive &= ~(1U << right);
+    state.id[at] = merged;
+    state.order[right - 1] = kNoRank;
+    state.right_key = key_or_none(merged, state.id[std::countr_zero(behind)]);
+    state.left_key = key_or_none(state.id[state.previous], merged);
+    state.right_bucket = table_.bucket_of(state.right_key);
+    state.left_bucket = table_.bucket_of(state.left_key);
+    __builtin_prefetch(state.right_bucket);
+    __builtin_prefetch(state.left_bucket);
+    return true;
+}
+
+void MergeBatch::end_step(State& state) const {
+    state.order[state.at - 1] =
+        order_of(table_.rank_in(state.right_bucket, state.right_key), state.at);
+    const std::int32_t rank = table_.rank_in(state.left_bucket, state.left_key);
+    // The symbol before the first has no slot of its own; it takes the last, which stays void.
+    state.order[(state.previous - 1) & 15U] = order_of(rank, state.previous);
+}
+
+void MergeBatch::run() {
+    std::uint8_t active[kPieces];
+    std::size_t left = 0;
+    for (std::size_t i = 0; i < count_; ++i) {
+        active[left] = static_cast<std::uint8_t>(i);
+        left += begin_step(states_[i]);
+    }
+    while (left != 0) {
+        std::size_t kept = 0;
+        for (std::size_t i = 0; i < left; ++i) {
+            State& state = states_[active[i]];
+            end_step(state);
+            active[kept] = active[i];
+            kept += begin_step(state);
+        }
+        left = kept;
+    }
+}
+
+std::size_t MergeBatch::take(std::size_t index, std::int32_t* out) const {
+    const State& state = states_[index];
+    std::uint32_t alive = state.alive & ~1U;
+    std::size_t count = 0;
+    for (; (alive & (alive - 1)) != 0; alive &= alive - 1) {  // all but the symbol at the end
+        out[count++] = static_cast<std::int32_t>(state.id[std::countr_zero(alive)]);
     }
     return count;
 }

@@ -44,21 +44,63 @@ struct MergeTable {
     std::span<const PairBucket> pairs;
     std::span<const std::uint32_t> merged;     // by rank
 
+    // The bucket where the search for a pair begins.
+    const PairBucket* bucket_of(std::uint64_t key) const {
+        return &pairs[below(pair_hash(key), static_cast<std::uint32_t>(pairs.size()))];
+    }
+
     // The rank of a merge, or kNoRank.
-    std::int32_t rank_of(std::uint32_t left, std::uint32_t right) const {
-        const std::uint64_t key = pair_key(left, right);
-        const auto count = static_cast<std::uint32_t>(pairs.size());
-        std::uint32_t at = below(pair_hash(key), count);
+    std::int32_t rank_in(const PairBucket* bucket, std::uint64_t key) const {
         for (;;) {
-            const PairBucket& bucket = pairs[at];
             std::int32_t rank = kNoRank;
             for (std::size_t i = 0; i < PairBucket::kSlots; ++i) {
-                rank = bucket.key[i] == key ? bucket.rank[i] : rank;
+                rank = bucket->key[i] == key ? bucket->rank[i] : rank;
             }
-            if (rank != kNoRank || bucket.overflow == 0) [[likely]] return rank;
-            at = at + 1 == count ? 0 : at + 1;
+            if (((rank == kNoRank) & (bucket->overflow != 0)) == 0) [[likely]] return rank;
+            if (++bucket == pairs.data() + pairs.size()) bucket = pairs.data();
         }
     }
+    std::int32_t rank_of(std::uint32_t left, std::uint32_t right) const {
+        const std::uint64_t key = pair_key(left, right);
+        return rank_in(bucket_of(key), key);
+    }
+};
+
+// Pieces of 1 to 15 bytes merged step by step in turn, so that while one waits for a line of the
+// pair table the others go on.
+class MergeBatch {
+public:
+    static constexpr std::size_t kPieces = 16;
+
+    explicit MergeBatch(const MergeTable& table) : table_(table) {}
+
+    bool full() const { return count_ == kPieces; }
+    std::size_t size() const { return count_; }
+    void clear() { count_ = 0; }
+    void add(const PieceKey& piece);
+    void run();
+    // Ids of the piece that was added as number `index`, after run; `out` has room for 15.
+    std::size_t take(std::size_t index, std::int32_t* out) const;
+
+private:
+    // Symbols stand at 1 plus the position of their first byte; at 0 and behind the last byte stands
+    // a symbol that merges with none, so that every symbol has two neighbours.
+    struct State {
+        std::int32_t order[16];  // see merge_short; [i] belongs to position i + 1
+        std::uint32_t id[17];
+        std::uint32_t alive;  // a bit a position
+        std::uint32_t at, previous;
+        const PairBucket* right_bucket;
+        const PairBucket* left_bucket;
+        std::uint64_t right_key, left_key;
+    };
+
+    bool begin_step(State& state) const;
+    void end_step(State& state) const;
+
+    const MergeTable& table_;
+    std::size_t count_ = 0;
+    State states_[kPieces];
 };
 
 // Writes the ids of a piece of 1 to kShortPiece bytes; returns how many. `out` has room for as many

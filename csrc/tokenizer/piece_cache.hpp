@@ -22,6 +22,7 @@ struct alignas(32) CachedPiece {
     bool holds(const PieceKey& key) const {
         return ((low ^ key.low) | ((high ^ key.high) << 4U)) == 0;
     }
+    PieceKey key() const { return {low, high & (~0ULL >> 4U)}; }
     std::size_t count() const { return static_cast<std::size_t>(high >> 60U); }
 };
 static_assert(sizeof(CachedPiece) == 32);
@@ -35,29 +36,54 @@ struct alignas(64) CachedLongPiece {
     std::uint8_t count;
     char bytes[kBytes];
     std::int32_t ids[kIds];
+
+    bool holds(std::string_view piece) const {
+        return length == piece.size() && std::memcmp(bytes, piece.data(), piece.size()) == 0;
+    }
+    // Only if there is room for it.
+    void put(std::string_view piece, const std::int32_t* found, std::size_t found_count) {
+        if (piece.size() > kBytes || found_count > kIds) return;
+        length = static_cast<std::uint8_t>(piece.size());
+        count = static_cast<std::uint8_t>(found_count);
+        std::memcpy(bytes, piece.data(), piece.size());
+        std::memcpy(ids, found, found_count * sizeof *ids);
+    }
 };
 static_assert(sizeof(CachedLongPiece) == 128);
 
 class PieceCache {
 public:
-    static constexpr unsigned kBits = 20;
-    static constexpr std::size_t kPieces = std::size_t{1} << kBits;
+    // One cache line. What comes goes to the front; what was at the back goes.
+    struct alignas(64) Set {
+        CachedPiece pieces[2];
+
+        // The piece, or if it is not here, one that it is not: no branch.
+        const CachedPiece* find(const PieceKey& key) const {
+            return &pieces[pieces[0].holds(key) ? 0 : 1];
+        }
+        void put(const CachedPiece& piece) {
+            pieces[1] = pieces[0];
+            pieces[0] = piece;
+        }
+    };
+
+    static constexpr unsigned kBits = 15;
+    static constexpr std::size_t kSets = std::size_t{1} << kBits;
     static constexpr std::size_t kLongPieces = 2048;
 
-    PieceCache() : pieces_(allocate<CachedPiece>(kPieces)),
+    PieceCache() : sets_(allocate<Set>(kSets)),
                    long_pieces_(allocate<CachedLongPiece>(kLongPieces)) {}
 
     // Forgets all if what is remembered belongs to another vocabulary.
     void serve(std::uint64_t vocabulary) {
         if (vocabulary == vocabulary_) [[likely]] return;
-        std::memset(static_cast<void*>(pieces_.get()), 0, kPieces * sizeof(CachedPiece));
+        std::memset(static_cast<void*>(sets_.get()), 0, kSets * sizeof(Set));
         std::memset(static_cast<void*>(long_pieces_.get()), 0,
                     kLongPieces * sizeof(CachedLongPiece));
         vocabulary_ = vocabulary;
     }
 
-    CachedPiece* pieces() { return pieces_.get(); }
-    static std::size_t slot(std::uint64_t hash) { return hash >> (64U - kBits); }
+    Set& set(std::uint64_t hash) { return sets_.get()[hash >> (64U - kBits)]; }
     CachedLongPiece& long_piece(std::uint64_t hash) {
         return long_pieces_.get()[hash >> 32U & (kLongPieces - 1)];
     }
@@ -74,7 +100,7 @@ private:
         return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
     }
 
-    std::unique_ptr<CachedPiece[], Free> pieces_;
+    std::unique_ptr<Set[], Free> sets_;
     std::unique_ptr<CachedLongPiece[], Free> long_pieces_;
     std::uint64_t vocabulary_ = 0;
 };

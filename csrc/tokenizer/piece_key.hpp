@@ -27,6 +27,9 @@ inline std::uint64_t fold_multiply(std::uint64_t a, std::uint64_t b) {
 struct PieceKey {
     std::uint64_t low, high;
 
+    bool is_long() const { return high >> 56U == 0; }
+    std::size_t length() const { return high >> 56U; }
+    std::string_view view() const { return {reinterpret_cast<const char*>(this), length()}; }
     std::uint64_t hash() const {
         return fold_multiply(low ^ 0x9E37'79B9'7F4A'7C15U, high ^ 0xD1B5'4A32'D192'ED03U);
     }

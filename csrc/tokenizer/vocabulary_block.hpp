@@ -55,16 +55,21 @@ struct VocabularyTables {
         return {text.data() + starts[id], starts[id + 1] - starts[id]};
     }
 
+    const TokenBucket* bucket_of(std::uint64_t hash) const {
+        return &tokens[below(hash, static_cast<std::uint32_t>(tokens.size()))];
+    }
     // The token's id and its kNotWhole bit, or kNoToken.
     std::uint32_t find_short(const PieceKey& key, std::uint64_t hash) const {
         const auto count = static_cast<std::uint32_t>(tokens.size());
         std::uint32_t at = below(hash, count);
         for (;;) {
             const TokenBucket& bucket = tokens[at];
+            std::uint32_t value = kNoToken;
             for (std::size_t i = 0; i < TokenBucket::kSlots; ++i) {
-                if (bucket.low[i] == key.low && bucket.high[i] == key.high) return bucket.value[i];
+                const bool equal = ((bucket.low[i] ^ key.low) | (bucket.high[i] ^ key.high)) == 0;
+                value = equal ? bucket.value[i] : value;
             }
-            if (bucket.overflow == 0) return kNoToken;
+            if (((value == kNoToken) & (bucket.overflow != 0)) == 0) [[likely]] return value;
             at = at + 1 == count ? 0 : at + 1;
         }
     }
