@@ -460,12 +460,13 @@ class ChatFormat:
         if isinstance(completion, Completion):
             completion = corpus_completion(record)
         question, role = record.question, Role.QUESTION
-        if self._style.trims:
-            # As the template strips the whole text of a turn, the instruction included.
+        # What is no str is left for the engine to refuse.
+        if self._style.trims and isinstance(question, str):
+            # The template strips the whole text of a turn, the instruction included.
             if self.instruction is not None:
                 question = f"{question}\n{self.instruction}"
             question, role = question.strip(), Role.USER
-            completion = None if completion is None else completion.strip()
+            completion = completion.strip() if isinstance(completion, str) else completion
         last = _GENERATE if completion is None else (Role.TRAINED, completion, ())
         return (*self._opening, (role, question, counts), last)
 
