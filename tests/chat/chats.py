@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from omr_io.chat import ChatFormat
+from omr_io.chat.reference import ReferenceChat
 from omr_io.chat.template import CHATML, LLAMA3
-from omr_io.reference.chat import ReferenceChat
 from omr_io.tokenizer import Tokenizer
 from tests.text_fixtures import CONTROL_TEXTS, corpus, small
 

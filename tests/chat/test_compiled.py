@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from omr_io import _C
 from omr_io.chat import ChatFormat, Completion
+from omr_io.chat.reference import ReferenceChat
 from omr_io.chat.template import CHATML, CompiledChat, Role, Row
 from omr_io.errors import ConfigError, DataError, SampleTooLongError
-from omr_io.reference.chat import ReferenceChat
 from omr_io.tokenizer import Tokenizer
 from tests.chat.chats import FORGED, chat_of, reference_of
 from tests.text_fixtures import CONTROL_TEXTS, record, small
@@ -281,6 +281,6 @@ def test_the_constants_are_encoded_once() -> None:
         chat = chat_of("chatml", system, instruction)
         slow = ReferenceChat(small(), CHATML, system, instruction)
         for question in ("", " ", "Q\n", "\n", "Q "):
-            row = chat._record_row(record(question), (), None)
+            row = chat._rows.record(record(question), (), None)
             want = slow.encode([row], max_tokens=0, cut=False, threads=1).input_ids.tolist()
             assert chat.encode(record(question), [], completion=None).input_ids.tolist() == want
