@@ -13,6 +13,7 @@
 
 #include "bindings.hpp"
 #include "tokenizer/chat.hpp"
+#include "tokenizer/codec.hpp"
 
 namespace py = pybind11;
 
@@ -46,7 +47,8 @@ std::vector<ChatPart> parts_of(const py::handle& object) {
     return parts;
 }
 
-std::unique_ptr<ChatTemplate> make_template(const Encoder& encoder, const py::list& roles,
+std::unique_ptr<ChatTemplate> make_template(const std::shared_ptr<Codec>& codec,
+                                            const py::list& roles,
                                             std::vector<std::int32_t> before, std::int32_t pad,
                                             std::vector<std::int32_t> after) {
     std::vector<ChatRole> made;
@@ -55,7 +57,7 @@ std::unique_ptr<ChatTemplate> make_template(const Encoder& encoder, const py::li
         if (forms.size() != 2) throw py::value_error("a role has 2 forms");
         made.push_back({parts_of(forms[0]), parts_of(forms[1])});
     }
-    return std::make_unique<ChatTemplate>(encoder, std::move(made),
+    return std::make_unique<ChatTemplate>(codec->encoder, std::move(made),
                                           ImageBlock{std::move(before), std::move(after), pad});
 }
 
@@ -211,7 +213,7 @@ void bind_chat(py::module_& m) {
         }
     });
 
-    py::class_<ChatTemplate>(m, "ChatTemplate", "A compiled chat template; see csrc/tokenizer/chat.hpp.")
+    py::class_<ChatTemplate>(m, "ChatTemplate", "A compiled template: csrc/tokenizer/chat.hpp.")
         .def(py::init(&make_template), py::arg("encoder"), py::arg("roles"), py::kw_only(),
              py::arg("before"), py::arg("pad"), py::arg("after"), py::keep_alive<1, 2>())
         .def("encode", &encode, py::arg("rows"), py::kw_only(), py::arg("max_tokens") = 0,

@@ -1,6 +1,8 @@
 # ruff: noqa: N999
 """The C++ core (csrc/bindings.cpp)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
@@ -126,3 +128,54 @@ def last_pairs(tokens: list[bytes]) -> list[tuple[int, int] | None]:
     Raises:
         ValueError: two tokens are equal, or one is empty.
     """
+
+class ChatTextError(ValueError):
+    """A text of a conversation cannot be encoded; args are (what: str, row: int, turn: int)."""
+
+    args: tuple[str, int, int]
+
+class ChatLengthError(ValueError):
+    """A conversation is too long; args are (row, tokens, tokens that cannot be cut)."""
+
+    args: tuple[int, int, int]
+
+class ChatTemplate:
+    """A compiled chat template: see csrc/tokenizer/chat.hpp and omr_io.chat.template."""
+
+    def __init__(
+        self,
+        encoder: object,
+        roles: list[tuple[list[_ChatPart], list[_ChatPart]]],
+        *,
+        before: list[int],
+        pad: int,
+        after: list[int],
+    ) -> None: ...
+    def encode(
+        self,
+        rows: Sequence[tuple[tuple[int, str, tuple[int, ...]], ...]],
+        *,
+        max_tokens: int = 0,
+        cut: bool = False,
+        threads: int = 1,
+    ) -> tuple[
+        NDArray[np.int32],
+        NDArray[np.bool_],
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.int64],
+    ]:
+        """Encode conversations: (ids, trained, offsets, prompt tokens, cut tokens).
+
+        Raises:
+            ChatTextError, ChatLengthError: of the first conversation that is to blame.
+            TypeError: rows are not tuples of tuples.
+            ValueError: a role or a count of placeholders that does not exist.
+        """
+
+    def count(
+        self, rows: Sequence[tuple[tuple[int, str, tuple[int, ...]], ...]], *, threads: int = 1
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens of conversations but for image placeholders, and trained ones. Errors: encode."""
+
+_ChatPart = tuple[str, bool, list[int], str, str]

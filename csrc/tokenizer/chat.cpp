@@ -29,13 +29,16 @@ const std::vector<ChatPart>& parts_of(const ChatRole& role, const ChatTurn& turn
     return turn.images.empty() ? role.plain : role.with_images;
 }
 
-// Where to part the conversations so that each of `threads` gets about as much text.
+// Where to part the conversations so that each thread gets about as much text: `threads` of them,
+// or fewer where there is not enough to pay for starting one.
 std::vector<std::size_t> shares(std::span<const ChatTurn> turns,
                                 std::span<const std::size_t> row_ends, std::size_t threads) {
     // A conversation costs about as much as 256 characters beside its text.
     constexpr std::size_t row_cost = 256;
+    constexpr std::size_t least_share = std::size_t{256} << 10;
     std::size_t total = row_ends.size() * row_cost;
     for (const ChatTurn& turn : turns) total += turn.text.length;
+    threads = std::clamp<std::size_t>(threads, 1, 1 + total / least_share);
     std::vector<std::size_t> bounds{0};
     std::size_t cost = 0;
     std::size_t turn = 0;
@@ -206,7 +209,7 @@ ChatBatch ChatTemplate::encode(std::span<const ChatTurn> turns,
                                std::span<const std::size_t> row_ends, ChatLimit limit,
                                std::size_t threads) const {
     check(turns, row_ends);
-    const std::vector<std::size_t> bounds = shares(turns, row_ends, std::max<std::size_t>(threads, 1));
+    const std::vector<std::size_t> bounds = shares(turns, row_ends, threads);
     std::vector<ChatBatch> made(bounds.size() - 1);
     share_out(bounds, [&](std::size_t part, std::size_t first, std::size_t last) {
         encode_rows(turns, row_ends, first, last, limit, made[part]);
@@ -267,7 +270,7 @@ void ChatTemplate::count_rows(std::span<const ChatTurn> turns,
 ChatCounts ChatTemplate::count(std::span<const ChatTurn> turns,
                                std::span<const std::size_t> row_ends, std::size_t threads) const {
     check(turns, row_ends);
-    const std::vector<std::size_t> bounds = shares(turns, row_ends, std::max<std::size_t>(threads, 1));
+    const std::vector<std::size_t> bounds = shares(turns, row_ends, threads);
     std::vector<ChatCounts> made(bounds.size() - 1);
     share_out(bounds, [&](std::size_t part, std::size_t first, std::size_t last) {
         count_rows(turns, row_ends, first, last, made[part]);

@@ -2,7 +2,7 @@
 
 A turn is `head`, its images, its text, `tail`. Texts that stand side by side are encoded as one, as
 Hugging Face does, but for the text of an assistant turn, which is encoded apart (see `format`).
-`omr_io.reference.chat` does the same slowly, turn by turn, and is what this is tested against.
+`omr_io.chat.reference` does the same slowly, turn by turn, and is what this is tested against.
 """
 
 from __future__ import annotations
@@ -157,12 +157,10 @@ class CompiledChat:
         from omr_io import _C
 
         self._tokenizer, self._style = tokenizer, style
-        image = style.image or ()
-        before, pad, after = ([tokenizer.token_id(i.content)] for i in image) if image else (
-            [], [0], [],
-        )  # fmt: skip
+        image = [tokenizer.token_id(item.content) for item in style.image or ()]
         roles = [self._role(role, system, instruction) for role in Role]
-        self._core = _C.ChatTemplate(encoder, roles, before=before, pad=pad[0], after=after)
+        block: Any = {"before": image[:1], "pad": image[1] if image else 0, "after": image[2:]}
+        self._core = _C.ChatTemplate(encoder, roles, **block)
 
     def encode(
         self, rows: Sequence[Row], *, max_tokens: int, cut: bool, threads: int
@@ -198,7 +196,7 @@ class CompiledChat:
         plain = [self._ids(head), self._text(str(last), after=after), tail]
         if role is Role.SYSTEM or style.image is None:
             return plain, []
-        images = ("images", False, [], "", "")
+        images: tuple[Any, ...] = ("images", False, [], "", "")
         return plain, [self._ids([*head, last]), images, self._text("", after=after), tail]
 
     def _ids(self, items: Sequence[Item], trained: bool = False) -> tuple[Any, ...]:

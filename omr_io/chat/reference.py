@@ -1,7 +1,7 @@
 """A chat template turn by turn, as typed segments: slow and obvious.
 
-It is the oracle of the compiled template (csrc/tokenizer/chat.cpp), and what encodes chats where the
-tokenizer is Hugging Face's (backend="hf").
+It is the oracle of the compiled template (csrc/tokenizer/chat.cpp), and what encodes chats where
+the tokenizer is Hugging Face's (backend="hf").
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omr_io.chat.template import Control, EncodedRows, Item, Role, Row, Style
 from omr_io.errors import DataError
 from omr_io.tokenizer import Segment, Tokenizer
-from omr_io.types import Int64Array
+from omr_io.types import Int32Array, Int64Array
 
 
 class ReferenceChat:
@@ -82,7 +83,7 @@ class ReferenceChat:
 
     def _encode(
         self, number: int, row: Row, max_tokens: int, cut: bool
-    ) -> tuple[np.ndarray, np.ndarray, int, int]:  # type: ignore[type-arg]
+    ) -> tuple[Int32Array, NDArray[np.bool_], int, int]:
         from omr_io import _C
 
         ids, trained = [], []
@@ -107,6 +108,8 @@ class ReferenceChat:
 
     def _turn(self, role: Role, text: str, images: tuple[int, ...]) -> list[Segment]:
         style = self.style
+        if not isinstance(text, str):
+            raise TypeError(f"a text is a {type(text).__name__}")
         match role:
             case Role.BEGIN:
                 return self._typed(style.begin)
