@@ -7,7 +7,8 @@ from omr_io.chat.conversation import (
     EncodedText,
     Turn,
 )
-from omr_io.chat.format import ChatFormat, corpus_completion
+from omr_io.chat.format import ChatFormat
+from omr_io.chat.rows import corpus_completion
 
 __all__ = [
     "ChatFormat",

@@ -27,7 +27,7 @@ the completion begins with a line break, or with spaces up to one, which then wo
 "\\n" before it. A model that generates from the prompt never sees that merge, so apart is right.
 
 The work is done by a compiled template in C++ (csrc/tokenizer/chat.cpp), or, where the tokenizer is
-Hugging Face's, by `omr_io.reference.chat`.
+Hugging Face's, by `omr_io.chat.reference`.
 
 Legend: T tokens of a sample, n records or conversations.
 """
@@ -38,12 +38,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 from warnings import warn
 
 import numpy as np
 
-from omr_io import _C, config
+from omr_io import config
 from omr_io.chat import check as checks
 from omr_io.chat.conversation import (
     Completion,
@@ -52,25 +52,10 @@ from omr_io.chat.conversation import (
     EncodedText,
     Truncate,
 )
-from omr_io.chat.template import (
-    CHATML,
-    LLAMA3,
-    CompiledChat,
-    Engine,
-    Role,
-    Row,
-    Style,
-    require_controls,
-)
+from omr_io.chat.rows import RowWriter, Runner
+from omr_io.chat.template import CHATML, LLAMA3, CompiledChat, Engine, Style, require_controls
 from omr_io.config import VisionFamily
-from omr_io.errors import (
-    ConfigError,
-    DataError,
-    OmrError,
-    OmrWarning,
-    SampleTooLongError,
-    Where,
-)
+from omr_io.errors import ConfigError, OmrError, OmrWarning, Where
 from omr_io.tokenizer import Segment, Tokenizer
 from omr_io.types import Int64Array, Record
 
@@ -109,8 +94,8 @@ class ChatFormat:
     style: ChatStyle = "chatml"
     _style: Style = field(init=False, repr=False, compare=False)
     _engine: Engine = field(init=False, repr=False, compare=False)
-    _opening: Row = field(init=False, repr=False, compare=False)
-    _num_closing: int = field(init=False, repr=False, compare=False)
+    _rows: RowWriter = field(init=False, repr=False, compare=False)
+    _runner: Runner = field(init=False, repr=False, compare=False)
     # The template that conversations of several turns are still to be compared with.
     _unchecked: list[checks.Peer] = field(init=False, repr=False, compare=False)
 
@@ -121,15 +106,12 @@ class ChatFormat:
             )
         style = _STYLES[self.style]
         require_controls(self.tokenizer, style)
-        opens = bool(style.begin) or self.system is not None
-        closing = sum(
-            len(self.tokenizer.encode(item)) if isinstance(item, str) else 1 for item in style.tail
-        )
+        engine = self._make_engine(style)
         values = {
             "_style": style,
-            "_engine": self._make_engine(style),
-            "_opening": ((int(Role.OPENING), "", ()),) if opens else (),
-            "_num_closing": closing,
+            "_engine": engine,
+            "_rows": RowWriter(style, self.system is not None, self.instruction),
+            "_runner": Runner(self.tokenizer, engine, style),
             "_unchecked": [],
         }
         for name, value in values.items():
@@ -140,7 +122,7 @@ class ChatFormat:
         encoder = getattr(self.tokenizer._backend, "codec", None)
         if encoder is not None:
             return CompiledChat(encoder, *options)
-        from omr_io.reference.chat import ReferenceChat
+        from omr_io.chat.reference import ReferenceChat
 
         return ReferenceChat(*options)
 
@@ -257,10 +239,10 @@ class ChatFormat:
         completion: str | Completion | None = Completion.CORPUS,
     ) -> list[Segment]:
         """The conversation as typed segments; arguments as for `encode`. Encodes nothing."""
-        from omr_io.reference.chat import ReferenceChat
+        from omr_io.chat.reference import ReferenceChat
 
         reference = ReferenceChat(self.tokenizer, self._style, self.system, self.instruction)
-        turns = reference.segments(self._record_row(record, tuple(image_tokens), completion))
+        turns = reference.segments(self._rows.record(record, tuple(image_tokens), completion))
         return [segment for turn in turns for segment in turn]
 
     def encode(
@@ -331,8 +313,8 @@ class ChatFormat:
         for record, one in zip(records, counts, strict=True):
             if one or record.images:
                 self._check_images(record, one)
-        rows = list(map(self._record_row, records, counts, completions))
-        return self._encode_rows(rows, _places(records), max_tokens, truncate, threads)
+        rows = list(map(self._rows.record, records, counts, completions))
+        return self._runner.encode(rows, _places(records), max_tokens, truncate, threads)
 
     def lengths(
         self, records: Iterable[Record], num_images: Iterable[int] | None = None
@@ -357,8 +339,8 @@ class ChatFormat:
         stream = _with_images(records, num_images)
         while chunk := list(islice(stream, _CHUNK)):
             self._require_images(max(images for _, images in chunk))
-            rows = [self._record_row(r, (0,) * n, Completion.CORPUS) for r, n in chunk]
-            texts, labels = self._count_rows(rows, _places([record for record, _ in chunk]))
+            rows = [self._rows.record(r, (0,) * n, Completion.CORPUS) for r, n in chunk]
+            texts, labels = self._runner.count(rows, _places([record for record, _ in chunk]))
             text_tokens.append(texts)
             label_tokens.append(labels)
         return np.concatenate(text_tokens), np.concatenate(label_tokens)
@@ -381,7 +363,7 @@ class ChatFormat:
             where its prompt alone is too long, so that it cannot be cut.
         """
         over = np.maximum(text_tokens + image_tokens - max_tokens, 0)
-        after = self._num_closing - 1  # what stands after the trained tokens is cut first
+        after = self._runner.num_closing - 1  # what stands after the trained tokens is cut first
         labels = label_tokens - np.maximum(over - after, 0)
         can = labels >= 1
         return np.where(can, text_tokens - over, text_tokens), np.where(can, labels, label_tokens)
@@ -427,9 +409,9 @@ class ChatFormat:
                 none; a text is not valid Unicode. It names the conversation.
             SampleTooLongError, ConfigError, TokenizerError: as `encode`.
         """
-        rows = [self._conversation_row(one, generation_prompt) for one in conversations]
+        rows = [self._rows.conversation(one, generation_prompt) for one in conversations]
         self._check_turns()
-        return self._encode_rows(
+        return self._runner.encode(
             rows, lambda i: conversations[i].where, max_tokens, truncate, threads
         )
 
@@ -437,9 +419,9 @@ class ChatFormat:
         self, conversations: Sequence[Conversation]
     ) -> tuple[Int64Array, Int64Array]:
         """text_tokens and label_tokens of n conversations, as `lengths` has them."""
-        rows = [self._conversation_row(one, False) for one in conversations]
+        rows = [self._rows.conversation(one, False) for one in conversations]
         self._check_turns()
-        return self._count_rows(rows, lambda i: conversations[i].where)
+        return self._runner.count(rows, lambda i: conversations[i].where)
 
     def check_against(self, folder: str | Path) -> None:
         """Compare with the chat template and tokenizer of a Hugging Face folder on probes.
@@ -452,104 +434,7 @@ class ChatFormat:
         checks.check_records(self, peer)
         checks.check_conversations(ChatFormat(*self.__reduce__()[1]), peer)  # type: ignore[misc]
 
-    # Rows
-
-    def _record_row(
-        self, record: Record, counts: tuple[int, ...], completion: str | Completion | None
-    ) -> Row:
-        if isinstance(completion, Completion):
-            completion = corpus_completion(record)
-        question, role = record.question, Role.QUESTION
-        if self._style.trims:
-            # As the template strips the whole text of a turn, the instruction included.
-            if self.instruction is not None:
-                question = f"{question}\n{self.instruction}"
-            question, role = question.strip(), Role.USER
-            completion = None if completion is None else completion.strip()
-        last = _GENERATE if completion is None else (Role.TRAINED, completion, ())
-        return (*self._opening, (role, question, counts), last)
-
-    def _conversation_row(self, conversation: Conversation, generation_prompt: bool) -> Row:
-        turns = conversation.turns
-        if (turns[-1].role == "assistant") is generation_prompt:
-            raise DataError(
-                f"the conversation ends with a turn of the {turns[-1].role}",
-                where=conversation.where,
-                mend="To train, end it with the assistant's; for a generation prompt, the user's",
-            )
-        last = len(turns) - 1
-        row: list[tuple[int, str, tuple[int, ...]]] = []
-        if turns[0].role != "system":
-            row += self._opening
-        elif self._style.begin:
-            row.append((Role.BEGIN, "", ()))
-        for place, turn in enumerate(turns):
-            role = Role.SYSTEM if turn.role == "system" else Role.USER
-            if turn.role == "assistant":
-                all_ = conversation.trained == "all" and not generation_prompt
-                role = Role.TRAINED if all_ or place == last else Role.CONTEXT
-            if turn.image_tokens and not self.has_images:
-                raise DataError(
-                    f"turn {place} has images; the style {self.style!r} has none",
-                    where=conversation.where,
-                )
-            text = turn.text.strip() if self._style.trims else turn.text
-            row.append((role, text, turn.image_tokens))
-        return (*row, _GENERATE) if generation_prompt else tuple(row)
-
-    def _encode_rows(
-        self,
-        rows: Sequence[Row],
-        where: Callable[[int], Where],
-        max_tokens: int | None,
-        truncate: Truncate,
-        threads: int,
-    ) -> EncodedBatch:
-        if truncate not in ("refuse", "completion"):
-            raise ConfigError(f"truncate {truncate!r}", mend='Use "refuse" or "completion"')
-        if threads < 1 or (max_tokens is not None and max_tokens < 1):
-            raise ConfigError(f"threads {threads} and max_tokens {max_tokens} must be at least 1")
-        try:
-            made = self._engine.encode(
-                rows, max_tokens=max_tokens or 0, cut=truncate == "completion", threads=threads
-            )
-        except _C.ChatTextError as error:
-            what, row, turn = error.args
-            self._blame(rows[row][turn][1], what, where(row))
-        except _C.ChatLengthError as error:
-            row, tokens, fixed = error.args
-            raise _too_long(where(row), tokens, fixed, max_tokens or 0, truncate) from None
-        except TypeError:
-            raise _not_text(rows, where) from None
-        num_cut = made.num_cut
-        completion = np.maximum(num_cut - self._num_closing, 0)
-        return EncodedBatch(
-            made.input_ids,
-            made.trained,
-            made.offsets,
-            made.num_prompt_tokens,
-            completion,
-            num_cut - completion,
-        )
-
-    def _count_rows(
-        self, rows: Sequence[Row], where: Callable[[int], Where]
-    ) -> tuple[Int64Array, Int64Array]:
-        try:
-            return self._engine.count(rows)
-        except _C.ChatTextError as error:
-            what, row, turn = error.args
-            self._blame(rows[row][turn][1], what, where(row))
-        except TypeError:
-            raise _not_text(rows, where) from None
-
-    def _blame(self, text: str, what: str, where: Where) -> NoReturn:
-        """Say what is wrong with a text in the tokenizer's words, and where it is."""
-        try:
-            self.tokenizer.encode(text)
-        except OmrError as error:
-            raise type(error)(error.what, where=where, mend=error.mend) from error
-        raise DataError(what, where=where)
+    # Checks
 
     def _check_turns(self) -> None:
         if self._unchecked:
@@ -575,41 +460,6 @@ class ChatFormat:
             raise ConfigError(
                 f"the style {self.style!r} has no images", mend="Leave them out, or use a Qwen VL"
             )
-
-
-_GENERATE: tuple[int, str, tuple[int, ...]] = (int(Role.GENERATE), "", ())
-
-
-def corpus_completion(record: Record) -> str:
-    """What the model learns to say: the reasoning as it stands in the corpus.
-
-    It is already wrapped as `<think>...</think>` and `<answer>X</answer>`. A record without
-    reasoning has `<answer>X</answer>` alone.
-    """
-    return record.reasoning or f"<answer>{record.answer}</answer>"
-
-
-def _too_long(
-    where: Where, tokens: int, fixed: int, max_tokens: int, truncate: Truncate
-) -> SampleTooLongError:
-    if truncate == "refuse":
-        mend = 'Raise max_tokens, or cut completions with truncate="completion"'
-    else:
-        mend = "Raise max_tokens, or use smaller images (max_pixels): prompts are never cut"
-    return SampleTooLongError(
-        f"{tokens} tokens, {fixed} of them before what is trained last, are more than max_tokens "
-        f"{max_tokens}",
-        where=where,
-        mend=mend,
-    )
-
-
-def _not_text(rows: Sequence[Row], where: Callable[[int], Where]) -> DataError:
-    for number, row in enumerate(rows):
-        texts: list[object] = [text for _, text, _ in row if type(text) is not str]
-        if texts:
-            return DataError(f"a text is a {type(texts[0]).__name__}", where=where(number))
-    return DataError("a conversation has an image count that is no number")
 
 
 def _where(record: Record) -> Where:

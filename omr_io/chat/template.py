@@ -2,7 +2,7 @@
 
 A turn is `head`, its images, its text, `tail`. Texts that stand side by side are encoded as one, as
 Hugging Face does, but for the text of an assistant turn, which is encoded apart (see `format`).
-`omr_io.reference.chat` does the same slowly, turn by turn, and is what this is tested against.
+`omr_io.chat.reference` does the same slowly, turn by turn, and is what this is tested against.
 """
 
 from __future__ import annotations

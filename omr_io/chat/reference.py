@@ -108,6 +108,8 @@ class ReferenceChat:
 
     def _turn(self, role: Role, text: str, images: tuple[int, ...]) -> list[Segment]:
         style = self.style
+        if not isinstance(text, str):
+            raise TypeError(f"a text is a {type(text).__name__}")
         match role:
             case Role.BEGIN:
                 return self._typed(style.begin)
