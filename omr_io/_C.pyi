@@ -73,6 +73,62 @@ def char_class(code_points: NDArray[np.uint32]) -> NDArray[np.uint8]:
     Raises ValueError if one is above 0x10FFFF.
     """
 
+class TextError(ValueError):
+    """A text that cannot be encoded; args are (reason, text's index, character's position, value).
+
+    Reasons: "type" (no str), "surrogate" (value: the code point), "too-long" (value: its size),
+    "control-text" (it spells a control token, value: its id), "control-id" (the vocabulary makes
+    one of it).
+    """
+
+class Encoder:
+    """Texts to ids and back: csrc/tokenizer/encoder.hpp, decode.hpp. May be shared by threads."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        pattern: str,
+        nfc: bool,
+        added: list[tuple[str, int, bool, bool, bool, bool, bool]],
+        extra: list[tuple[int, bytes, bool]],
+        refuse_special: bool,
+    ) -> None:
+        """Make one.
+
+        Args:
+            vocabulary: the tables.
+            pattern: "qwen2" or "llama3".
+            nfc: whether texts are normalised.
+            added: (content, id, special, normalized, lstrip, rstrip, single_word), in order.
+            extra: (id, bytes that it decodes to, special) of tokens that are not in `vocabulary`.
+            refuse_special: a control token spelt in a text is an error.
+        """
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """(T,) ids. Raises TextError."""
+
+    def encode_batch(
+        self, texts: tuple[str, ...], out: NDArray[np.int32] | None, threads: int
+    ) -> tuple[NDArray[np.int32] | None, NDArray[np.int64], int]:
+        """Ids (None if `out` is too small), offsets (n + 1,), how many ids. Raises TextError."""
+
+    def count_batch(self, texts: tuple[str, ...], threads: int) -> NDArray[np.int64]:
+        """(n,) numbers of ids. Raises TextError."""
+
+    def decode(self, ids: NDArray[np.int64], skip_special: bool) -> str:
+        """The text of ids. Raises KeyError(id)."""
+
+    def knows(self, id: int) -> bool:
+        """Whether a token has this id."""
+
+def last_pairs(tokens: list[bytes]) -> list[tuple[int, int] | None]:
+    """For each token, by rank, the ids of its merge: csrc/tokenizer/ranks.hpp.
+
+    Raises:
+        ValueError: two tokens are equal, or one is empty.
+    """
+
 class ChatTextError(ValueError):
     """A text of a conversation cannot be encoded; args are (what: str, row: int, turn: int)."""
 

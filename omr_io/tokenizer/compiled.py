@@ -22,6 +22,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from omr_io import _C
 from omr_io.cache import Cache, cache_root
 from omr_io.errors import TokenizerError
@@ -64,7 +66,8 @@ def compile_source(source: str) -> Compiled:
 def build_vocabulary(parsed: Source) -> _C.Vocabulary:
     """The tables of a parsed tokenizer.json."""
     try:
-        return _C.Vocabulary.build(parsed.tokens, parsed.merges, ignore_merges=parsed.ignore_merges)
+        merges = np.array(parsed.merges, dtype=np.uint32).reshape(-1, 3)
+        return _C.Vocabulary.build(parsed.tokens, merges, ignore_merges=parsed.ignore_merges)
     except ValueError as error:
         raise TokenizerError(
             f"the vocabulary cannot be compiled: {error}",

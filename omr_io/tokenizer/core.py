@@ -108,9 +108,7 @@ class Tokenizer:
         """The ids of the control tokens, which no text can yield."""
 
     @classmethod
-    def _of(
-        cls, opened: Opened, backend: BackendName, on_special_text: SpecialText
-    ) -> Tokenizer:
+    def _of(cls, opened: Opened, backend: BackendName, on_special_text: SpecialText) -> Tokenizer:
         made = cls.__new__(cls)
         made._fill(opened, backend, on_special_text)
         return made

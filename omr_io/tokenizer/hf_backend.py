@@ -66,7 +66,7 @@ class HfBackend:
 
     def encode(self, text: str) -> Int32Array:
         """See `Backend`."""
-        ids, _, _ = self.encode_batch((text,), None, 1)
+        ids: Int32Array = self.encode_batch((text,), None, 1)[0]
         return ids
 
     def encode_batch(

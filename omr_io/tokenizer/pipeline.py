@@ -28,6 +28,13 @@ MAX_VOCAB_SIZE = 1 << 24  # a corrupt id must not ask for gigabytes of tables
 _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 _COMPONENTS = ("model", "normalizer", "pre_tokenizer", "decoder")
 _NOT_APPLIED = ("version", "truncation", "padding", "post_processor")
+_REFUSED_OF_MODEL = (
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "byte_fallback",
+)
+_OF_MODEL = ("type", "dropout", "fuse_unk", "ignore_merges", "vocab", "merges", *_REFUSED_OF_MODEL)
 _USE_HF = 'Tokenizer.from_pretrained(..., backend="hf") takes it, through Hugging Face tokenizers'
 
 
@@ -139,7 +146,7 @@ def _refuse(what: str) -> NoReturn:
 
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def _model(model: Mapping[str, Any]) -> bool:
@@ -151,13 +158,11 @@ def _model(model: Mapping[str, Any]) -> bool:
             f"the model asks for BPE dropout {model['dropout']}, so that its ids are random",
             mend='Set "dropout" to null in tokenizer.json',
         )
-    for name in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    for name in _REFUSED_OF_MODEL:
         if model.get(name) not in (None, "", False):
             _refuse(f"the model's {name} {_shown(model[name])}")
-    known = ("type", "dropout", "fuse_unk", "ignore_merges", "vocab", "merges", "unk_token")
-    known = (*known, "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     for name in model:
-        if name not in known:
+        if name not in _OF_MODEL:
             _refuse(f"the model's {name!r}")
     ignore_merges = model.get("ignore_merges", False)
     if not isinstance(ignore_merges, bool):
