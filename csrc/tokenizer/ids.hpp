@@ -16,6 +16,7 @@ public:
     std::int32_t* data() { return data_.get(); }
     std::size_t size() const { return size_; }
     void clear() { size_ = 0; }
+    void truncate(std::size_t size) { size_ = size; }  // to less than there are
 
     // Room for `count` more ids; write them there, then `commit` how many they were.
     std::int32_t* reserve(std::size_t count) {

@@ -4,11 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string_view>
-#include <vector>
 
+#include "tokenizer/ids.hpp"
 #include "tokenizer/piece_key.hpp"
 
 namespace omr {
@@ -107,22 +106,9 @@ private:
 // as the piece has bytes.
 std::size_t merge_short(const MergeTable& table, std::string_view piece, std::int32_t* out);
 
-// A piece of any length, in O(n log n) time and at most 17 bytes of memory per byte of it.
-class LongMerge {
-public:
-    LongMerge(const MergeTable& table, std::string_view piece);
-
-    std::size_t size() const { return count_; }
-    void copy_to(std::int32_t* out) const;
-
-private:
-    std::uint32_t after(std::uint32_t position) const;   // the next symbol's, or length_
-    std::uint32_t before(std::uint32_t position) const;  // the previous symbol's; position > 0
-
-    std::uint32_t length_;
-    std::size_t count_;
-    std::unique_ptr<std::uint32_t[]> id_;       // of the symbol that begins at a position
-    std::vector<std::uint64_t> begins_;         // a bit a position: a symbol begins there
-};
+// Appends the ids of a piece of any length, in O(n log n) time and 160 KB of memory beyond them
+// unless the piece is made to resist: see merge.cpp. `window`, in bytes, is for tests.
+void merge_long(const MergeTable& table, std::string_view piece, Ids& out,
+                std::size_t window = 4096);
 
 }  // namespace omr

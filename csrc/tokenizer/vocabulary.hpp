@@ -51,6 +51,9 @@ public:
     std::size_t count(std::string_view text, std::size_t start,
                       std::span<const std::uint32_t> ends, PieceCache& cache) const;
 
+    // Merges one piece as long ones are, whatever its length and whether it is a token; for tests.
+    void encode_long(std::string_view piece, std::size_t window, Ids& out) const;
+
     std::size_t size() const;                       // ids are below this
     std::string_view bytes_of(std::uint32_t id) const;  // "" for an id that has no token, or >= size
     std::int64_t find(std::string_view token) const;    // its id, or -1

@@ -44,12 +44,8 @@ BlockSizes sizes_of(const BlockHeader& header) {
             header.token_buckets, header.long_slots, header.pair_buckets};
 }
 
-[[noreturn]] void refuse(const char* reason) {
-    throw std::runtime_error(std::string("not a compiled vocabulary: ") + reason);
-}
-
 void require(bool holds, const char* reason) {
-    if (!holds) refuse(reason);
+    if (!holds) throw std::runtime_error(reason);
 }
 
 // Header first: what it says is used as sizes.
@@ -57,9 +53,8 @@ void check_header(const BlockHeader& header, std::size_t size) {
     require(std::memcmp(header.magic, kMagic, sizeof kMagic) == 0, "it begins otherwise");
     require(header.byte_order == kByteOrder, "it was written on a processor of other byte order");
     if (header.version != kVersion) {
-        refuse(("its format is version " + std::to_string(header.version) + ", this program reads " +
-                std::to_string(kVersion))
-                   .c_str());
+        throw std::runtime_error("its format is version " + std::to_string(header.version) +
+                                 ", this program reads " + std::to_string(kVersion));
     }
     require(header.size == size, "it is shorter or longer than it says: written only in part?");
     require(header.text <= 0xFFFF'FFFFU && header.tokens > 0 && header.tokens <= kMaxTokens &&

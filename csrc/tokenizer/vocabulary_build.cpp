@@ -231,7 +231,11 @@ private:
 
     bool reachable(std::uint32_t id) const {
         const std::string_view token = tables_.bytes_of(id);
-        if (token.size() > kShortPiece) return LongMerge(tables_.merges, token).size() == 1;
+        if (token.size() > kShortPiece) {
+            Ids ids;
+            merge_long(tables_.merges, token, ids);
+            return ids.size() == 1;
+        }
         std::int32_t ids[kShortPiece];
         return merge_short(tables_.merges, token, ids) == 1;
     }
