@@ -13,6 +13,7 @@ runs of blanks and line breaks, and characters that tokenizers are known to diff
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Callable
 from itertools import accumulate
 
@@ -128,11 +129,21 @@ _WORDS = {
     "vietnamese": "bệnh nhân bị sốt cao và đau ngực dữ dội, chụp cắt lớp vi tính",
     "polish": "prześwietlenie wykazało źródło krwawienia w żołądku, świąd i ból głowy",
 }
-_IDEOGRAPHS = (
-    "患者胸部影像显示右上叶结节考虑恶性肿瘤建议进一步检查肝脏密度均匀心脏大小正常未见明显异常"
-)
-_KANA = "画像ではみぎはいにけっせつをみとめカタカナテキストレントゲンコントラスト"
-_HANGUL = "환자의흉부영상에서우상엽에결절이관찰되며악성가능성을고려해야한다"
+_CHINESE = (  # noqa: SIM905
+    "患者 胸部 影像 显示 右上叶 结节 考虑 恶性 肿瘤 建议 进一步 检查 肝脏 密度 均匀 心脏 大小 "
+    "正常 未见 明显 异常 的 与 在 可见 "
+    "增强 扫描 动脉期 强化 边界 清楚 淋巴结 肿大 双侧 胸腔 积液 少量 左肺 下叶 炎症 复查 病灶 约 "
+    "直径 脑 室 骨折 血管"
+).split()
+_JAPANESE = (  # noqa: SIM905
+    "胸部 の 画像 では 右上 葉 に 結節 を 認める 悪性 腫瘍 が 疑われ ます 精密 検査 お すすめ し "
+    "です リンパ節 腫大 は ない "
+    "コントラスト レントゲン カテーテル 肝臓 と 心臓 大きさ 正常 である また この 病変 について"
+).split()
+_KOREAN = (  # noqa: SIM905
+    "환자의 흉부 영상에서 우상엽에 결절이 관찰되며 악성 가능성을 고려해야 한다 간의 크기는 "
+    "정상이고 추가 검사가 필요하다 림프절 비대는 없다"
+).split()
 _EMOJI = "😀 🫀 🧠 👩‍⚕️ 👨🏽‍🔬 🏥 💊 🩻 🇨🇭 🇯🇵 ❤️ 1️⃣ ✅ ⚠️ 🤰🏿".split(" ")  # noqa: SIM905
 _LATEX = (
     r"\frac{{{a}}}{{{b}}}", r"$\alpha_{{{a}}} \leq \beta^{{{b}}}$", r"\begin{{equation}} ",
@@ -160,18 +171,23 @@ def mixed(size: int, seed: int = 2) -> list[str]:
     rng = random.Random(seed)
     words = [text.split() for text in _WORDS.values()]
     terms = _terms(random.Random(0))
+    accented = [
+        w
+        for name in ("french", "german", "vietnamese", "polish", "greek")
+        for w in _WORDS[name].split()
+    ]
 
-    def run(letters: str) -> str:
-        text = "".join(rng.choices(letters, k=rng.randint(3, 25)))
+    def run(phrase: list[str], joint: str = "") -> str:
+        text = joint.join(rng.choices(phrase, k=rng.randint(2, 9)))
         return text + rng.choice("。，、；! ")  # noqa: RUF001
 
     def filled(templates: tuple[str, ...]) -> str:
         return rng.choice(templates).format(a=rng.randint(1, 99), b=rng.randint(1, 9))
 
     def combining() -> str:
-        return "".join(
-            letter + rng.choice(_MARKS) * rng.randint(0, 2) for letter in rng.choice(terms)
-        )
+        """Accents as some systems write them, each after its letter; now and then a pile."""
+        word = unicodedata.normalize("NFD", rng.choice(accented))
+        return word + rng.choice(_MARKS) * rng.randint(0, 2) if rng.random() < 0.2 else word
 
     def english() -> str:
         return " ".join([*rng.choices(_COMMON, k=rng.randint(3, 12)), rng.choice(terms)])
@@ -180,7 +196,7 @@ def mixed(size: int, seed: int = 2) -> list[str]:
         english, english, english,
         lambda: filled(_LATEX), lambda: filled(_LATEX),
         lambda: filled(_MEASURES), lambda: filled(_MEASURES),
-        lambda: run(_IDEOGRAPHS), lambda: run(_KANA), lambda: run(_HANGUL),
+        lambda: run(_CHINESE), lambda: run(_JAPANESE), lambda: run(_KOREAN, " "),
         lambda: " ".join(rng.choices(rng.choice(words), k=rng.randint(2, 10))),
         lambda: " ".join(rng.choices(rng.choice(words), k=rng.randint(2, 10))),
         lambda: "".join(rng.choices(_EMOJI, k=rng.randint(1, 4))),
