@@ -10,19 +10,20 @@ EXTRAS := demo,dali,triton,train,webdataset,remote,dev
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS)
 # The extension is rebuilt when any of these changes.
-CORE := pyproject.toml csrc/CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.hpp)
+CORE := pyproject.toml csrc/CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.hpp csrc/*/*.cpp csrc/*/*.hpp)
 # An editable install maps each module to its file: a module that comes or goes needs a new one.
 MODULES := $(shell find omr_io kernels -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 BUILT := $(VENV)/.built-$(MODULES)
 
 DEMO := runs/demo
 
-.PHONY: help demo data test test-slow lint format bench clean check-system
+.PHONY: help demo data test test-slow lint format bench fuzz clean check-system
 
 help:
 	@echo "make demo      nothing to a trained, evaluated model in about 10 minutes on 2 CPU cores"
 	@echo "make test      the fast tests        make test-slow  the slow ones"
 	@echo "make lint      ruff and mypy         make bench     benchmarks, JSON in benchmarks/results"
+	@echo "make fuzz      the tokenizer's core under sanitizers, SECONDS=600"
 
 check-system:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing. Install it: apt-get install python3 python3-venv python3-dev"; exit 1; }
@@ -85,6 +86,15 @@ format: install
 
 bench: data
 	@$(BIN)/python -m benchmarks.run
+
+# An input that breaks something is kept in build/fuzz/crash-input.bin.
+SECONDS ?= 600
+SEED ?= $(shell date +%s)
+fuzz: install
+	@$(BIN)/cmake -S csrc -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DOMR_FUZZ=ON >/dev/null
+	@$(BIN)/cmake --build build/fuzz
+	@echo "fuzzing for $(SECONDS) s, seed $(SEED)"
+	@cd build/fuzz && fuzz/fuzz_tokenizer $(SECONDS) $(SEED)
 
 clean:
 	rm -rf build data runs .mypy_cache .ruff_cache .pytest_cache

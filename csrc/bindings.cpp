@@ -1,4 +1,4 @@
-// Binds the C++ core to Python, and nothing else: the only file that includes pybind11.
+// Binds the C++ core to Python, and nothing else, as do the bindings_*.cpp beside it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bindings.hpp"
 #include "jpeg_segments.hpp"
 #include "tar_scanner.hpp"
 
@@ -88,4 +89,9 @@ PYBIND11_MODULE(_C, m) {
           py::arg("max_extended") = omr::TarLimits{}.max_extended,
           "List the regular files of a tar: (names, int64 table of header offset, data offset, "
           "size). Raises TarFormatError(reason, offset).");
+
+    omr::bind_text(m);
+    omr::bind_vocabulary(m);
+    omr::bind_encoder(m);
+    omr::bind_chat(m);
 }

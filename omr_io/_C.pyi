@@ -1,6 +1,8 @@
 # ruff: noqa: N999
 """The C++ core (csrc/bindings.cpp)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
@@ -33,3 +35,192 @@ def jpeg_segments(data: bytes, *, tables: bool = False) -> list[tuple[int, int, 
     Raises:
         JpegFormatError: see csrc/jpeg_segments.hpp.
     """
+
+class Vocabulary:
+    """A byte-level BPE vocabulary: pieces to ids. Immutable, shared by threads."""
+
+    @staticmethod
+    def build(
+        tokens: list[bytes], merges: NDArray[np.uint32], *, ignore_merges: bool = False
+    ) -> Vocabulary:
+        """From tokens by id (b"" where there is none) and an (n, 3) array of left, right, merged.
+
+        Raises:
+            ValueError: a byte has no token, two ids have the same bytes, or a merge is wrong.
+            TypeError: a token is no bytes.
+        """
+
+    @staticmethod
+    def map(path: str) -> Vocabulary:
+        """From a file with the compiled form, which stays mapped.
+
+        Raises:
+            RuntimeError: it cannot be read, is no compiled form, or is damaged.
+        """
+
+    def compiled(self) -> bytes:
+        """The compiled form, to be written to a file."""
+
+    @property
+    def size(self) -> int:
+        """Ids are below this."""
+
+    def bytes_of(self, id: int) -> bytes:
+        """The token's bytes; b"" if there is none."""
+
+    def find(self, token: bytes) -> int:
+        """The token's id, or -1."""
+
+    def encode_pieces(self, text: Buffer, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """Ids of the pieces of `text` that end at the byte offsets `ends`; for tests.
+
+        Raises:
+            ValueError: `ends` do not ascend or pass the text's end.
+        """
+
+    def encode_long(self, piece: bytes, window: int = 4096) -> NDArray[np.int32]:
+        """Ids of one piece, merged in windows of so many bytes; for tests."""
+
+def split_pieces(
+    pattern: str, text: bytes, instructions: str = "best", capacity: int = 512
+) -> NDArray[np.uint32]:
+    """Cut UTF-8 into the pieces that byte-pair encoding works within, as Hugging Face's Split does.
+
+    Args:
+        pattern: "qwen2" or "llama3"; see csrc/tokenizer/split.hpp.
+        text: valid UTF-8 of less than 4 GiB.
+        instructions: "best", "scalar", "avx2" or "avx512".
+        capacity: how many ends one call in C++ writes, at least 64; the result is the same.
+
+    Returns:
+        (N,) uint32: where each piece ends, in bytes from the start.
+
+    Raises:
+        ValueError: text is not UTF-8, an argument is none of the above, or the processor lacks
+            the instructions.
+    """
+
+def best_instructions() -> str:
+    """Name the best of "scalar", "avx2" and "avx512" that this processor has."""
+
+def normalize_nfc(text: bytes) -> bytes:
+    """Bring UTF-8 into NFC as Hugging Face `tokenizers` does. Raises ValueError if it is not UTF-8."""
+
+def may_need_nfc(text: bytes) -> bool:
+    """Say whether UTF-8 may change in `normalize_nfc`; False proves that it does not.
+
+    Raises ValueError if it is not UTF-8.
+    """
+
+def char_class(code_points: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Classes of (N,) code points: 0 other, 1 letter, 2 number, 3 space, 4 line break.
+
+    Raises ValueError if one is above 0x10FFFF.
+    """
+
+class TextError(ValueError):
+    """A text that cannot be encoded; args are (reason, text's index, character's position, value).
+
+    Reasons: "type" (no str), "surrogate" (value: the code point), "too-long" (value: its size),
+    "control-text" (it spells a control token, value: its id), "control-id" (the vocabulary makes
+    one of it).
+    """
+
+class Encoder:
+    """Texts to ids and back: csrc/tokenizer/encoder.hpp, decode.hpp. May be shared by threads."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        pattern: str,
+        nfc: bool,
+        added: list[tuple[str, int, bool, bool, bool, bool, bool]],
+        extra: list[tuple[int, bytes, bool]],
+        refuse_special: bool,
+    ) -> None:
+        """Make one.
+
+        Args:
+            vocabulary: the tables.
+            pattern: "qwen2" or "llama3".
+            nfc: whether texts are normalised.
+            added: (content, id, special, normalized, lstrip, rstrip, single_word), in order.
+            extra: (id, bytes that it decodes to, special) of tokens that are not in `vocabulary`.
+            refuse_special: a control token spelt in a text is an error.
+        """
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """(T,) ids. Raises TextError."""
+
+    def encode_batch(
+        self, texts: tuple[str, ...], out: NDArray[np.int32] | None, threads: int
+    ) -> tuple[NDArray[np.int32] | None, NDArray[np.int64], int]:
+        """Ids (None if `out` is too small), offsets (n + 1,), how many ids. Raises TextError."""
+
+    def count_batch(self, texts: tuple[str, ...], threads: int) -> NDArray[np.int64]:
+        """(n,) numbers of ids. Raises TextError."""
+
+    def decode(self, ids: NDArray[np.int64], skip_special: bool) -> str:
+        """The text of ids. Raises KeyError(id)."""
+
+    def knows(self, id: int) -> bool:
+        """Whether a token has this id."""
+
+def last_pairs(tokens: list[bytes]) -> list[tuple[int, int] | None]:
+    """For each token, by rank, the ids of its merge: csrc/tokenizer/ranks.hpp.
+
+    Raises:
+        ValueError: two tokens are equal, or one is empty.
+    """
+
+class ChatTextError(ValueError):
+    """A text of a conversation cannot be encoded; args are (what: str, row: int, turn: int)."""
+
+    args: tuple[str, int, int]
+
+class ChatLengthError(ValueError):
+    """A conversation is too long; args are (row, tokens, tokens that cannot be cut)."""
+
+    args: tuple[int, int, int]
+
+class ChatTemplate:
+    """A compiled chat template: see csrc/tokenizer/chat.hpp and omr_io.chat.template."""
+
+    def __init__(
+        self,
+        encoder: object,
+        roles: list[tuple[list[_ChatPart], list[_ChatPart]]],
+        *,
+        before: list[int],
+        pad: int,
+        after: list[int],
+    ) -> None: ...
+    def encode(
+        self,
+        rows: Sequence[tuple[tuple[int, str, tuple[int, ...]], ...]],
+        *,
+        max_tokens: int = 0,
+        cut: bool = False,
+        threads: int = 1,
+    ) -> tuple[
+        NDArray[np.int32],
+        NDArray[np.bool_],
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.int64],
+    ]:
+        """Encode conversations: (ids, trained, offsets, prompt tokens, cut tokens).
+
+        Raises:
+            ChatTextError, ChatLengthError: of the first conversation that is to blame.
+            TypeError: rows are not tuples of tuples.
+            ValueError: a role or a count of placeholders that does not exist.
+        """
+
+    def count(
+        self, rows: Sequence[tuple[tuple[int, str, tuple[int, ...]], ...]], *, threads: int = 1
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens of conversations but for image placeholders, and trained ones. Errors: encode."""
+
+_ChatPart = tuple[str, bool, list[int], str, str]

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import io
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,11 @@ from omr_io.tokenizer import train_bpe
 from omr_io.types import EncodedImage, Option, Record
 
 TOKENS = {"image": 7, "vision_start": 8, "vision_end": 9, "pad": 6, "video": 5, "vocabulary": 100}
+
+
+def pytest_configure():
+    """Nothing that an earlier run kept may help a test: those of the caches name a folder."""
+    os.environ["OMR_IO_CACHE_DIR"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ MODULES = {
 FLOORS = (
     ("errors", "markup", "text"),
     ("config", "storage", "terminal", "types"),
+    ("cache",),
     ("demo_corpus", "images", "packing", "remote", "tar", "tokenizer"),
     ("batches", "chat", "corpus", "reference"),
     ("ops", "shards", "telemetry"),

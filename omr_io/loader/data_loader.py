@@ -16,15 +16,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from omr_io.batches import Batch, Failure, make_batch
+from omr_io.cache import Cache
 from omr_io.chat import ChatFormat
+from omr_io.chat.conversation import Truncate
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder, make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import state
+from omr_io.loader.lengths import Truncation, measure, truncate_lengths
 from omr_io.loader.prefetch import ordered_map
 from omr_io.loader.quarantine import FailureBudget, Quarantine
-from omr_io.loader.samples import SampleEncoder, measure
+from omr_io.loader.samples import SampleEncoder
 from omr_io.loader.state import Position
 from omr_io.ops import pack_implementation
 from omr_io.packing import Plan, TooLong, check_samples, check_world, plan_epoch
@@ -57,6 +60,11 @@ class DataLoader:
         window: samples that are shuffled and packed together; None: the whole corpus.
         too_long: samples of more than seq_len tokens are an "error", or "drop" leaves them out
             and `dropped` counts them.
+        truncate: "completion" first cuts the end of completions (and the token that closes them)
+            where that makes a sample fit seq_len; `truncation` says what. Prompts and images are
+            never cut: where they alone are too long, `too_long` decides. "refuse" cuts nothing.
+        cache: keep the lengths of texts between runs, so that the next start reads no text: in
+            ~/.cache/omr_io/lengths, or where OMR_IO_CACHE_DIR says (see `omr_io.cache`).
         num_threads: each assembles whole batches; 0 assembles them in the consumer's thread.
         prefetch: batches that may wait for the consumer, beside the one in work on each thread.
         failure_budget: how many samples may fail to decode.
@@ -86,6 +94,8 @@ class DataLoader:
         samples: Int64Array | None = None,
         window: int | None = None,
         too_long: TooLong = "error",
+        truncate: Truncate = "refuse",
+        cache: bool = True,
         num_threads: int = 1,
         prefetch: int = 2,
         failure_budget: FailureBudget | None = None,
@@ -95,6 +105,8 @@ class DataLoader:
         self.packs_per_batch = _packs_per_batch(
             packs_per_step, self.rank, self.world_size, packs_per_batch
         )
+        if truncate not in ("refuse", "completion"):
+            raise ConfigError(f"truncate {truncate!r}", mend='Use "refuse" or "completion"')
         if num_threads < 0 or prefetch < 0:
             raise ConfigError(f"num_threads {num_threads} and prefetch {prefetch} must be >= 0")
         self.vision = vision
@@ -109,7 +121,12 @@ class DataLoader:
         self._shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
         self._owns_decoder = isinstance(decoder, str)
         self._decoder = make_decoder(decoder, vision) if isinstance(decoder, str) else decoder
-        self.lengths = measure(self._shards, self._chat, vision)
+        lengths = measure(self._shards, self._chat, vision, Cache.of("lengths") if cache else None)
+        self.truncation: Truncation | None = None
+        """What was cut (`truncate`); None where nothing may be."""
+        if truncate == "completion":
+            lengths, self.truncation = truncate_lengths(lengths, self._chat, seq_len)
+        self.lengths = lengths
         self._planning: dict[str, Any] = {
             "seed": seed,
             "seq_len": seq_len,
@@ -121,7 +138,14 @@ class DataLoader:
         self._fingerprint = state.fingerprints(
             self._shards, self._chat, vision, self.lengths, self._samples, self._planning
         )
-        self._encoder = SampleEncoder(self._shards, self._chat, vision, self._decoder, self.lengths)
+        self._encoder = SampleEncoder(
+            self._shards,
+            self._chat,
+            vision,
+            self._decoder,
+            self.lengths,
+            max_tokens=None if truncate == "refuse" else seq_len,
+        )
         self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
         self._meter = Meter()
         self._position = Position(0, 0, 0)

@@ -1,4 +1,4 @@
-"""A sample of a shard set as tokens and patches, and the lengths of all of them for the plan.
+"""A sample of a shard set as tokens and patches.
 
 Legend: n samples, N images, T tokens of a sample, P patches, D patch width.
 """
@@ -10,16 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from omr_io.chat import ChatFormat
+from omr_io.chat import ChatFormat, Completion
 from omr_io.config import VisionConfig
-from omr_io.errors import ImageError, IntegrityError, Where
-from omr_io.images import (
-    image_grid_thw,
-    image_grid_thw_from_sizes,
-    num_image_tokens,
-    oriented_sizes,
-    smart_resize,
-)
+from omr_io.errors import IntegrityError, Where
+from omr_io.images import image_grid_thw, num_image_tokens, smart_resize
 from omr_io.images.decode import Decoder
 from omr_io.images.patches import blank_patches, to_patches
 from omr_io.index import ShardSet
@@ -34,33 +28,6 @@ from omr_io.types import (
 )
 
 
-def measure(shard_set: ShardSet, chat: ChatFormat, vision: VisionConfig) -> Lengths:
-    """The lengths of all n samples: image tokens from the index, text tokens by counting.
-
-    Reads every sample's JSON once, and no image.
-
-    Raises:
-        ImageError: the model refuses an image's size; names the sample.
-        DataError, IntegrityError: a text that cannot be encoded or read; names the sample.
-    """
-    heights_N, widths_N = oriented_sizes(
-        shard_set.image_heights, shard_set.image_widths, shard_set.image_orientations, vision.exif
-    )
-    try:
-        grid_N3 = image_grid_thw_from_sizes(heights_N, widths_N, vision)
-    except ImageError as error:
-        raise _with_sample(error, shard_set, vision) from error
-    offsets = shard_set.image_offsets
-    records = (shard_set.read_record(i, images=False) for i in range(len(shard_set)))
-    text_tokens, label_tokens = chat.lengths(records, np.diff(offsets).tolist())
-    return Lengths(
-        text_tokens=text_tokens,
-        image_tokens=_sums(num_image_tokens(grid_N3, vision.merge_size), offsets),
-        label_tokens=label_tokens,
-        patches=_sums(grid_N3.prod(axis=1), offsets),
-    )
-
-
 class SampleEncoder:
     """Reads, decodes and encodes samples of a shard set. Safe to call from several threads.
 
@@ -70,6 +37,8 @@ class SampleEncoder:
         vision: how an image becomes patches.
         decoder: bytes to pixels.
         lengths: of `measure`; what `encode` yields must agree with it. None checks nothing.
+        max_tokens: where longer completions are cut (`ChatFormat.encode`, truncate="completion");
+            None cuts nothing. `lengths` are then those of `truncate_lengths`.
     """
 
     def __init__(
@@ -79,12 +48,14 @@ class SampleEncoder:
         vision: VisionConfig,
         decoder: Decoder,
         lengths: Lengths | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.shard_set = shard_set
         self.chat = chat
         self.vision = vision
         self.decoder = decoder
         self.lengths = lengths
+        self.max_tokens = max_tokens
 
     def encode(self, number: int) -> EncodedSample:
         """One sample for training; see `encode_many`."""
@@ -100,7 +71,7 @@ class SampleEncoder:
             IntegrityError: a sample's JSON is not what was written, or a sample has not the length
                 that was measured: the shards changed.
         """
-        return self._encode(numbers, "corpus")
+        return self._encode(numbers, Completion.CORPUS)
 
     def prompt(self, number: int) -> EncodedSample:
         """One sample up to where a completion begins: for rollouts and evaluation.
@@ -109,7 +80,7 @@ class SampleEncoder:
         """
         return self._encode([number], None)[0]
 
-    def _encode(self, numbers: Sequence[int], completion: str | None) -> list[EncodedSample]:
+    def _encode(self, numbers: Sequence[int], completion: Completion | None) -> list[EncodedSample]:
         texts = [self._text(number, completion) for number in numbers]
         decoded = self._decode(numbers)
         num_patches = [int(text.image_grid_thw.prod(axis=1).sum()) for text in texts]
@@ -121,11 +92,17 @@ class SampleEncoder:
             start += count
         return samples
 
-    def _text(self, number: int, completion: str | None) -> EncodedSample:
+    def _text(self, number: int, completion: Completion | None) -> EncodedSample:
         record = self.shard_set.read_record(number, images=False)
         grid_N3 = image_grid_thw(self.shard_set.images(number), self.vision)
         image_tokens = num_image_tokens(grid_N3, self.vision.merge_size).tolist()
-        text = self.chat.encode(record, image_tokens, completion=completion)
+        text = self.chat.encode(
+            record,
+            image_tokens,
+            completion=completion,
+            max_tokens=None if completion is None else self.max_tokens,
+            truncate="completion",
+        )
         key = self.shard_set.key(number)
         if self.lengths is not None and completion is not None:
             planned = int(self.lengths.text_tokens[number] + self.lengths.image_tokens[number])
@@ -133,7 +110,8 @@ class SampleEncoder:
                 raise IntegrityError(
                     f"the sample has {len(text.input_ids)} tokens, {planned} were measured",
                     where=Where(shard=self.shard_set.shard(number), key=key),
-                    mend="The shards or the tokenizer changed while they were in use: start again",
+                    mend="The shards or the tokenizer changed while they were in use: start again; "
+                    "if that is no help, with cache=False",
                 )
         return EncodedSample(key, text.input_ids, text.trained, None, grid_N3)
 
@@ -194,20 +172,3 @@ class SampleEncoder:
             )
         to_patches(image, self.vision, out=out_PD)
         return None
-
-
-def _sums(values_N: Int64Array, offsets: Int64Array) -> Int64Array:
-    """(n,) int64: the sum of each sample's images; 0 for a sample without any."""
-    running = np.concatenate([np.zeros(1, np.int64), np.cumsum(values_N)])
-    return np.asarray(running[offsets[1:]] - running[offsets[:-1]], np.int64)
-
-
-def _with_sample(error: ImageError, shard_set: ShardSet, vision: VisionConfig) -> ImageError:
-    """The error of the first sample whose image sizes are refused, with its place."""
-    for number in range(len(shard_set)):
-        try:
-            image_grid_thw(shard_set.images(number), vision)
-        except ImageError as named:
-            where = Where(shard=shard_set.shard(number), key=shard_set.key(number))
-            return ImageError(named.what, where=where, mend=named.mend, reason=named.reason)
-    return error

@@ -4,40 +4,34 @@ Legend: T tokens, n texts, V vocabulary size.
 
 Policy for special-looking text. A `tokenizer.json` lists added tokens of two kinds. Those with
 special=True (`<|im_end|>`, `<|image_pad|>`, ...) steer the model, so text never becomes one of
-them: `<|im_end|>` inside a question is encoded as the ordinary characters it consists of, and the
-control tokens of a chat come from typed segments only. Those with special=False (`<think>`,
-`<tool_call>`) are vocabulary, and are recognised inside text just as Hugging Face does.
+them: `<|im_end|>` inside a question is encoded as the ordinary characters it consists of (or is
+refused, with on_special_text="error"), and the control tokens of a chat come from typed segments
+only. Those with special=False (`<think>`, `<tool_call>`) are vocabulary, and are recognised inside
+text just as Hugging Face does with encode_special_tokens=True.
+
+The ids come from C++ (backend="native"), for the pipelines that `omr_io.tokenizer.pipeline` names;
+any other is refused, and can be had through Hugging Face tokenizers with backend="hf".
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
+from omr_io import config
 from omr_io.errors import ConfigError, DiskError, TokenizerError
-from omr_io.tokenizer.hf_backend import build, canonical, read_text, require_texts, surrogate
-from omr_io.tokenizer.qwen_bpe import train_qwen_bpe
+from omr_io.tokenizer import texts as wrong
+from omr_io.tokenizer.backend import Backend, BackendName, SpecialText
+from omr_io.tokenizer.families import Family
+from omr_io.tokenizer.opening import Opened, make_backend, open_pretrained, open_ranks
 from omr_io.types import Int32Array, Int64Array
-
-_COMPANIONS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-_MAX_VOCAB_SIZE = 1 << 24  # a corrupt id must not ask for gigabytes of tables
-_CHUNK = 1024  # texts handed to Hugging Face at a time: bounds the memory of its Encoding objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,69 +59,127 @@ class Segment:
 class Tokenizer:
     """A byte-level BPE vocabulary with its pipeline; see the module docstring for its policy.
 
-    Make one with `Tokenizer.from_pretrained` or `train_bpe`. It never changes after that, and may
-    be shared by threads, forked and sent to another process. Truncation, padding and the
+    Make one with `Tokenizer.from_pretrained`, `Tokenizer.from_tiktoken` or `train_bpe`. It never
+    changes after that, and may be shared by threads, forked and sent to another process (pickled it
+    carries its tokenizer.json, compressed: 2.6 MB for Qwen's). Truncation, padding and the
     post-processor that a tokenizer.json may ask for are not applied.
     """
 
-    def __init__(self, source: str, companions: Mapping[str, str] | None = None) -> None:
+    backend: BackendName
+    """Whose code makes the ids."""
+    on_special_text: SpecialText
+    """What a text is that spells a control token."""
+
+    def __init__(
+        self,
+        source: str,
+        companions: Mapping[str, str] | None = None,
+        *,
+        backend: BackendName = "native",
+        on_special_text: SpecialText = "text",
+    ) -> None:
         """Build from the text of a tokenizer.json and of the files that belong to it, by name.
 
-        Raises:
-            TokenizerError: the text is not a tokenizer.json, or asks for random tokens (dropout).
-        """
-        self._source = source
-        self._companions = dict(companions or {})
-        self._backend = build(source)
-        vocab = self._backend.get_vocab(with_added_tokens=True)
-        ids = np.fromiter(vocab.values(), dtype=np.int64)
-        added = self._backend.get_added_tokens_decoder()
-        self.vocab_size = int(ids.max(initial=-1)) + 1
-        """V: one more than the largest id, so that it sizes an embedding."""
-        if self.vocab_size > _MAX_VOCAB_SIZE:
-            raise TokenizerError(f"a token has the id {self.vocab_size - 1}: no real vocabulary's")
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        """The ids of the control tokens, which no text can yield."""
-        self._known_V = np.zeros(self.vocab_size, dtype=np.bool_)
-        self._known_V[ids] = True
-        self._special_V = np.zeros(self.vocab_size, dtype=np.bool_)
-        self._special_V[sorted(self.special_ids)] = True
+        Args:
+            source: the text of a tokenizer.json.
+            companions: texts of what `save` writes beside it.
+            backend: "native", the C++ of omr_io; "hf", Hugging Face tokenizers, for pipelines
+                that native refuses.
+            on_special_text: "text": a control token spelt in a text is text; "error": it is a
+                DataError. It is part of the fingerprint.
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return Tokenizer, (self._source, self._companions)
+        Raises:
+            TokenizerError: the text is not a tokenizer.json, or asks for random tokens (dropout),
+                or for what the native backend does not implement; it names the component.
+            ConfigError: there is no such backend or policy.
+        """
+        _require_options(backend, on_special_text)
+        opened = Opened(make_backend(source, backend, on_special_text), companions or {})
+        self._fill(opened, backend, on_special_text)
+
+    def _fill(self, opened: Opened, backend: BackendName, on_special_text: SpecialText) -> None:
+        self._backend: Backend = opened.backend
+        self._companions = dict(opened.companions)
+        self.backend = backend
+        self.on_special_text = on_special_text
+        self.vocab_size = self._backend.vocab_size
+        """V: one more than the largest id, so that it sizes an embedding."""
+        self.special_ids = self._backend.special_ids
+        """The ids of the control tokens, which no text can yield."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Tokenizer:
-        """Read a folder that holds tokenizer.json, or that file itself. Nothing is downloaded.
+    def _of(cls, opened: Opened, backend: BackendName, on_special_text: SpecialText) -> Tokenizer:
+        made = cls.__new__(cls)
+        made._fill(opened, backend, on_special_text)
+        return made
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = (self._backend.packed, self._companions, self.backend, self.on_special_text)
+        return _restored, state
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        backend: BackendName = "native",
+        on_special_text: SpecialText = "text",
+    ) -> Tokenizer:
+        """Read a tokenizer.json, or a folder that holds one, or vocab.json and merges.txt.
+
+        Nothing is downloaded. What it compiles to is kept in a cache folder, so that the next time
+        takes hundredths of a second: see `omr_io.tokenizer.compiled`.
+
+        Args:
+            path: of the folder (also one with the vocab.json, merges.txt and
+                tokenizer_config.json of Qwen2's slow tokenizer), or of the file.
+            backend, on_special_text: as for `Tokenizer`.
 
         Raises:
             TokenizerError: there is no such file, or it is not a usable tokenizer.json.
+            ConfigError: there is no such backend or policy.
         """
-        path = Path(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        source = read_text(file)
-        if source is None:
-            raise TokenizerError(
-                f"{file} does not exist",
-                mend="Give a local folder with tokenizer.json, or that file; `hf download NAME "
-                "--local-dir FOLDER` fetches one from the Hugging Face hub, and transformers' "
-                "AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER) converts older files",
-            )
-        found = ((name, read_text(file.parent / name)) for name in _COMPANIONS)
-        try:
-            return cls(source, {name: text for name, text in found if text is not None})
-        except TokenizerError as error:
-            raise TokenizerError(f"{file}: {error.what}", mend=error.mend) from error.__cause__
+        _require_options(backend, on_special_text)
+        opened = open_pretrained(Path(path), backend, on_special_text)
+        return cls._of(opened, backend, on_special_text)
 
-    @cached_property
+    @classmethod
+    def from_tiktoken(
+        cls,
+        path: str | Path,
+        family: Family,
+        *,
+        backend: BackendName = "native",
+        on_special_text: SpecialText = "text",
+    ) -> Tokenizer:
+        """Read a rank file of tiktoken, as Qwen's qwen.tiktoken and Llama 3's tokenizer.model.
+
+        Args:
+            path: of the file: a line a token, base64 and rank.
+            family: "qwen2" (Qwen2.5, Qwen2.5-VL too), "qwen3", "llama3" or "llama3.1" (Llama 3.2
+                and 3.3 too). It says what the file does not: pipeline and added tokens.
+            backend, on_special_text: as for `Tokenizer`.
+
+        Raises:
+            TokenizerError: there is no such file, or it is no rank file.
+            ConfigError: there is no such family, backend or policy.
+        """
+        _require_options(backend, on_special_text)
+        _require_one_of("family", family, get_args(Family))
+        opened = open_ranks(Path(path), family, backend, on_special_text)
+        return cls._of(opened, backend, on_special_text)
+
+    @property
     def fingerprint(self) -> str:
-        """16 hex digits of SHA-256 over all of tokenizer.json that decides ids.
+        """16 hex digits of SHA-256 over all of tokenizer.json that decides ids, and the policy.
 
         Formatting, the two ways to write merges, defaults left out or spelt out, truncation,
-        padding and the post-processor make no difference.
+        padding and the post-processor make no difference; nor does the backend.
         """
-        text = json.dumps(canonical(self._source), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        ids = self._backend.fingerprint
+        if self.on_special_text == "text":
+            return ids
+        return config.fingerprint("tokenizer/1", ids, self.on_special_text)
 
     def token_id(self, content: str) -> int:
         """The id of the token spelt `content`, an added token or one of the vocabulary.
@@ -135,7 +187,7 @@ class Tokenizer:
         Raises:
             TokenizerError: there is no such token.
         """
-        found = self._backend.token_to_id(content)
+        found = self._backend.token_id(content)
         if found is None:
             raise TokenizerError(
                 f"the tokenizer has no token {content!r}",
@@ -147,39 +199,50 @@ class Tokenizer:
         """Encode one text: (T,) int32.
 
         Raises:
-            DataError: `text` is not a str, or is not valid Unicode (a lone surrogate).
+            DataError: `text` is not a str, is not valid Unicode (a lone surrogate), or spells a
+                control token where that is an error.
         """
-        require_texts((text,))
-        try:
-            ids = self._backend.encode(text, add_special_tokens=False).ids
-        except TypeError as error:
-            raise surrogate((text,)) from error
-        return self._without_control(np.array(ids, dtype=np.int32))
+        return self._backend.encode(text)
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[Int32Array, Int64Array]:
-        """Encode n texts, in parallel, into one flat array.
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        out: Int32Array | None = None,
+        *,
+        threads: int | None = None,
+    ) -> tuple[Int32Array, Int64Array]:
+        """Encode n texts, in parallel and without the GIL, into one flat array.
+
+        Args:
+            texts: any sequence or iterable of str but a str itself.
+            out: a contiguous int32 array to write the ids into, instead of a new one. A text gives
+                at most one id for each byte that its NFC has in UTF-8.
+            threads: at most so many; None: all cores that the process may run on. A batch of less
+                than 256 KB a thread takes fewer. (With backend="hf" Hugging Face decides.) In the
+                workers of another loader, 1 is the right number.
 
         Returns:
             ids (T,) int32 and offsets (n+1,) int64; text i is ids[offsets[i]:offsets[i+1]].
+            With `out`, ids is a view of its first T numbers.
 
         Raises:
-            DataError: a text is not a str, or is not valid Unicode; it names which.
+            DataError: as `encode`; it names the first text that is wrong.
+            ConfigError: one text instead of many, `threads` is below 1, `out` is no such array or
+                too small; it says how many ids there are. Then what is in `out` means nothing.
         """
-        parts: list[Int32Array] = []
-        counts: list[int] = []
-        for encodings in self._encodings(texts):
-            counts += map(len, encodings)
-            flat = chain.from_iterable(encoding.ids for encoding in encodings)
-            parts.append(np.fromiter(flat, dtype=np.int32))
-        ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-        offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        return self._without_control(ids), offsets
+        batch = wrong.as_tuple(texts)
+        _require_out(out)
+        ids, offsets, count = self._backend.encode_batch(batch, out, _threads(threads))
+        if ids is None:
+            raise ConfigError(
+                f"out has room for {0 if out is None else len(out)} ids, the texts have {count}",
+                mend=f"Give an int32 array of at least {count}",
+            )
+        return ids, offsets
 
-    def count_batch(self, texts: Sequence[str]) -> Int64Array:
-        """The number of tokens of n texts, in parallel: (n,) int64. Raises as `encode_batch`."""
-        counts = [len(one) for encodings in self._encodings(texts) for one in encodings]
-        return np.array(counts, dtype=np.int64)
+    def count_batch(self, texts: Sequence[str], *, threads: int | None = None) -> Int64Array:
+        """The number of tokens of n texts: (n,) int64. Arguments, errors: as `encode_batch`."""
+        return self._backend.count_batch(wrong.as_tuple(texts), _threads(threads))
 
     def encode_segments(self, segments: Sequence[Segment]) -> tuple[Int32Array, NDArray[np.bool_]]:
         """Encode typed segments one after the other, each text by itself.
@@ -190,7 +253,7 @@ class Tokenizer:
             input_ids (T,) int32 and trained (T,) bool.
 
         Raises:
-            DataError: a text is not a str, or is not valid Unicode.
+            DataError: as `encode`.
             TokenizerError: an id is not in the vocabulary.
         """
         parts = [np.empty(0, dtype=np.int32)]
@@ -198,7 +261,8 @@ class Tokenizer:
             if isinstance(segment.content, str):
                 parts.append(self.encode(segment.content))
             else:
-                self._require_known(np.array([segment.content]))
+                if not self._backend.knows(segment.content):
+                    raise wrong.unknown_id(segment.content, self.vocab_size)
                 parts.append(np.full(segment.repeat, segment.content, dtype=np.int32))
         trained = np.array([False, *(segment.trained for segment in segments)], dtype=np.bool_)
         return np.concatenate(parts), np.repeat(trained, [len(part) for part in parts])
@@ -212,8 +276,9 @@ class Tokenizer:
             TokenizerError: an id is not in the vocabulary.
         """
         ids_T = np.asarray(ids).reshape(-1)
-        self._require_known(ids_T)
-        return str(self._backend.decode(ids_T.tolist(), skip_special_tokens=skip_special_tokens))
+        if ids_T.size and ids_T.dtype.kind not in "iu":
+            raise TokenizerError(f"token ids are integers, got {ids_T.dtype}")
+        return self._backend.decode(ids_T.tolist(), skip_special_tokens)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, and the configuration and chat template that came with it.
@@ -233,46 +298,17 @@ class Tokenizer:
         except OSError as error:
             raise DiskError(f"cannot save the tokenizer in {folder}: {error}") from error
 
-    def _encodings(self, texts: Sequence[str]) -> Iterator[list[tokenizers.Encoding]]:
-        if isinstance(texts, str):
-            raise ConfigError("expected a sequence of texts, got one text", mend="Put it in a list")
-        require_texts(texts)
-        for start in range(0, len(texts), _CHUNK):
-            piece = list(texts[start : start + _CHUNK])
-            try:
-                yield self._backend.encode_batch_fast(piece, add_special_tokens=False)
-            except TypeError as error:
-                raise surrogate(texts) from error
-
-    def _without_control(self, ids_T: Int32Array) -> Int32Array:
-        """Check what the policy promises, for a vocabulary whose merges spell a control token."""
-        if self._special_V[ids_T].any():
-            token = int(ids_T[self._special_V[ids_T]][0])
-            raise TokenizerError(
-                f"a text yields the control token {self._backend.id_to_token(token)!r}",
-                mend="This tokenizer.json cannot keep text and control tokens apart",
-            )
-        return ids_T
-
-    def _require_known(self, ids_T: NDArray[np.integer[Any]]) -> None:
-        if ids_T.size == 0:
-            return
-        if ids_T.dtype.kind not in "iu":
-            raise TokenizerError(f"token ids are integers, got {ids_T.dtype}")
-        inside_T = (ids_T >= 0) & (ids_T < self.vocab_size)
-        known_T = inside_T & self._known_V[np.where(inside_T, ids_T, 0)]
-        if not known_T.all():
-            raise TokenizerError(
-                f"id {int(ids_T[~known_T][0])} is not in the vocabulary of {self.vocab_size}",
-                mend="Use the tokenizer that the ids were made with",
-            )
+    @property
+    def _source(self) -> str:
+        return self._backend.source
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with Qwen's pipeline, special tokens and chat template.
 
     The same texts in the same order give the same tokenizer. All 256 bytes are in it, so any text
-    can be encoded; the special tokens come last, as in Qwen.
+    can be encoded; the special tokens come last, as in Qwen. Hugging Face tokenizers does the
+    training.
 
     Args:
         texts: read once, as a stream.
@@ -283,4 +319,42 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         ConfigError: `vocab_size` has no room for the bytes and the special tokens.
         DataError: a text is not a str, or is not valid Unicode.
     """
+    from omr_io.tokenizer.qwen_bpe import train_qwen_bpe
+
     return Tokenizer(*train_qwen_bpe(texts, vocab_size=vocab_size))
+
+
+def _restored(
+    packed: bytes, companions: Mapping[str, str], backend: BackendName, policy: SpecialText
+) -> Tokenizer:
+    """What pickle calls: the compiled form is taken from the cache where it is there."""
+    source = zlib.decompress(packed).decode()
+    return Tokenizer._of(Opened(make_backend(source, backend, policy), companions), backend, policy)
+
+
+def _require_options(backend: object, on_special_text: object) -> None:
+    _require_one_of("backend", backend, get_args(BackendName))
+    _require_one_of("on_special_text", on_special_text, get_args(SpecialText))
+
+
+def _require_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} {value!r} is none", mend=f"Use one of {', '.join(known)}")
+
+
+def _require_out(out: object) -> None:
+    if out is None:
+        return
+    if not (isinstance(out, np.ndarray) and out.dtype == np.int32 and out.ndim == 1):
+        shown = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ConfigError(f"out is {shown}", mend="Give a one-dimensional NumPy array of int32")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ConfigError("out is not contiguous, or cannot be written to")
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0))
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads is {threads!r}", mend="Use a number from 1 on, or None")
+    return threads

@@ -1,24 +1,140 @@
-"""Around Hugging Face `tokenizers`: read a tokenizer.json, name what is wrong with a text."""
+"""Hugging Face `tokenizers` as a backend: any pipeline that it reads, at its own speed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from omr_io.errors import DataError, TokenizerError
+from omr_io.errors import TokenizerError
+from omr_io.tokenizer import canonical, texts
+from omr_io.tokenizer.backend import SpecialText
+from omr_io.tokenizer.pipeline import MAX_VOCAB_SIZE
+from omr_io.types import Int32Array, Int64Array
+
+_CHUNK = 1024  # texts handed to Hugging Face at a time: bounds the memory of its Encoding objects
 
 
-def build(source: str) -> tokenizers.Tokenizer:
-    """A tokenizer of our own whose text never yields a special=True token.
+class HfBackend:
+    """See `omr_io.tokenizer.backend.Backend`."""
 
-    Raises:
-        TokenizerError: not a tokenizer.json, or one whose ids are random or that loses text.
-    """
+    def __init__(self, source: str, on_special_text: SpecialText) -> None:
+        """Raise TokenizerError for no tokenizer.json, or one whose ids are random."""
+        self.source = source
+        self._backend = _build(source)
+        ids = np.fromiter(self._backend.get_vocab(with_added_tokens=True).values(), dtype=np.int64)
+        added = self._backend.get_added_tokens_decoder()
+        self.vocab_size = int(ids.max(initial=-1)) + 1
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise TokenizerError(f"a token has the id {self.vocab_size - 1}: no real vocabulary's")
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._known_V = np.zeros(self.vocab_size, dtype=np.bool_)
+        self._known_V[ids] = True
+        self._special_V = np.zeros(self.vocab_size, dtype=np.bool_)
+        self._special_V[sorted(self.special_ids)] = True
+        self._refused = None
+        if on_special_text == "error" and self.special_ids:
+            contents = sorted((added[i].content for i in self.special_ids), key=len, reverse=True)
+            self._refused = re.compile("|".join(map(re.escape, contents)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Backend`."""
+        return canonical.fingerprint(self.source)
+
+    @property
+    def packed(self) -> bytes:
+        """See `Backend`."""
+        return zlib.compress(self.source.encode(), 1)
+
+    def token_id(self, content: str) -> int | None:
+        """See `Backend`."""
+        found: int | None = self._backend.token_to_id(content)
+        return found
+
+    def knows(self, number: int) -> bool:
+        """See `Backend`."""
+        return 0 <= number < self.vocab_size and bool(self._known_V[number])
+
+    def encode(self, text: str) -> Int32Array:
+        """See `Backend`."""
+        ids: Int32Array = self.encode_batch((text,), None, 1)[0]
+        return ids
+
+    def encode_batch(
+        self, batch: tuple[str, ...], out: Int32Array | None, threads: int
+    ) -> tuple[Any, Int64Array, int]:
+        """See `Backend`. Hugging Face decides how many threads there are."""
+        parts: list[Int32Array] = [np.empty(0, dtype=np.int32)]
+        counts: list[int] = []
+        for encodings in self._encodings(batch):
+            counts += map(len, encodings)
+            flat = chain.from_iterable(encoding.ids for encoding in encodings)
+            parts.append(np.fromiter(flat, dtype=np.int32))
+        ids = self._without_control(np.concatenate(parts))
+        offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        if out is None:
+            return ids, offsets, len(ids)
+        if len(ids) > len(out):
+            return None, offsets, len(ids)
+        out[: len(ids)] = ids
+        return out[: len(ids)], offsets, len(ids)
+
+    def count_batch(self, batch: tuple[str, ...], threads: int) -> Int64Array:
+        """See `Backend`."""
+        counts = [len(one) for encodings in self._encodings(batch) for one in encodings]
+        return np.array(counts, dtype=np.int64)
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        """See `Backend`."""
+        for number in ids:
+            if not self.knows(number):
+                raise texts.unknown_id(number, self.vocab_size)
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+
+    def _encodings(self, batch: tuple[str, ...]) -> Iterator[list[tokenizers.Encoding]]:
+        texts.require_texts(batch)
+        self._refuse_control_text(batch)
+        for start in range(0, len(batch), _CHUNK):
+            piece = list(batch[start : start + _CHUNK])
+            try:
+                yield self._backend.encode_batch_fast(piece, add_special_tokens=False)
+            except TypeError as error:
+                raise texts.surrogate(batch) from error
+
+    def _refuse_control_text(self, batch: tuple[str, ...]) -> None:
+        if self._refused is None:
+            return
+        normalizer = self._backend.normalizer
+        for index, text in enumerate(batch):
+            found = self._refused.search(text)
+            if found is None and normalizer is not None:
+                try:
+                    found = self._refused.search(normalizer.normalize_str(text))
+                except TypeError as error:
+                    raise texts.surrogate(batch) from error
+            if found is not None:
+                raise texts.control_text(index, found.start(), found.group())
+
+    def _without_control(self, ids_T: Int32Array) -> Int32Array:
+        """Check what the policy promises, for a vocabulary whose merges spell a control token."""
+        special_T = self._special_V[ids_T]
+        if special_T.any():
+            raise texts.control_id(self._backend.id_to_token(int(ids_T[special_T][0])))
+        return ids_T
+
+
+def _build(source: str) -> tokenizers.Tokenizer:
+    """A tokenizer of our own whose text never yields a special=True token."""
     try:
         model = dict(dict(json.loads(source))["model"])
         backend = tokenizers.Tokenizer.from_str(source)
@@ -51,62 +167,3 @@ def _require_all_bytes(backend: tokenizers.Tokenizer, model: Mapping[str, Any]) 
             f"{missing} of the 256 bytes have no token, so that text with them would be lost",
             mend="Use a byte-level BPE such as Qwen's, or one of `train_bpe`",
         )
-
-
-_DEFAULTS: Mapping[str, tuple[object, ...]] = {
-    "dropout": (None, 0),
-    "unk_token": (None,),
-    "continuing_subword_prefix": (None, ""),
-    "end_of_word_suffix": (None, ""),
-    "fuse_unk": (False,),
-    "byte_fallback": (False,),
-    "ignore_merges": (False,),
-}
-
-
-def canonical(source: str) -> dict[str, Any]:
-    """What of a tokenizer.json decides ids, in one spelling."""
-    ignored = ("version", "truncation", "padding", "post_processor")
-    tree = {name: value for name, value in json.loads(source).items() if name not in ignored}
-    model = {
-        name: value
-        for name, value in tree["model"].items()
-        if not (name in _DEFAULTS and value in _DEFAULTS[name])
-    }
-    if "merges" in model:
-        merges = (m.split(" ") if isinstance(m, str) else list(m) for m in model["merges"])
-        model["merges"] = list(merges)
-    tree["model"] = model
-    tree["added_tokens"] = sorted(tree.get("added_tokens") or (), key=lambda token: token["id"])
-    return tree
-
-
-def read_text(file: Path) -> str | None:
-    """The text of a file, or None where there is none."""
-    try:
-        return file.read_bytes().decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"cannot read {file}: {error}") from error
-
-
-def require_texts(texts: Sequence[str], first: int = 0) -> None:
-    """Raise DataError for what is not a str, counting from `first`: HF takes a tuple as a pair."""
-    for index, text in enumerate(texts, first):
-        if not isinstance(text, str):
-            raise DataError(f"text {index} is a {type(text).__name__}, not a str")
-
-
-def surrogate(texts: Sequence[str], first: int = 0) -> DataError | TokenizerError:
-    """Say which of `texts` is not valid Unicode: the one thing Hugging Face refuses in a str."""
-    for index, text in enumerate(texts, first):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            return DataError(
-                f"text {index} is not valid Unicode: a lone surrogate "
-                f"U+{ord(text[error.start]):04X} at character {error.start}",
-                mend="Decode the source with its true encoding",
-            )
-    return TokenizerError("Hugging Face tokenizers refused a valid text")

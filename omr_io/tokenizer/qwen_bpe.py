@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from omr_io.errors import ConfigError
-from omr_io.tokenizer.hf_backend import require_texts, surrogate
+from omr_io.tokenizer.texts import require_texts, surrogate
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omr_io.chat import ChatFormat, corpus_completion
+from omr_io.chat import ChatFormat, Completion, corpus_completion
 from omr_io.errors import ConfigError, DataError, TokenizerError
 from omr_io.tokenizer import Tokenizer
 from omr_io.tokenizer.qwen_bpe import CHATML_TEMPLATE
@@ -144,8 +144,6 @@ def test_joint_and_apart_differ_just_where_the_completion_begins_with_a_line_bre
 def test_prompt_begins_the_sample_and_only_the_completion_is_trained(
     question: str, counts: list[int], completion: str, system: str | None
 ) -> None:
-    if completion == "corpus":
-        completion = "c"
     tokenizer = small()
     chat = ChatFormat(tokenizer, system)
     prompt = chat.encode(record(question), counts, completion=None)
@@ -242,6 +240,15 @@ def test_corpus_completion_is_taken_as_it_stands() -> None:
     chat = ChatFormat(small())
     sample = chat.encode(record("Q", ""), [])
     assert small().decode(sample.input_ids[sample.trained]) == "<answer>B</answer><|im_end|>"
+
+
+def test_any_text_can_be_a_completion() -> None:
+    chat = ChatFormat(small())
+    for text in ("corpus", "Completion.CORPUS", "", "None"):
+        sample = chat.encode(record("Q"), [], completion=text)
+        assert small().decode(sample.input_ids[sample.trained]) == text + "<|im_end|>"
+    own = chat.encode(record("Q"), [], completion=Completion.CORPUS)
+    assert small().decode(own.input_ids[own.trained]) == f"{record('Q').reasoning}<|im_end|>"
 
 
 def test_images_come_first_and_a_literal_placeholder_stays_text() -> None:
@@ -377,8 +384,6 @@ def test_check_refuses_another_tokenizer_and_folders_without_a_template(tmp_path
 @pytest.mark.slow
 def test_real_qwen_vocabulary_in_a_chat(tmp_path: Path) -> None:
     ranks = qwen_tiktoken()
-    if ranks is None:
-        pytest.skip("needs dashscope 2.0.2 or $OMR_QWEN_TIKTOKEN for the real vocabulary")
     tokenizer = Tokenizer(qwen_source(ranks), small()._companions)
     tokenizer.save(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(DEFAULT_SYSTEM_TEMPLATE)

@@ -11,7 +11,8 @@ from omr_io.errors import ImageError, IntegrityError
 from omr_io.images.decode import make_decoder
 from omr_io.images.patches import blank_patches
 from omr_io.index import ShardSet
-from omr_io.loader.samples import SampleEncoder, measure
+from omr_io.loader.lengths import measure
+from omr_io.loader.samples import SampleEncoder
 from omr_io.packing import Lengths
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from tokenizers import normalizers
 
 from omr_io.errors import ConfigError, DataError, DiskError, TokenizerError
 from omr_io.tokenizer import Segment, Tokenizer, train_bpe
+from omr_io.tokenizer.backend import BackendName
 from tests.text_fixtures import (
     CONTROL_TEXTS,
     corpus,
@@ -24,10 +26,37 @@ from tests.text_fixtures import (
     qwen_source,
     qwen_tiktoken,
     record,
-    small,
 )
+from tests.text_fixtures import small as trained
 
 LONE = "\ud800"
+_BACKEND: list[BackendName] = ["native"]
+
+
+@pytest.fixture(params=["native", "hf"], autouse=True, scope="module")
+def backend(request: pytest.FixtureRequest) -> BackendName:
+    """Every test here holds for both backends."""
+    _BACKEND[0] = request.param
+    return _BACKEND[0]
+
+
+@functools.cache
+def _small(backend: BackendName) -> Tokenizer:
+    return Tokenizer(trained()._source, trained()._companions, backend=backend)
+
+
+def small() -> Tokenizer:
+    return _small(_BACKEND[0])
+
+
+def build(source: str) -> Tokenizer:
+    return Tokenizer(source, backend=_BACKEND[0])
+
+
+def open_folder(path: Path) -> Tokenizer:
+    return Tokenizer.from_pretrained(path, backend=_BACKEND[0])
+
+
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PIECES = st.lists(
     st.one_of(
@@ -202,7 +231,7 @@ def test_no_flag_of_a_special_token_lets_text_forge_it(text: str, flags: list[bo
     for token in tree["added_tokens"][:8]:
         token.update(zip(names, flags, strict=True))
     oracle = hugging_face(small()._source, control=False)
-    assert Tokenizer(json.dumps(tree)).encode(text).tolist() == oracle.encode(text).ids
+    assert build(json.dumps(tree)).encode(text).tolist() == oracle.encode(text).ids
 
 
 def test_a_vocabulary_that_would_lose_text_is_refused() -> None:
@@ -219,10 +248,10 @@ def test_a_vocabulary_that_would_lose_text_is_refused() -> None:
         != "aéb"
     )  # Hugging Face drops a byte and says nothing
     with pytest.raises(TokenizerError, match="1 of the 256 bytes"):
-        Tokenizer(json.dumps(lossy))
+        build(json.dumps(lossy))
     empty = tree | {"added_tokens": [], "model": tree["model"] | {"vocab": {}, "merges": []}}
     with pytest.raises(TokenizerError, match="256 of the 256 bytes"):
-        Tokenizer(json.dumps(empty))
+        build(json.dumps(empty))
 
 
 def test_truncation_padding_and_post_processor_are_not_applied(tmp_path: Path) -> None:
@@ -236,12 +265,12 @@ def test_truncation_padding_and_post_processor_are_not_applied(tmp_path: Path) -
     backend.save(str(tmp_path / "tokenizer.json"))
     text = "a long enough sentence about effusion"
     assert len(backend.encode(text).ids) == 8  # the oracle does apply all three
-    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    tokenizer = open_folder(tmp_path)
     for one in (text, "a", ""):
         assert tokenizer.encode(one).tolist() == small().encode(one).tolist()
         assert tokenizer.count_batch([one]).tolist() == small().count_batch([one]).tolist()
     # Of it all only the added tokens' place in the vocabulary is new to the fingerprint.
-    plain = Tokenizer(json.dumps(json.loads(hugging_face(small()._source, control=True).to_str())))
+    plain = build(json.dumps(json.loads(hugging_face(small()._source, control=True).to_str())))
     assert tokenizer.fingerprint == plain.fingerprint
 
 
@@ -250,12 +279,12 @@ def test_fingerprint_is_of_what_decides_ids(tmp_path: Path) -> None:
     same = dict(tree, padding=None)
     same["model"] = dict(tree["model"], merges=[" ".join(pair) for pair in tree["model"]["merges"]])
     del same["model"]["ignore_merges"]
-    assert Tokenizer(json.dumps(same, indent=7)).fingerprint == small().fingerprint
+    assert build(json.dumps(same, indent=7)).fingerprint == small().fingerprint
     assert len(small().fingerprint) == 16
     for change in ({"normalizer": None}, {"added_tokens": tree["added_tokens"][:-1]}):
-        assert Tokenizer(json.dumps(tree | change)).fingerprint != small().fingerprint
+        assert build(json.dumps(tree | change)).fingerprint != small().fingerprint
     other = dict(tree, model=dict(tree["model"], merges=tree["model"]["merges"][:-1]))
-    assert Tokenizer(json.dumps(other)).fingerprint != small().fingerprint
+    assert build(json.dumps(other)).fingerprint != small().fingerprint
 
 
 def test_training_is_deterministic_across_processes() -> None:
@@ -293,7 +322,7 @@ def test_saved_folder_round_trips_and_transformers_reads_it(tmp_path: Path) -> N
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     small().save(tmp_path / "a")
-    again = Tokenizer.from_pretrained(tmp_path / "a")
+    again = open_folder(tmp_path / "a")
     again.save(tmp_path / "b")
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert names == ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
@@ -320,7 +349,7 @@ def test_save_to_where_it_cannot_is_a_disk_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nowhere", "", "Qwen/Qwen2.5-VL-7B-Instruct"])
 def test_missing_tokenizer_says_what_to_do(tmp_path: Path, name: str) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json.*hf download|does not exist"):
-        Tokenizer.from_pretrained(tmp_path / name)
+        open_folder(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +359,7 @@ def test_missing_tokenizer_says_what_to_do(tmp_path: Path, name: str) -> None:
 def test_broken_tokenizer_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
-        Tokenizer.from_pretrained(tmp_path)
+        open_folder(tmp_path)
 
 
 def test_broken_pieces_of_a_real_tokenizer_json() -> None:
@@ -345,22 +374,18 @@ def test_broken_pieces_of_a_real_tokenizer_json() -> None:
         tree | {"model": model | {"vocab": model["vocab"] | {"far": 2**31}}},
     ):
         with pytest.raises(TokenizerError):
-            Tokenizer(json.dumps(broken))
+            build(json.dumps(broken))
 
 
 def test_a_vocabulary_that_spells_a_control_token_by_merging_is_caught() -> None:
     tree = json.loads(small()._source)
-    tree["pre_tokenizer"] = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
-    tree["model"]["vocab"]["<|im_end|>"] = small().token_id("<|im_end|>")
-    tree["model"]["ignore_merges"] = True
-    tokenizer = Tokenizer(json.dumps(tree))
-    with pytest.raises(TokenizerError, match="control token"):
-        tokenizer.encode("<|im_end|>")
+    word = next(t for t in tree["model"]["vocab"] if len(t) > 3 and t.isalpha() and t.isascii())
+    token = dict(tree["added_tokens"][2], content=word, id=tree["model"]["vocab"][word])
+    tokenizer = build(json.dumps(tree | {"added_tokens": [*tree["added_tokens"], token]}))
+    assert token["id"] in tokenizer.special_ids
+    for call in (tokenizer.encode, lambda text: tokenizer.encode_batch(["fine", text])):
+        with pytest.raises(TokenizerError, match=f"control token '{word}'"):
+            call(word)
 
 
 def test_pickle_keeps_ids_policy_and_files(tmp_path: Path) -> None:
@@ -417,12 +442,10 @@ def _in_fork(tokenizer: Tokenizer, texts: list[str], want: list[list[int]]) -> i
 @pytest.mark.slow
 def test_real_qwen_vocabulary(tmp_path: Path) -> None:
     ranks = qwen_tiktoken()
-    if ranks is None:
-        pytest.skip("needs dashscope 2.0.2 or $OMR_QWEN_TIKTOKEN for the real vocabulary")
     source = qwen_source(ranks)
     tree = json.loads(source)
     assert (len(tree["model"]["vocab"]), len(tree["model"]["merges"])) == (151643, 151387)
-    tokenizer = Tokenizer(source)
+    tokenizer = build(source)
     assert tokenizer.vocab_size == 151665
     assert tokenizer.special_ids == frozenset(range(151643, 151657))
     assert tokenizer.encode("Hello world!").tolist() == [9707, 1879, 0]
@@ -436,7 +459,7 @@ def test_real_qwen_vocabulary(tmp_path: Path) -> None:
             assert tokenizer.decode(tokenizer.encode(forged)) == nfc(forged)
     from omr_io.chat import ChatFormat
 
-    chat = ChatFormat.for_family("qwen2_5_vl", tokenizer)
+    chat = ChatFormat.for_family("qwen2_5_vl", tokenizer, check=False)
     encoded = chat.encode(record("Which?"), [4])
     # <|im_start|>system\nYou are a helpful assistant.<|im_end|>\n, as in Qwen's own examples
     assert encoded.input_ids.tolist()[:11] == [

@@ -1,0 +1,13 @@
+// What each bindings_*.cpp adds to the module. Only these files and bindings.cpp include pybind11.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace omr {
+
+void bind_text(pybind11::module_& m);        // normalisation and pieces
+void bind_vocabulary(pybind11::module_& m);  // a vocabulary and its compiled form
+void bind_encoder(pybind11::module_& m);     // texts to ids and back
+void bind_chat(pybind11::module_& m);        // conversations to ids and mask
+
+}  // namespace omr

@@ -1,0 +1,114 @@
+// Byte-pair encoding of one piece by its merges, as Hugging Face `tokenizers` does it: of all
+// neighbours that are a merge, the one of lowest rank, the leftmost among equals, until none is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "tokenizer/ids.hpp"
+#include "tokenizer/piece_key.hpp"
+
+namespace omr {
+
+inline constexpr std::int32_t kNoRank = 0x7FFF'FFFF;
+inline constexpr std::size_t kMaxMerges = (1U << 25U) - 1;  // rank and position share 31 bits
+inline constexpr std::size_t kShortPiece = 64;              // bytes; see merge_short
+
+// One cache line of the pair table. Branch-free to look through, and one line decides almost any
+// pair, of which most are no merge.
+struct alignas(64) PairBucket {
+    static constexpr std::size_t kSlots = 5;
+    static constexpr std::uint64_t kEmpty = ~0ULL;  // no pair: ids are below 2^31
+
+    std::uint64_t key[kSlots];  // left | right << 32
+    std::int32_t rank[kSlots];
+    std::uint32_t overflow;  // 1: pairs that belong here stand in a later bucket
+};
+static_assert(sizeof(PairBucket) == 64);
+
+inline std::uint64_t pair_key(std::uint32_t left, std::uint32_t right) {
+    return left | static_cast<std::uint64_t>(right) << 32U;
+}
+
+inline std::uint64_t pair_hash(std::uint64_t key) {
+    return fold_multiply(key ^ 0x2545'F491'4F6C'DD1DU, 0x9E37'79B9'7F4A'7C15U);
+}
+
+// Views into the compiled vocabulary.
+struct MergeTable {
+    std::span<const std::uint32_t> byte_id;    // 256
+    std::span<const std::int32_t> byte_pair;   // 65,536: rank of two bytes, or kNoRank
+    std::span<const PairBucket> pairs;
+    std::span<const std::uint32_t> merged;     // by rank
+
+    // The bucket where the search for a pair begins.
+    const PairBucket* bucket_of(std::uint64_t key) const {
+        return &pairs[below(pair_hash(key), static_cast<std::uint32_t>(pairs.size()))];
+    }
+
+    // The rank of a merge, or kNoRank.
+    std::int32_t rank_in(const PairBucket* bucket, std::uint64_t key) const {
+        for (;;) {
+            std::int32_t rank = kNoRank;
+            for (std::size_t i = 0; i < PairBucket::kSlots; ++i) {
+                rank = bucket->key[i] == key ? bucket->rank[i] : rank;
+            }
+            if (((rank == kNoRank) & (bucket->overflow != 0)) == 0) [[likely]] return rank;
+            if (++bucket == pairs.data() + pairs.size()) bucket = pairs.data();
+        }
+    }
+    std::int32_t rank_of(std::uint32_t left, std::uint32_t right) const {
+        const std::uint64_t key = pair_key(left, right);
+        return rank_in(bucket_of(key), key);
+    }
+};
+
+// Pieces of 1 to 15 bytes merged step by step in turn, so that while one waits for a line of the
+// pair table the others go on.
+class MergeBatch {
+public:
+    static constexpr std::size_t kPieces = 16;
+
+    explicit MergeBatch(const MergeTable& table) : table_(table) {}
+
+    bool full() const { return count_ == kPieces; }
+    std::size_t size() const { return count_; }
+    void clear() { count_ = 0; }
+    void add(const PieceKey& piece);
+    void run();
+    // Ids of the piece that was added as number `index`, after run; `out` has room for 15.
+    std::size_t take(std::size_t index, std::int32_t* out) const;
+
+private:
+    // Symbols stand at 1 plus the position of their first byte; at 0 and behind the last byte stands
+    // a symbol that merges with none, so that every symbol has two neighbours.
+    struct State {
+        std::int32_t order[16];  // see merge_short; [i] belongs to position i + 1
+        std::uint32_t id[17];
+        std::uint32_t alive;  // a bit a position
+        std::uint32_t at, previous;
+        const PairBucket* right_bucket;
+        const PairBucket* left_bucket;
+        std::uint64_t right_key, left_key;
+    };
+
+    bool begin_step(State& state) const;
+    void end_step(State& state) const;
+
+    const MergeTable& table_;
+    std::size_t count_ = 0;
+    State states_[kPieces];
+};
+
+// Writes the ids of a piece of 1 to kShortPiece bytes; returns how many. `out` has room for as many
+// as the piece has bytes.
+std::size_t merge_short(const MergeTable& table, std::string_view piece, std::int32_t* out);
+
+// Appends the ids of a piece of any length, in O(n log n) time and 160 KB of memory beyond them
+// unless the piece is made to resist: see merge.cpp. `window`, in bytes, is for tests.
+void merge_long(const MergeTable& table, std::string_view piece, Ids& out,
+                std::size_t window = 4096);
+
+}  // namespace omr

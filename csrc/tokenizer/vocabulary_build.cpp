@@ -1,0 +1,258 @@
+// Vocabulary::build: from tokens and merges to the compiled form.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "tokenizer/vocabulary.hpp"
+#include "tokenizer/vocabulary_block.hpp"
+
+namespace omr {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& reason) { throw std::invalid_argument(reason); }
+
+// A token as it is shown in an error: ASCII as it is, other bytes as \xNN.
+std::string shown(std::string_view token) {
+    constexpr char kDigits[] = "0123456789abcdef";
+    std::string text = "'";
+    for (const char letter : token.substr(0, 80)) {
+        const auto byte = static_cast<std::uint8_t>(letter);
+        if (byte >= 0x20 && byte < 0x7F) {
+            text += letter;
+        } else {
+            text += {'\\', 'x', kDigits[byte >> 4U], kDigits[byte & 15U]};
+        }
+    }
+    return text + (token.size() > 80 ? "...'" : "'");
+}
+
+// Sizes of the tables: buckets two thirds full, so that few overflow, in 4.9 MB for the 151,643
+// tokens of Qwen; fuller tables are slower, emptier ones leave the caches.
+BlockSizes sizes_for(const VocabularySource& source) {
+    std::uint64_t text = 0;
+    std::uint32_t long_tokens = 0;
+    for (const std::string& token : source.tokens) {
+        text += token.size();
+        long_tokens += token.size() > kKeyBytes;
+    }
+    if (source.tokens.size() > kMaxTokens || text > 0xFFFF'FFFFU) {
+        refuse("a vocabulary of " + std::to_string(source.tokens.size()) + " tokens and " +
+               std::to_string(text) + " bytes is too large");
+    }
+    if (source.merges.size() > kMaxMerges) {
+        refuse("there are " + std::to_string(source.merges.size()) + " merges; at most " +
+               std::to_string(kMaxMerges) + " can be");
+    }
+    const auto tokens = static_cast<std::uint32_t>(source.tokens.size());
+    const auto merges = static_cast<std::uint32_t>(source.merges.size());
+    return {text,
+            tokens,
+            merges,
+            (tokens - long_tokens) / 2 + 1,
+            std::bit_ceil(long_tokens * 2 + 1),
+            merges * 2 / 7 + 1};
+}
+
+template <typename T>
+std::span<T> writable(std::span<const T> table) {
+    return {const_cast<T*>(table.data()), table.size()};  // build's own memory
+}
+
+class Builder {
+public:
+    explicit Builder(const VocabularySource& source) : source_(source) {
+        const BlockSizes sizes = sizes_for(source);
+        size_ = block_size(sizes);
+        memory_.reset(static_cast<std::uint8_t*>(std::aligned_alloc(64, size_)));
+        if (!memory_) throw std::bad_alloc();
+        std::memset(memory_.get(), 0, size_);
+        BlockHeader header = new_header();
+        header.size = size_;
+        header.text = sizes.text;
+        header.tokens = sizes.tokens;
+        header.merges = sizes.merges;
+        header.token_buckets = sizes.token_buckets;
+        header.long_slots = sizes.long_slots;
+        header.pair_buckets = sizes.pair_buckets;
+        header.ignore_merges = source.ignore_merges;
+        std::memcpy(memory_.get(), &header, sizeof header);
+        tables_ = block_tables(memory_.get());
+    }
+
+    BlockMemory build() {
+        put_text();
+        put_tokens();
+        put_bytes();
+        put_merges();
+        if (!source_.ignore_merges) mark_unreachable();
+        const std::uint64_t checksum = block_checksum({memory_.get(), size_});
+        std::memcpy(memory_.get() + offsetof(BlockHeader, checksum), &checksum, sizeof checksum);
+        return std::move(memory_);
+    }
+
+private:
+    void put_text() {
+        const auto starts = writable(tables_.starts);
+        char* text = writable(tables_.text).data();
+        std::uint32_t at = 0;
+        for (std::size_t id = 0; id < source_.tokens.size(); ++id) {
+            const std::string& token = source_.tokens[id];
+            starts[id] = at;
+            std::copy(token.begin(), token.end(), text + at);
+            at += static_cast<std::uint32_t>(token.size());
+        }
+        starts[source_.tokens.size()] = at;
+    }
+
+    void put_tokens() {
+        std::ranges::fill(writable(tables_.long_tokens), ~0ULL);
+        for (std::uint32_t id = 0; id < source_.tokens.size(); ++id) {
+            const std::string& token = source_.tokens[id];
+            if (token.empty()) continue;
+            if (const std::uint32_t other = tables_.find(token); other != kNoToken) {
+                refuse("tokens " + std::to_string(other) + " and " + std::to_string(id) +
+                       " are the same bytes: " + shown(token));
+            }
+            if (token.size() > kKeyBytes) {
+                put_long(token, id);
+            } else {
+                put_short(token, id);
+            }
+        }
+    }
+
+    void put_short(std::string_view token, std::uint32_t id) {
+        const PieceKey key = copy_key(token.data(), token.size());
+        const auto buckets = writable(tables_.tokens);
+        std::size_t at = below(key.hash(), static_cast<std::uint32_t>(buckets.size()));
+        for (;; at = at + 1 == buckets.size() ? 0 : at + 1) {
+            TokenBucket& bucket = buckets[at];
+            for (std::size_t i = 0; i < TokenBucket::kSlots; ++i) {
+                if (bucket.high[i] != 0) continue;
+                bucket.low[i] = key.low;
+                bucket.high[i] = key.high;
+                bucket.value[i] = id;
+                return;
+            }
+            bucket.overflow = 1;
+        }
+    }
+
+    void put_long(std::string_view token, std::uint32_t id) {
+        const std::uint64_t hash = hash_piece(token);
+        const auto slots = writable(tables_.long_tokens);
+        std::size_t at = hash & (slots.size() - 1);
+        while (slots[at] != ~0ULL) at = (at + 1) & (slots.size() - 1);
+        slots[at] = hash >> 32U << 32U | id;
+    }
+
+    void put_bytes() {
+        for (unsigned byte = 0; byte < 256; ++byte) {
+            const char letter = static_cast<char>(byte);
+            const std::uint32_t id = tables_.find({&letter, 1});
+            if (id == kNoToken) refuse("no token is the byte " + shown({&letter, 1}));
+            writable(tables_.merges.byte_id)[byte] = id;
+        }
+    }
+
+    void put_merges() {
+        std::ranges::fill(writable(tables_.merges.byte_pair), kNoRank);
+        for (PairBucket& bucket : writable(tables_.merges.pairs)) {
+            std::ranges::fill(bucket.key, PairBucket::kEmpty);
+            std::ranges::fill(bucket.rank, kNoRank);
+        }
+        for (std::size_t rank = 0; rank < source_.merges.size(); ++rank) {
+            const Merge& merge = source_.merges[rank];
+            check_merge(merge, rank);
+            writable(tables_.merges.merged)[rank] = merge.merged;
+            put_pair(merge, static_cast<std::int32_t>(rank));
+            const std::string_view token = tables_.bytes_of(merge.merged);
+            if (token.size() == 2) {
+                const auto first = static_cast<std::uint8_t>(token[0]);
+                const auto second = static_cast<std::uint8_t>(token[1]);
+                writable(tables_.merges.byte_pair)[static_cast<std::size_t>(first << 8U | second)] =
+                    static_cast<std::int32_t>(rank);
+            }
+        }
+    }
+
+    void check_merge(const Merge& merge, std::size_t rank) const {
+        const auto where = [&] { return "merge " + std::to_string(rank) + " "; };
+        for (const std::uint32_t id : {merge.left, merge.right, merge.merged}) {
+            if (id >= source_.tokens.size() || source_.tokens[id].empty()) {
+                refuse(where() + "names id " + std::to_string(id) + ", which has no token");
+            }
+        }
+        const std::string_view left = tables_.bytes_of(merge.left);
+        const std::string_view right = tables_.bytes_of(merge.right);
+        const std::string_view merged = tables_.bytes_of(merge.merged);
+        if (merged.size() != left.size() + right.size() || !merged.starts_with(left) ||
+            !merged.ends_with(right)) {
+            refuse(where() + "makes " + shown(merged) + " of " + shown(left) + " and " +
+                   shown(right) + ", which is not the two together");
+        }
+    }
+
+    // Of a pair that is listed twice the later rank holds, as in Hugging Face's map of merges.
+    void put_pair(const Merge& merge, std::int32_t rank) {
+        const std::uint64_t key = pair_key(merge.left, merge.right);
+        const auto buckets = writable(tables_.merges.pairs);
+        std::size_t at = below(pair_hash(key), static_cast<std::uint32_t>(buckets.size()));
+        for (;; at = at + 1 == buckets.size() ? 0 : at + 1) {
+            PairBucket& bucket = buckets[at];
+            for (std::size_t i = 0; i < PairBucket::kSlots; ++i) {
+                if (bucket.key[i] != key && bucket.key[i] != PairBucket::kEmpty) continue;
+                bucket.key[i] = key;
+                bucket.rank[i] = rank;
+                return;
+            }
+            bucket.overflow = 1;
+        }
+    }
+
+    // A piece that equals a token becomes that token only if its merges arrive at it, which is found
+    // out by merging each.
+    void mark_unreachable() {
+        for (TokenBucket& bucket : writable(tables_.tokens)) {
+            for (std::size_t i = 0; i < TokenBucket::kSlots; ++i) {
+                if (bucket.high[i] != 0 && !reachable(bucket.value[i])) {
+                    bucket.value[i] |= kNotWhole;
+                }
+            }
+        }
+        for (std::uint64_t& slot : writable(tables_.long_tokens)) {
+            if (slot != ~0ULL && !reachable(static_cast<std::uint32_t>(slot))) slot |= kNotWhole;
+        }
+    }
+
+    bool reachable(std::uint32_t id) const {
+        const std::string_view token = tables_.bytes_of(id);
+        if (token.size() > kShortPiece) {
+            Ids ids;
+            merge_long(tables_.merges, token, ids);
+            return ids.size() == 1;
+        }
+        std::int32_t ids[kShortPiece];
+        return merge_short(tables_.merges, token, ids) == 1;
+    }
+
+    const VocabularySource& source_;
+    std::size_t size_ = 0;
+    BlockMemory memory_;
+    VocabularyTables tables_;
+};
+
+}  // namespace
+
+std::shared_ptr<const Vocabulary> Vocabulary::build(const VocabularySource& source) {
+    BlockMemory block = Builder(source).build();
+    const VocabularyTables tables = block_tables(block.get());
+    return std::make_shared<const Vocabulary>(Made{}, tables,
+                                              std::shared_ptr<const std::uint8_t>(std::move(block)));
+}
+
+}  // namespace omr
