@@ -155,6 +155,27 @@ def test_long_pieces_in_windows_of_any_size(source: Source, data: st.DataObject)
         assert vocabulary.encode_long(piece, window).tolist() == by_merges, window
 
 
+def test_what_follows_decides_what_comes_before() -> None:
+    """Merges zy, yx, ..., ba, ranked so that a run pairs up from its end: windows do not agree.
+
+    A window that cuts a run of odd length pairs up all of it the wrong way.
+    """
+    letters = bytes(range(ord("A"), ord("z") + 1))
+    pairs = [(letters[i : i + 1], letters[i + 1 : i + 2]) for i in range(len(letters) - 1)]
+    pairs.reverse()
+    longer = [(a + b, letters[letters.index(b) + 1 :][:1]) for a, b in pairs[1::3]]
+    source = Source([bytes([b]) for b in range(256)], [*pairs, *longer])
+    source.tokens.extend(a + b for a, b in source.merges)
+    vocabulary, oracle = source.ours(), source.theirs()
+    rng = random.Random(4)
+    for _ in range(300):
+        runs = [letters[(at := rng.randrange(50)) : at + rng.randint(1, 50)] for _ in range(12)]
+        piece = b"".join(runs)
+        by_merges = expected(oracle, [piece])
+        for window in (3, 4, 8, 16, 24, 32, 48, 64):
+            assert vocabulary.encode_long(piece, window).tolist() == by_merges, window
+
+
 @pytest.mark.parametrize("length", [63, 64, 65, 127, 1000, 4095, 4096, 4097, 30_000, 100_000])
 @pytest.mark.parametrize("letters", [b"a", b"ab", b"the lsion", bytes(range(256))])
 def test_long_pieces(length: int, letters: bytes) -> None:
