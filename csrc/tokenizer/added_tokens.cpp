@@ -169,7 +169,8 @@ bool AddedTokens::cut(Stage stage, std::string_view text, std::vector<Part>& par
         }
         if (token.rstrip) match.end += leading_space(text.substr(match.end));
         if (done < match.begin) parts.push_back({done, match.begin, -1});
-        parts.push_back({match.begin, match.end, token.id});
+        // Nothing is left of a match that an earlier token's rstrip reached over.
+        if (match.begin < match.end) parts.push_back({match.begin, match.end, token.id});
         done = match.end;
         any = true;
     }

@@ -318,7 +318,9 @@ def main() -> int:
     differing = []
     for name, text in render().items():
         path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        have = path.read_text(encoding="utf-8") if path.is_file() else ""
+        # The first line names a version; another one with the same answers is as good.
+        if have != text and not (check and have.partition("\n")[2] == text.partition("\n")[2]):
             differing.append(name)
             if not check:
                 path.write_text(text, encoding="utf-8")

@@ -23,9 +23,8 @@
 #include <cstring>
 #include <string_view>
 
+#include "tokenizer/code_points.hpp"
 #include "tokenizer/split.hpp"
-#include "tokenizer/unicode.hpp"
-#include "tokenizer/unicode_tables.hpp"
 
 #define OMR_INLINE OMR_TARGET [[gnu::always_inline]] static inline
 
@@ -46,7 +45,7 @@ struct Masks {
     Bits wide;
 };
 
-// What the next block must know of those before it: 1 or 0 about the last byte, if not said otherwise.
+// What a block must know of those before it: 1 or 0 about their last byte, if not said otherwise.
 struct Carry {
     Bits letter = 0, number = 0, blank = 0;
     Bits lone = 0;   // of an `other` that begins a piece
@@ -58,44 +57,18 @@ struct Carry {
     Bits late = 0;   // starts of pieces in the next block, after a contraction
     Bits open = 0;   // a blank that begins a piece if no white space follows; it is at open_at
     std::uint32_t open_at = 0;
-    std::uint32_t digits = 0;  // llama3: numbers in the piece that the last byte is in
+    std::uint32_t digits = 0;  // llama3: numbers in the last byte's piece, if it is a number
 };
-
-// Reads the character at `bytes`, of which `look_ahead` bytes more can be read.
-OMR_INLINE std::uint32_t wide_class(const std::uint8_t* bytes) {
-    const std::uint32_t lead = bytes[0];
-    std::uint32_t code_point;
-    if (lead < 0xE0) {
-        code_point = (lead & 31U) << 6 | (bytes[1] & 63U);
-    } else if (lead < 0xF0) {
-        code_point = (lead & 15U) << 12 | (bytes[1] & 63U) << 6 | (bytes[2] & 63U);
-    } else {
-        code_point = (lead & 7U) << 18 | (bytes[1] & 63U) << 12 | (bytes[2] & 63U) << 6 |
-                     (bytes[3] & 63U);
-        if (code_point > 0x10FFFF) return 0;  // not UTF-8, but no reason to read beyond a table
-    }
-    const std::uint32_t block = tables::class_index[code_point >> 7];
-    return tables::class_block[block * 128 + (code_point & 127)];
-}
 
 // True if the blanks at `at` are followed by a line end. Long runs are read once: only a blank just
 // behind a line end is asked about.
 [[gnu::noinline]] bool line_follows(std::string_view text, std::size_t at) {
+    const auto* data = reinterpret_cast<const std::uint8_t*>(text.data());
     while (at < text.size()) {
-        const auto byte = static_cast<std::uint8_t>(text[at]);
-        std::uint32_t code_point = byte;
-        std::size_t length = 1;
-        if (byte >= 0x80) {  // all white space is at most three bytes long
-            length = byte < 0xE0 ? 2 : 3;
-            if (text.size() - at < length || byte >= 0xF0) return false;
-            code_point = byte & (byte < 0xE0 ? 31U : 15U);
-            for (std::size_t i = 1; i < length; ++i) {
-                code_point = code_point << 6 | (static_cast<std::uint8_t>(text[at + i]) & 63U);
-            }
-        }
-        const CharClass found = char_class(code_point);
+        const CodePoint next = read_code_point(data + at);
+        const CharClass found = class_of(next.value);
         if (found != CharClass::space) return found == CharClass::line;
-        at += length;
+        at += next.bytes;
     }
     return false;
 }
@@ -135,10 +108,10 @@ OMR_INLINE void classify_wide(Masks& masks, Bits tail, Bits letters, const std::
     masks.letter |= letters;
     for (Bits rest = masks.wide & ~(tail | letters); rest != 0; rest &= rest - 1) {
         const int at = std::countr_zero(rest);
-        const std::uint32_t found = wide_class(block + at);
-        masks.letter |= Bits{found == static_cast<std::uint32_t>(CharClass::letter)} << at;
-        masks.number |= Bits{found == static_cast<std::uint32_t>(CharClass::number)} << at;
-        masks.blank |= Bits{found == static_cast<std::uint32_t>(CharClass::space)} << at;
+        const CharClass found = class_of(read_code_point(block + at).value);
+        masks.letter |= Bits{found == CharClass::letter} << at;
+        masks.number |= Bits{found == CharClass::number} << at;
+        masks.blank |= Bits{found == CharClass::space} << at;
     }
     masks.letter = spread(masks.letter, tail, carry.letter);
     masks.number = spread(masks.number, tail, carry.number);
@@ -170,9 +143,7 @@ OMR_INLINE Bits by_three(const Masks& masks, Bits tail, Carry& carry) {
             run &= run << step;
         }
     }
-    if ((number & top) != 0) {
-        carry.digits = static_cast<std::uint32_t>(std::countl_zero(starts)) + 1;
-    }
+    carry.digits = static_cast<std::uint32_t>(std::countl_zero(starts)) + 1;
     return starts;
 }
 
@@ -266,9 +237,9 @@ OMR_INLINE Bits piece_starts(const Masks& masks, Bits tail, std::string_view tex
     return starts;
 }
 
-// `split` by the given instruction set. Set::masks(block), Set::tail(block),
-// Set::letters_beyond_ascii(block), and Set::write(bits, base, ends), which writes base + the number of each set bit; behind them it may
-// write others without meaning, up to 64 in all.
+// `split` by the given instruction set, which has masks(block), tail(block),
+// letters_beyond_ascii(block), and write(bits, base, ends): it writes base + the number of each set
+// bit and returns how many; behind them it may write others without meaning, up to 64 in all.
 template <class Set, Pattern pattern>
 OMR_INLINE std::size_t split_blocks(std::string_view text, std::size_t start, std::uint32_t* ends,
                                     std::size_t capacity) {

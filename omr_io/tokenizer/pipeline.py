@@ -301,7 +301,22 @@ def _added(nodes: Sequence[object], vocab: Mapping[str, int]) -> tuple[Added, ..
     for token in made:
         if token.id in ids and vocab.get(token.content) != token.id:
             _refuse(f"a vocabulary with gaps: the added token {token.content!r} falls into one")
+    _require_defined(made)
     return tuple(made)
+
+
+def _require_defined(added: Sequence[Added]) -> None:
+    """Refuse tokens on which Hugging Face panics: one's rstrip reaches over another's lstrip."""
+    for token in added:
+        if token.lstrip and not token.rstrip and token.content.isspace() and not token.special:
+            reaching = (o for o in added if o.rstrip and o.normalized == token.normalized)
+            other = next((o for o in reaching if not o.special), None)
+            if other is not None:
+                raise TokenizerError(
+                    f"the added tokens {other.content!r} (rstrip) and {token.content!r} (lstrip) "
+                    "claim the same whitespace: Hugging Face tokenizers panics on such texts",
+                    mend="Take one of the two flags away in tokenizer.json",
+                )
 
 
 def _added_token(node: object) -> tuple[str, dict[str, bool]]:

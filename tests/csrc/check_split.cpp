@@ -148,7 +148,9 @@ void random(std::uint64_t rounds) {
     all.insert(all.end(), more_traps.begin(), more_traps.end());
     for (std::uint64_t round = 0; round < rounds; ++round) {
         std::vector<std::string> kinds;  // few kinds make long runs
-        for (std::uint64_t n = 1 + random() % 8; n > 0; --n) kinds.push_back(all[random() % all.size()]);
+        for (std::uint64_t n = 1 + random() % 8; n > 0; --n) {
+            kinds.push_back(all[random() % all.size()]);
+        }
         std::string text;
         for (std::uint64_t n = random() % (round % 8 == 0 ? 2000 : 200); n > 0; --n) {
             text += kinds[random() % kinds.size()];

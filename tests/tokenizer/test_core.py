@@ -461,7 +461,7 @@ def test_real_qwen_vocabulary(tmp_path: Path) -> None:
             assert tokenizer.decode(tokenizer.encode(forged)) == nfc(forged)
     from omr_io.chat import ChatFormat
 
-    chat = ChatFormat.for_family("qwen2_5_vl", tokenizer)
+    chat = ChatFormat.for_family("qwen2_5_vl", tokenizer, check=False)
     encoded = chat.encode(record("Which?"), [4])
     # <|im_start|>system\nYou are a helpful assistant.<|im_end|>\n, as in Qwen's own examples
     assert encoded.input_ids.tolist()[:11] == [
