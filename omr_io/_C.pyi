@@ -36,6 +36,51 @@ def jpeg_segments(data: bytes, *, tables: bool = False) -> list[tuple[int, int, 
         JpegFormatError: see csrc/jpeg_segments.hpp.
     """
 
+class Vocabulary:
+    """A byte-level BPE vocabulary: pieces to ids. Immutable, shared by threads."""
+
+    @staticmethod
+    def build(
+        tokens: list[bytes], merges: NDArray[np.uint32], *, ignore_merges: bool = False
+    ) -> Vocabulary:
+        """From tokens by id (b"" where there is none) and an (n, 3) array of left, right, merged.
+
+        Raises:
+            ValueError: a byte has no token, two ids have the same bytes, or a merge is wrong.
+            TypeError: a token is no bytes.
+        """
+
+    @staticmethod
+    def map(path: str) -> Vocabulary:
+        """From a file with the compiled form, which stays mapped.
+
+        Raises:
+            RuntimeError: it cannot be read, is no compiled form, or is damaged.
+        """
+
+    def compiled(self) -> bytes:
+        """The compiled form, to be written to a file."""
+
+    @property
+    def size(self) -> int:
+        """Ids are below this."""
+
+    def bytes_of(self, id: int) -> bytes:
+        """The token's bytes; b"" if there is none."""
+
+    def find(self, token: bytes) -> int:
+        """The token's id, or -1."""
+
+    def encode_pieces(self, text: Buffer, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
+        """Ids of the pieces of `text` that end at the byte offsets `ends`; for tests.
+
+        Raises:
+            ValueError: `ends` do not ascend or pass the text's end.
+        """
+
+    def encode_long(self, piece: bytes, window: int = 4096) -> NDArray[np.int32]:
+        """Ids of one piece, merged in windows of so many bytes; for tests."""
+
 def split_pieces(
     pattern: str, text: bytes, instructions: str = "best", capacity: int = 512
 ) -> NDArray[np.uint32]:
@@ -59,10 +104,7 @@ def best_instructions() -> str:
     """Name the best of "scalar", "avx2" and "avx512" that this processor has."""
 
 def normalize_nfc(text: bytes) -> bytes:
-    """Bring UTF-8 into NFC, as Hugging Face `tokenizers` does.
-
-    Raises ValueError if it is not UTF-8.
-    """
+    """Bring UTF-8 into NFC as Hugging Face `tokenizers` does. Raises ValueError if it is not UTF-8."""
 
 def may_need_nfc(text: bytes) -> bool:
     """Say whether UTF-8 may change in `normalize_nfc`; False proves that it does not.
@@ -182,48 +224,3 @@ class ChatTemplate:
         """Tokens of conversations but for image placeholders, and trained ones. Errors: encode."""
 
 _ChatPart = tuple[str, bool, list[int], str, str]
-
-class Vocabulary:
-    """A byte-level BPE vocabulary: pieces to ids. Immutable, shared by threads."""
-
-    @staticmethod
-    def build(
-        tokens: list[bytes], merges: NDArray[np.uint32], *, ignore_merges: bool = False
-    ) -> Vocabulary:
-        """From tokens by id (b"" where there is none) and an (n, 3) array of left, right, merged.
-
-        Raises:
-            ValueError: a byte has no token, two ids have the same bytes, or a merge is wrong.
-            TypeError: a token is no bytes.
-        """
-
-    @staticmethod
-    def map(path: str) -> Vocabulary:
-        """From a file with the compiled form, which stays mapped.
-
-        Raises:
-            RuntimeError: it cannot be read, is no compiled form, or is damaged.
-        """
-
-    def compiled(self) -> bytes:
-        """The compiled form, to be written to a file."""
-
-    @property
-    def size(self) -> int:
-        """Ids are below this."""
-
-    def bytes_of(self, id: int) -> bytes:
-        """The token's bytes; b"" if there is none."""
-
-    def find(self, token: bytes) -> int:
-        """The token's id, or -1."""
-
-    def encode_pieces(self, text: Buffer, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
-        """Ids of the pieces of `text` that end at the byte offsets `ends`; for tests.
-
-        Raises:
-            ValueError: `ends` do not ascend or pass the text's end.
-        """
-
-    def encode_long(self, piece: bytes, window: int = 4096) -> NDArray[np.int32]:
-        """Ids of one piece, merged in windows of so many bytes; for tests."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,32 @@ def test_the_real_qwen_vocabulary(tmp_path: Path, backend: Any) -> None:
     chat = ChatFormat.for_family("qwen2_5_vl", tokenizer)
     tokenizer.save(tmp_path)
     chat.check_against(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_real_llama_vocabulary(tmp_path: Path) -> None:
+    if "OMR_LLAMA3_MODEL" not in os.environ:
+        pytest.skip("needs $OMR_LLAMA3_MODEL, the tokenizer.model of Llama 3, for its vocabulary")
+    ranks = Tokenizer.from_tiktoken(os.environ["OMR_LLAMA3_MODEL"], "llama3")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>"}
+    files = {
+        "tokenizer_config.json": json.dumps(config),
+        "chat_template.jinja": LLAMA3_TEMPLATE,
+    }
+    tokenizer = Tokenizer(ranks._source, files)
+    tokenizer.save(tmp_path)
+    chat = ChatFormat.for_family("llama3", tokenizer, system="Be exact.")
+    chat.check_against(tmp_path)
+    # The ids of the model's own documentation: <|begin_of_text|>, a header, "\n\n", <|eot_id|>.
+    prompt = chat.encode(record("Hi"), [], completion=None).input_ids.tolist()
+    assert prompt[:5] == [128000, 128006, 9125, 128007, 271]
+    assert prompt[-6:] == [13347, 128009, 128006, 78191, 128007, 271]
+    from transformers import AutoTokenizer
+
+    hf = AutoTokenizer.from_pretrained(tmp_path)
+    turns = (Turn("user", "Fever of 38.9 °C?\n"), Turn("assistant", " 上 Yes"), Turn("user", "Why"))
+    messages = [{"role": "system", "content": "Be exact."}]
+    messages += [{"role": turn.role, "content": turn.text} for turn in turns]
+    want = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    got = chat.encode_conversation(Conversation(turns), generation_prompt=True)
+    assert got.input_ids.tolist() == list(want)
