@@ -1,4 +1,4 @@
-// Binds the C++ core to Python, and nothing else: the only file that includes pybind11.
+// Binds the C++ core to Python, and nothing else, as does bindings_samples.cpp beside it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -11,6 +11,10 @@
 #include "tar_scanner.hpp"
 
 namespace py = pybind11;
+
+namespace omr {
+void bind_samples(py::module_& m);  // bindings_samples.cpp
+}  // namespace omr
 
 namespace {
 
@@ -88,4 +92,6 @@ PYBIND11_MODULE(_C, m) {
           py::arg("max_extended") = omr::TarLimits{}.max_extended,
           "List the regular files of a tar: (names, int64 table of header offset, data offset, "
           "size). Raises TarFormatError(reason, offset).");
+
+    omr::bind_samples(m);
 }
