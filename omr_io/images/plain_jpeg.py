@@ -1,4 +1,4 @@
-"""JPEGs as most of a corpus are, recognised in one pass: nothing to check further, nothing to strip.
+"""JPEGs as most of a corpus are, recognised in one pass: nothing more to check, nothing to strip.
 
 Not in `headers` or `metadata`, which are imported from a source tree whose C++ is not built.
 """
