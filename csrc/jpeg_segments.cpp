@@ -56,7 +56,7 @@ bool fits(std::span<const std::uint8_t> data, std::uint8_t marker, std::size_t a
     return marker < 0xF0 || marker == kCom;  // JPGn are reserved
 }
 
-// Where the marker stands that ends a scan's entropy-coded data. There 0xFF is followed by 0 (it is
+// Where the marker stands that ends a scan's entropy-coded data, or the end of the file. There 0xFF is followed by 0 (it is
 // a data byte), by a restart marker or by another 0xFF (it is fill); anything else is the marker.
 std::size_t scan_end(std::span<const std::uint8_t> data, std::size_t at) {
     while (at + 1 < data.size()) {
@@ -74,7 +74,32 @@ std::size_t scan_end(std::span<const std::uint8_t> data, std::size_t at) {
             return at;
         }
     }
-    throw JpegFormatError("the JPEG has no end marker");
+    return data.size();
+}
+
+// An APPn or COM segment that stands in a plain JPEG; `segment` begins with its marker.
+bool is_plain(std::span<const std::uint8_t> segment) {
+    const auto begins = [&](const char* text, std::size_t size) {
+        return std::memcmp(segment.data(), text, size) == 0;
+    };
+    if (segment.size() == 18) {  // JFIF: its last two bytes are the thumbnail's size
+        return begins("\xFF\xE0\0\x10JFIF", 9) && segment[16] == 0 && segment[17] == 0;
+    }
+    return segment.size() == 16 && begins("\xFF\xEE\0\x0E" "Adobe", 9);
+}
+
+// The frame header of a plain JPEG; `segment` begins with its marker and has the right length.
+std::optional<PlainJpeg> plain_frame(std::span<const std::uint8_t> segment) {
+    const auto two_bytes = [&](std::size_t at) {
+        return static_cast<std::uint16_t>(segment[at] << 8U | segment[at + 1]);
+    };
+    const PlainJpeg frame{two_bytes(7), two_bytes(5), segment[9],
+                          segment[1] == 0xC2 || segment[1] == 0xCA};
+    const bool known = frame.components == 1 || frame.components == 3 || frame.components == 4;
+    if (segment[4] != 8 || frame.width == 0 || frame.height == 0 || !known) {
+        return std::nullopt;
+    }
+    return frame;
 }
 
 }  // namespace
@@ -115,9 +140,51 @@ std::vector<JpegSegment> jpeg_segments(std::span<const std::uint8_t> data, bool 
         if (marker == kSos) {
             has_scan = true;
             at = scan_end(data, at);
+            if (at == data.size()) {
+                throw JpegFormatError("the JPEG has no end marker");
+            }
         }
         segments.push_back({start, at, marker});
     }
+}
+
+std::optional<PlainJpeg> plain_jpeg(std::span<const std::uint8_t> data) {
+    if (data.size() < 4 || data[0] != 0xFF || data[1] != 0xD8) {
+        return std::nullopt;
+    }
+    std::optional<PlainJpeg> frame;
+    bool has_scan = false;
+    std::size_t at = 2;
+    while (data.size() - at >= 4 && data[at] == 0xFF) {
+        const std::uint8_t marker = data[at + 1];
+        const std::size_t length = static_cast<std::size_t>(data[at + 2]) << 8U | data[at + 3];
+        if (!is_known(marker) || length < 2 || length > data.size() - at - 2 ||
+            !fits(data, marker, at + 2, length)) {
+            return std::nullopt;
+        }
+        const auto segment = data.subspan(at, length + 2);
+        if (marker >= kApp0 && (has_scan || !is_plain(segment))) {
+            return std::nullopt;
+        }
+        at += segment.size();
+        if (is_frame(marker)) {
+            if (frame) {
+                return std::nullopt;
+            }
+            frame = plain_frame(segment);
+            if (!frame) {
+                return std::nullopt;
+            }
+        } else if (marker == kSos) {
+            if (!frame) {
+                return std::nullopt;
+            }
+            has_scan = true;
+            at = scan_end(data, at);
+        }
+    }
+    const bool ends = has_scan && data.size() - at == 2 && data[at] == 0xFF && data[at + 1] == kEoi;
+    return ends ? frame : std::nullopt;
 }
 
 }  // namespace omr

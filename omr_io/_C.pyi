@@ -1,5 +1,5 @@
 # ruff: noqa: N999
-"""The C++ core (csrc/bindings.cpp)."""
+"""The C++ core (csrc/bindings*.cpp)."""
 
 from collections.abc import Sequence
 
@@ -224,3 +224,28 @@ class ChatTemplate:
         """Tokens of conversations but for image placeholders, and trained ones. Errors: encode."""
 
 _ChatPart = tuple[str, bool, list[int], str, str]
+def plain_jpeg(data: bytes) -> tuple[int, int, int, bool] | None:
+    """Recognise a JPEG of which nothing needs to be taken out; the GIL is released meanwhile.
+
+    Returns:
+        (width, height, components, whether it is progressive), or None for any other file; see
+        csrc/jpeg_segments.hpp.
+    """
+
+def is_printable(text: str) -> bool:
+    """False if a text holds U+0000 to U+001F but tab, LF and CR, U+007F, or half a surrogate."""
+
+def json_of_texts(value: object) -> bytes | None:
+    """What `json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))` makes of texts, as UTF-8.
+
+    Returns:
+        None if there is anything but str, list, tuple and dict (no subclasses), half a surrogate
+        pair, or more than 16 levels.
+    """
+
+def tar_header(name: str, size: int) -> bytes:
+    """The ustar header, 512 bytes, of a regular file: mode 644, owner 0, time 0.
+
+    Raises:
+        ValueError: `name` is not 1 to 100 bytes of ASCII without NUL, or `size` not below 8 GiB.
+    """

@@ -8,7 +8,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -242,12 +242,17 @@ class AtomicFile(io.RawIOBase):
         """Write all of `data`."""
         # Whoever wrote a buffer that can change may change it before it is flushed.
         kept = data if type(data) is bytes else bytes(data)
-        self._waiting.append(kept)
-        self.num_bytes += len(kept)
-        self._waiting_bytes += len(kept)
+        self.write_all((kept,))
+        return len(kept)
+
+    def write_all(self, pieces: Sequence[bytes]) -> None:
+        """Write all of `pieces`, one after the other."""
+        num_bytes = sum(map(len, pieces))
+        self._waiting += pieces
+        self.num_bytes += num_bytes
+        self._waiting_bytes += num_bytes
         if self._waiting_bytes >= _BUFFER_BYTES:
             self._flush()
-        return len(kept)
 
     def _flush(self) -> None:
         """Hash and write what waits, at once: a call for each header and padding costs more."""

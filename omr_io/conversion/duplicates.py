@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from omr_io.conversion.columns import integers
 from omr_io.conversion.piece_record import KEYS_NAME, Holder, PieceRecord
 from omr_io.storage import AtomicFile, writing
 from omr_io.types import Int64Array
@@ -106,8 +106,8 @@ class _KeyFiles:
         self.read = read
 
     def digests(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-        column = self.read(number).column("digest")
-        return np.asarray(column.to_numpy(), dtype=np.uint64)
+        chunks = self.read(number).column("digest").chunks
+        return np.concatenate([np.empty(0, np.uint64), *map(integers, chunks)])
 
 
 def _clashes(files: _KeyFiles, records: Sequence[PieceRecord], keys_a_pass: int) -> Int64Array:
@@ -161,6 +161,8 @@ def _compare(files: _KeyFiles, clashes: Int64Array) -> dict[str, Holder]:
 
 def _search(files: _KeyFiles, number: int, key: str) -> Holder | None:
     """Look for a key in all earlier pieces: for digests that are equal by chance."""
+    import pyarrow.compute as pc  # rarely needed, and 30 ms to import
+
     for earlier in range(number):
         table = files.read(earlier)
         rows = table.filter(pc.equal(table.column("key"), key)).to_pylist()

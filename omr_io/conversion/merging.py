@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from omr_io.conversion.columns import array_of, integers
 from omr_io.conversion.duplicates import TakenSpool, find_taken, read_batches
 from omr_io.conversion.piece import Job, Runner, Task, Tell
 from omr_io.conversion.piece_record import (
@@ -154,7 +154,7 @@ def _write_index(job: Job, path: Path, records: Sequence[PieceRecord]) -> FileDi
         for record in records:
             for batch in read_batches(job.folder(record.number) / INDEX_NAME):
                 columns = list(batch.columns)
-                columns[0] = pc.add(columns[0], pa.scalar(first, pa.int32()))
+                columns[0] = array_of((integers(columns[0]) + first).tolist(), pa.int32())
                 yield pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA)
             first += len(record.shards)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import xxhash
 
 from omr_io.shards.layout import FileDigest, ShardEntry
 from omr_io.types import Refusal
@@ -144,4 +145,4 @@ def _digest(text: str) -> str:
 
 def key_digest(key: str) -> int:
     """64 bits that stand for a key; equal ones are compared in full."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    return xxhash.xxh3_64_intdigest(key.encode())

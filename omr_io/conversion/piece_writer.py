@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from omr_io.conversion.columns import record_batch
 from omr_io.conversion.piece_record import (
     EXAMPLES,
     KEYS_NAME,
@@ -62,7 +63,7 @@ class PieceWriter:
     ) -> None:
         self._folder = folder
         self._taken = taken
-        self._first: dict[str, Holder] = {}
+        self._first: dict[str, tuple[str, str]] = {}  # key -> id and source of its sample
         self._rows = self._samples = self._images = self._num_bytes = 0
         self._refusals: Counter[str] = Counter()
         self._examples: list[Refusal] = []
@@ -88,14 +89,15 @@ class PieceWriter:
         self._refusals[item.reason] += 1
         if self._refusals[item.reason] <= EXAMPLES:
             self._examples.append(item)
-        self._rejects.add(reject_row(item))
+        self._rejects.add(tuple(reject_row(item).values()))
 
     def _duplicate(self, row: int, item: Prepared) -> Refusal | None:
         record = item.record
-        holder = self._taken.get(item.key) or self._first.get(item.key)
-        if holder is None:
-            self._first[item.key] = Holder(record.id, record.source)
+        found = self._taken.get(item.key) or self._first.get(item.key)
+        if found is None:
+            self._first[item.key] = (record.id, record.source)
             return None
+        holder = Holder(*found)
         if holder.id == record.id:
             return refuse(row, record, "duplicate-id", f"the id is that of {holder.source}")
         detail = f"the key {item.key} is that of {holder.source} with id {holder.id!r}"
@@ -106,13 +108,11 @@ class PieceWriter:
         if self._index is not None:
             self._index.add(_index_row(shard, parts, item))
         record = item.record
-        digest = key_digest(item.key)
-        self._keys.add(
-            {"digest": digest, "key": item.key, "id": record.id, "source": record.source}
-        )
+        self._keys.add((key_digest(item.key), item.key, record.id, record.source))
         self._samples += 1
         self._images += len(item.infos)
-        self._num_bytes += sum(part.size for part in parts)
+        for part in parts:
+            self._num_bytes += part.size
 
     def tally(self) -> Tally:
         """The counts so far."""
@@ -149,15 +149,16 @@ class _RowFile:
         self._file = AtomicFile(path, in_new_folder=True)
         self._schema = schema
         self._writer = pa.ipc.new_file(self._file, schema)
-        self._pending: list[dict[str, Any]] = []
+        self._pending: list[tuple[Any, ...]] = []
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: tuple[Any, ...]) -> None:
+        """Add the values of a row, in the schema's order."""
         self._pending.append(row)
         if len(self._pending) >= _BATCH_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
+        self._writer.write_batch(record_batch(self._pending, self._schema))
         self._pending = []
 
     def finish(self) -> FileDigest:
@@ -171,25 +172,22 @@ class _RowFile:
         self._file.close()
 
 
-def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> dict[str, Any]:
+def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> tuple[Any, ...]:
+    """The values of `INDEX_SCHEMA`, in its order."""
     record = item.record
-    return {
-        "shard": shard,
-        "key": item.key,
-        "parts": [
-            {"name": part.name, "offset": part.offset, "size": part.size, "crc32c": part.crc32c}
-            for part in parts
-        ],
-        "images": [
-            {
-                "width": info.width, "height": info.height, "format": info.format,
-                "mode": info.mode, "orientation": info.orientation, "xxh3_128": digest,
-            }
-            for info, digest in zip(item.infos, item.hashes, strict=True)
-        ],
-        "question_bytes": len(record.question.encode()),
-        "reasoning_bytes": len(record.reasoning.encode()),
-        "num_options": len(record.options),
+    return (
+        shard,
+        item.key,
+        parts,
+        tuple(
+            [
+                (info.width, info.height, info.format, info.mode, info.orientation, digest)
+                for info, digest in zip(item.infos, item.hashes, strict=True)
+            ]
+        ),
+        len(record.question.encode()),
+        len(record.reasoning.encode()),
+        len(record.options),
         # Letters only: a free-text answer (no options) is in the JSON.
-        "answer": record.answer if record.options else "",
-    }  # fmt: skip
+        record.answer if record.options else "",
+    )

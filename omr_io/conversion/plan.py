@@ -18,7 +18,7 @@ from omr_io.corpus.pieces import Corpus, Piece
 from omr_io.shards.layout import Manifest
 
 _FORMAT = "omr_io conversion"
-_VERSION = 1
+_VERSION = 2
 _SLACK = 16  # a piece is planned a sixteenth smaller than a shard: headers and JSON come on top
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import xxhash
 
 from omr_io.errors import ImageError, RecordError
 from omr_io.images import check_bytes, check_caps, check_decodes, probe
 from omr_io.images.metadata import strip_metadata
+from omr_io.images.plain_jpeg import plain_jpeg
 from omr_io.images.policy import ImagePolicy
 from omr_io.images.transcode import Transcode
 from omr_io.shards.keys import key_for
@@ -55,10 +57,14 @@ class ImageChecks:
                 `strip_metadata` ("image-metadata") and `ImagePolicy` ("image-16-bit", ...).
         """
         check_bytes(len(data), self.max_bytes)
-        info = probe(data)
+        plain = plain_jpeg(data)
+        info = probe(data) if plain is None else plain
         check_caps(info, len(data), max_pixels=self.max_pixels, max_bytes=self.max_bytes)
-        self.policy.check(data, info)
-        stored = data if self.keep_metadata else self._strip(data, info)
+        stored = data
+        if plain is None:
+            self.policy.check(data, info)
+            if not self.keep_metadata:
+                stored = self._strip(data, info)
         if self.transcode is not None:
             made = self.transcode.apply(stored, info)
             if made is stored:  # and has just been decoded
@@ -78,8 +84,7 @@ class ImageChecks:
             raise
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A checked record as the bytes to write.
 
     Images are as they are stored: stripped, perhaps transcoded; those of `record` are as they came.
@@ -132,5 +137,5 @@ def prepare(row: int, record: Record, checks: ImageChecks) -> Prepared | Refusal
     if len(text) > MAX_JSON_BYTES:
         return refuse(row, record, "text-too-large", f"{len(text)} bytes of JSON")
     members = (*zip(names, data, strict=True), ("json", text))
-    hashes = tuple(xxhash.xxh3_128_digest(image) for image in data)
+    hashes = tuple([xxhash.xxh3_128_digest(image) for image in data])
     return Prepared(record, key, members, tuple(infos), hashes)

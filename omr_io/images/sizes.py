@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from omr_io.config import ExifPolicy, VisionConfig
 from omr_io.errors import ImageError
 from omr_io.images import headers
-from omr_io.images.pixels import decode_rgb
 from omr_io.types import ImageInfo, Int64Array
 
 MAX_PIXELS: Final = 64_000_000
@@ -130,6 +129,9 @@ def check_decodes(data: bytes, info: ImageInfo) -> None:
     Raises:
         ImageError: "image-truncated", "image-corrupt", "image-changed" or "image-format".
     """
+    # Here, not above: Pillow takes 20 ms to import, and headers need none of it.
+    from omr_io.images.pixels import decode_rgb
+
     decode_rgb(data, info)
 
 

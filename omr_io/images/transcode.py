@@ -8,11 +8,8 @@ from io import BytesIO
 from typing import Final, Literal
 
 import numpy as np
-from PIL import Image
 
 from omr_io.errors import ConfigError
-from omr_io.images.decode import turn
-from omr_io.images.pixels import decode_rgb
 from omr_io.images.sizes import MAX_ASPECT
 from omr_io.types import ImageInfo, UInt8Array
 
@@ -101,6 +98,12 @@ class Transcode:
         Raises:
             ImageError: `data` does not decode.
         """
+        # Here, not above: options name this class, and few conversions need Pillow (20 ms).
+        from PIL import Image
+
+        from omr_io.images.decode import turn
+        from omr_io.images.pixels import decode_rgb
+
         pixels_HW3 = turn(decode_rgb(data, info), info, "apply")
         height, width = pixels_HW3.shape[:2]
         size = self.size(width, height)
@@ -113,6 +116,8 @@ class Transcode:
         return encoded
 
     def _encode(self, pixels_HW3: UInt8Array) -> bytes:
+        from PIL import Image
+
         is_grey = (pixels_HW3 == pixels_HW3[..., :1]).all()
         image = Image.fromarray(pixels_HW3[..., 0] if is_grey else pixels_HW3)
         subsampling = {"444": 0, "420": 2}[self.subsampling]

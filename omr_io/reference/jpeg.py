@@ -27,6 +27,37 @@ def jpeg_segments(data: bytes, *, tables: bool = False) -> list[tuple[int, int, 
         raise ValueError("the jpeg image ends within its own structure") from None
 
 
+def plain_jpeg(data: bytes) -> tuple[int, int, int, bool] | None:
+    """(width, height, components, is progressive) of a plain JPEG; see csrc/jpeg_segments.hpp."""
+    try:
+        segments = jpeg_segments(data)
+    except ValueError:
+        return None
+    markers = [marker for *_, marker in segments]
+    scan = markers.index(_SOS)
+    frames = [place for place, marker in enumerate(markers) if marker in _FRAMES]
+    filled = any(data[start + 1] == 0xFF for start, _, _ in segments)
+    whole = data[:2] == b"\xff\xd8" and segments[-1][1] == len(data)
+    if filled or not whole or len(frames) != 1 or frames[0] > scan:
+        return None
+    for place, (start, stop, marker) in enumerate(segments):
+        said = marker == _COM or _APP0 <= marker < 0xF0
+        if said and (place > scan or not _is_usual(data[start:stop])):
+            return None
+    start, _, marker = segments[frames[0]]
+    bits, components = data[start + 4], data[start + 9]
+    height, width = (int.from_bytes(data[start + at : start + at + 2], "big") for at in (5, 7))
+    if bits != 8 or components not in (1, 3, 4) or not width or not height:
+        return None
+    return width, height, components, marker in (0xC2, 0xCA)
+
+
+def _is_usual(segment: bytes) -> bool:
+    """JFIF's APP0 without a thumbnail, or Adobe's APP14, in their usual lengths."""
+    jfif = segment.startswith(b"\xff\xe0\0\x10JFIF\0") and segment.endswith(b"\0\0")
+    return jfif or segment.startswith(b"\xff\xee\0\x0eAdobe")
+
+
 def _segments(data: bytes, *, tables: bool) -> Iterator[tuple[int, int, int]]:
     """(start, stop, marker) of each segment after SOI, without a gap, to EOI and with it.
 

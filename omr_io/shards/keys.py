@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from urllib.parse import quote
 
 MAX_KEY = 80
@@ -10,6 +11,7 @@ MAX_KEY = 80
 PAX headers, and the 255 of a file system."""
 
 _DIGEST_DIGITS = 16
+_AS_IT_IS = re.compile(rf"[A-Za-z0-9-][A-Za-z0-9_-]{{0,{MAX_KEY - 1}}}")
 
 
 def key_for(sample_id: str) -> str:
@@ -24,6 +26,8 @@ def key_for(sample_id: str) -> str:
     Raises:
         ValueError: the id is empty or is not Unicode text (lone surrogates).
     """
+    if _AS_IT_IS.fullmatch(sample_id):
+        return sample_id
     if not sample_id:
         raise ValueError("the id is empty")
     raw = sample_id.encode("utf-8")  # UnicodeEncodeError is a ValueError

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -77,9 +77,10 @@ REJECTS_SCHEMA = pa.schema(
 """A row a refused row of the sources, with its reason; rejects.parquet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A file of a sample: its name in the tar, where its data is, and its CRC-32C.
+
+    The fields are those of `parts` in `INDEX_SCHEMA`, in its order.
 
     `offset` and `size` are in bytes, `offset` from the start of the shard.
     """

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from omr_io import _C
 from omr_io.errors import IntegrityError, RecordError
 from omr_io.types import EncodedImage, Option, Record, RubricUnit
 
@@ -47,7 +48,8 @@ def encode_record(record: Record, image_parts: Sequence[str]) -> bytes:
             "source": record.source,
             "extra": _dump(_sorted(dict(record.extra))) if record.extra else "{}",
         }
-        return _dump(fields).encode("utf-8")
+        whole = _C.json_of_texts(fields)
+        return _dump(fields).encode("utf-8") if whole is None else whole  # None: says what is wrong
     except (TypeError, ValueError, RecursionError) as error:
         raise RecordError(f"the row does not fit JSON: {error}") from None
 

@@ -8,20 +8,13 @@ from typing import Protocol
 
 import google_crc32c
 
+from omr_io import _C
 from omr_io.shards.layout import FileDigest, Part, ShardEntry
 from omr_io.storage import AtomicFile, write_atomically
 
 BLOCK = 512
 TRAILER = bytes(2 * BLOCK)
 _PADDINGS = tuple(bytes(-size % BLOCK) for size in range(BLOCK))
-MAX_NAME = 100
-MAX_DATA = 8**11 - 1  # what eleven octal digits hold: 8 GiB less one byte
-
-# A header is: name, these, 11 digits of size, these, checksum, these.
-_OWNER = b"0000644\0" + b"0000000\0" * 2  # mode, user, group
-_TIME = b"\0" + b"00000000000\0"  # the end of the size, and the time
-_KIND = (b"0" + bytes(100) + b"ustar\x0000").ljust(BLOCK - 156, b"\0")  # a regular file
-_FIXED_SUM = sum(_OWNER) + sum(_TIME) + 8 * ord(" ") + sum(_KIND)  # it counts itself as spaces
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -32,13 +25,11 @@ def tar_header(name: str, size: int) -> bytes:
     Args:
         name: ASCII, at most 100 bytes.
         size: of the data in bytes, below 8 GiB.
+
+    Raises:
+        ValueError: they are not.
     """
-    raw = name.encode("ascii")
-    if not 0 < len(raw) <= MAX_NAME or not 0 <= size <= MAX_DATA:
-        raise ValueError(f"{name!r} of {size} bytes does not fit a ustar header")
-    digits = b"%011o" % size
-    checksum = b"%06o\0 " % (_FIXED_SUM + sum(raw) + sum(digits))
-    return raw.ljust(MAX_NAME, b"\0") + _OWNER + digits + _TIME + checksum + _KIND
+    return _C.tar_header(name, size)
 
 
 class _Output(Protocol):
@@ -48,6 +39,7 @@ class _Output(Protocol):
     num_bytes: int
 
     def write(self, data: bytes, /) -> int: ...
+    def write_all(self, pieces: Sequence[bytes]) -> None: ...
     def sha256(self) -> str: ...
     def commit(self) -> None: ...
     def close(self) -> None: ...
@@ -63,6 +55,9 @@ class _Counted:
     def write(self, data: bytes, /) -> int:
         self.num_bytes += len(data)
         return len(data)
+
+    def write_all(self, pieces: Sequence[bytes]) -> None:
+        self.num_bytes += sum(map(len, pieces))
 
     def sha256(self) -> str:
         return ""
@@ -116,15 +111,18 @@ class ShardWriter:
         for _, data in members:
             padded += BLOCK + len(data) + -len(data) % BLOCK
         file = self._file_for(padded)
-        parts, line = [], []
+        offset = file.num_bytes
+        pieces: list[bytes] = []
+        parts: list[Part] = []
+        line: list[str] = []
         for extension, data in members:
             name, size = f"{key}.{extension}", len(data)
-            file.write(tar_header(name, size))
-            offset = file.num_bytes
-            file.write(data)
-            file.write(_PADDINGS[size % BLOCK])
+            offset += BLOCK
+            pieces += (tar_header(name, size), data, _PADDINGS[size % BLOCK])
             parts.append(Part(name, offset, size, google_crc32c.value(data)))
             line.append(f"{extension} {offset} {size} {name}")
+            offset += size + -size % BLOCK
+        file.write_all(pieces)
         self._lines.append(" ".join(line))
         return len(self._done), tuple(parts)
 

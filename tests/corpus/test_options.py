@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omr_io.corpus import options as module
 from omr_io.corpus.options import parse_comma_options, parse_letter, parse_options, trace_letter
 from omr_io.errors import RecordError
 from omr_io.types import Option
@@ -253,3 +254,37 @@ def test_long_adversarial_text_takes_linear_time() -> None:
         parse_options(question)
     assert parse_options(" " * 200_000 + "x") == ("x", ())
     assert trace_letter("<answer>" * 100_000) is None
+
+
+LABELLED = st.sampled_from(["A. one", "B) two", "C: x", "D.", "(A) y", " B. z", "E. w", "A.b", ""])
+ANY_LINES = st.lists(LABELLED | st.text(PRINTABLE, max_size=8), max_size=9)
+ENDS = st.sampled_from(["", "\n", " \n\n", "\r"])
+
+
+@given(
+    st.one_of(
+        st.builds(
+            lambda stem, lines, separator, end: separator.join([stem, *lines]) + end,
+            STEM_LINE, ANY_LINES, st.sampled_from(["\n", "\n", "\r\n", "\n \n", "\x0b"]), ENDS,
+        ),
+        st.builds(
+            lambda stem, texts, style, end: render(stem, texts, style, "\n") + end,
+            STEM, st.lists(OPTION_TEXT, min_size=1, max_size=5), st.sampled_from(LINE_STYLES), ENDS,
+        ),
+        st.text(st.sampled_from("AB.C):( \n?x"), max_size=40),
+    )
+)  # fmt: skip
+def test_the_quick_way_gives_what_the_grammar_gives(question: str) -> None:
+    quick = module._plain_options(question)
+    if quick is None:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_plain_options", lambda question: None)
+        assert quick == parse_options(question)
+
+
+@pytest.mark.parametrize("style", ["{}. ", "{}) ", "{}: ", "{}."])
+def test_the_quick_way_takes_what_corpora_have(style: str) -> None:
+    question = render("Which one?\nLook.", ["one", "two", "three"], style, "\n")
+    assert module._plain_options(question) == ("Which one?\nLook.", options("one", "two", "three"))
+    assert module._plain_options(question + "\n") is not None

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from omr_io.corpus.raw import BadText, ColumnType
 
@@ -117,6 +116,8 @@ def _struct_reader(names: list[str], readers: list[Reader]) -> Reader:
 
 
 def _list_reader(item: Reader) -> Reader:
+    import pyarrow.compute as pc  # 30 ms to import, and most corpora have no lists
+
     def read(array: Any) -> Iterator[list[Any] | None]:
         values = iter(item(array.flatten()))  # leaves out what lies beneath null lists
         for length in pc.list_value_length(array).to_pylist():

@@ -111,6 +111,8 @@ class BoundSchema:
 
     def _rest(self, raw: RawRow, keep: tuple[str, ...]) -> dict[str, object]:
         """What is not used, or not in full; also keys that only some JSON rows have."""
+        if not keep and not self._extra and len(raw) == len(self.columns):
+            return {}
         if keep:
             names = [name for name in self.columns if name in self._extra or name in keep]
         else:

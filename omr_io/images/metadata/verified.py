@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
-from typing import Literal
-
-from PIL import Image
+from typing import TYPE_CHECKING, Literal
 
 from omr_io.errors import ImageError
 from omr_io.images.metadata.common import damaged
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def verified(before: bytes, after: bytes, kind: Literal["bmp", "tiff"]) -> bytes:
