@@ -94,4 +94,5 @@ PYBIND11_MODULE(_C, m) {
     omr::bind_vocabulary(m);
     omr::bind_encoder(m);
     omr::bind_chat(m);
+    omr::bind_pixels(m);
 }

@@ -9,5 +9,6 @@ void bind_text(pybind11::module_& m);        // normalisation and pieces
 void bind_vocabulary(pybind11::module_& m);  // a vocabulary and its compiled form
 void bind_encoder(pybind11::module_& m);     // texts to ids and back
 void bind_chat(pybind11::module_& m);        // conversations to ids and mask
+void bind_pixels(pybind11::module_& m);      // pixels to patches
 
 }  // namespace omr
