@@ -1,6 +1,8 @@
 # ruff: noqa: N999
 """The C++ core (csrc/bindings.cpp)."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
@@ -32,4 +34,42 @@ def jpeg_segments(data: bytes, *, tables: bool = False) -> list[tuple[int, int, 
 
     Raises:
         JpegFormatError: see csrc/jpeg_segments.hpp.
+    """
+
+def resize(
+    pixels: NDArray[np.uint8],
+    height: int,
+    width: int,
+    *,
+    filter: str = ...,
+    vertical_first: bool = ...,
+    instructions: str = ...,
+) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) uint8 to (height, width, 3) as Pillow does; see csrc/pixels/resize.hpp.
+
+    Raises:
+        ValueError: an argument has another shape, or names nothing.
+    """
+
+def to_patches(
+    pixels: NDArray[np.uint8],
+    height: int,
+    width: int,
+    table: NDArray[Any],
+    out: NDArray[Any],
+    *,
+    patch_size: int,
+    merge_size: int,
+    frames: int,
+    channels_last: bool = ...,
+    filter: str = ...,
+    vertical_first: bool = ...,
+    instructions: str = ...,
+) -> None:
+    """Resize, look each byte up in `table` (3, 256) and write patches; see csrc/pixels/patches.hpp.
+
+    `table` and `out` have the same dtype, of 2 or 4 bytes.
+
+    Raises:
+        ValueError: an argument has another shape, or names nothing.
     """
