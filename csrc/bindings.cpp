@@ -95,4 +95,5 @@ PYBIND11_MODULE(_C, m) {
     omr::bind_encoder(m);
     omr::bind_chat(m);
     omr::bind_samples(m);
+    omr::bind_pixels(m);
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "bindings.hpp"
 #include "jpeg_segments.hpp"
 #include "tar_header.hpp"
 #include "texts.hpp"

@@ -2,6 +2,7 @@
 """The C++ core (csrc/bindings*.cpp)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +105,10 @@ def best_instructions() -> str:
     """Name the best of "scalar", "avx2" and "avx512" that this processor has."""
 
 def normalize_nfc(text: bytes) -> bytes:
-    """Bring UTF-8 into NFC as Hugging Face `tokenizers` does. Raises ValueError if it is not UTF-8."""
+    """Bring UTF-8 into NFC as Hugging Face `tokenizers` does.
+
+    Raises ValueError if it is not UTF-8.
+    """
 
 def may_need_nfc(text: bytes) -> bool:
     """Say whether UTF-8 may change in `normalize_nfc`; False proves that it does not.
@@ -224,6 +228,7 @@ class ChatTemplate:
         """Tokens of conversations but for image placeholders, and trained ones. Errors: encode."""
 
 _ChatPart = tuple[str, bool, list[int], str, str]
+
 def plain_jpeg(data: bytes) -> tuple[int, int, int, bool] | None:
     """Recognise a JPEG of which nothing needs to be taken out; the GIL is released meanwhile.
 
@@ -248,4 +253,42 @@ def tar_header(name: str, size: int) -> bytes:
 
     Raises:
         ValueError: `name` is not 1 to 100 bytes of ASCII without NUL, or `size` not below 8 GiB.
+    """
+
+def resize(
+    pixels: NDArray[np.uint8],
+    height: int,
+    width: int,
+    *,
+    filter: str = ...,
+    vertical_first: bool = ...,
+    instructions: str = ...,
+) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) uint8 to (height, width, 3) as Pillow does; see csrc/pixels/resize.hpp.
+
+    Raises:
+        ValueError: an argument has another shape, or names nothing.
+    """
+
+def to_patches(
+    pixels: NDArray[np.uint8],
+    height: int,
+    width: int,
+    table: NDArray[Any],
+    out: NDArray[Any],
+    *,
+    patch_size: int,
+    merge_size: int,
+    frames: int,
+    channels_last: bool = ...,
+    filter: str = ...,
+    vertical_first: bool = ...,
+    instructions: str = ...,
+) -> None:
+    """Resize, look each byte up in `table` (3, 256) and write patches; see csrc/pixels/patches.hpp.
+
+    `table` and `out` have the same dtype, of 2 or 4 bytes.
+
+    Raises:
+        ValueError: an argument has another shape, or names nothing.
     """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,13 @@ import PIL
 import pytest
 from PIL import Image
 
-from omr_io.config import VisionConfig
+from omr_io import _C
+from omr_io.config import PassOrder, VisionConfig
 from omr_io.errors import ConfigError, ImageError
 from omr_io.images import image_grid_thw
 from omr_io.images.patches import (
+    Filter,
+    Instructions,
     blank_patches,
     installed_pass_order,
     resize,
@@ -40,6 +46,17 @@ VISIONS = {
         "qwen3_vl", 8, merge_size=1, temporal_patch_size=1, min_pixels=64, max_pixels=64 * 64
     ),
 }
+
+
+def has(instructions: Instructions) -> bool:
+    try:
+        _C.resize(np.zeros((1, 1, 3), np.uint8), 1, 1, instructions=instructions)
+    except ValueError:
+        return False
+    return True
+
+
+INSTRUCTIONS = [name for name in ("scalar", "avx2", "avx512") if has(name)]
 
 
 def processor(vision: VisionConfig) -> object:
@@ -125,14 +142,58 @@ def test_installed_pillow_resizes_in_the_order_we_say() -> None:
     assert differ > 20  # the two rules can be told apart on these sizes
 
 
-def test_another_pass_order_than_the_installed_one_is_refused() -> None:
-    pixels = np.zeros((40, 50, 3), dtype=np.uint8)
-    installed = installed_pass_order()
-    other = "pillow-13" if installed == "horizontal-first" else "horizontal-first"
-    with pytest.raises(ConfigError, match="Install Pillow 12"):
-        to_patches(pixels, VisionConfig(pass_order=other))
-    same = to_patches(pixels, VisionConfig(pass_order=installed))
-    assert np.array_equal(same, to_patches(pixels, VisionConfig()))
+@pytest.mark.parametrize("order", ["pillow-13", "horizontal-first"])
+def test_either_pass_order_whatever_pillow_is_installed(order: PassOrder) -> None:
+    rng = np.random.default_rng(7)
+    pixels = random_pixels(rng, 900, 300)
+    vision = VisionConfig("qwen3_vl", min_pixels=64 * 32 * 32, max_pixels=64 * 32 * 32)
+    patches = to_patches(pixels, dataclasses.replace(vision, pass_order=order))
+    assert np.array_equal(patches, reference.to_patches(pixels, vision, order))
+    installed = to_patches(pixels, vision)
+    assert np.array_equal(patches, installed) == (order == installed_pass_order())
+
+
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+ODD = [(1, 1), (28, 1021), (1021, 28), (1, 255), (255, 1), (507, 3)]
+
+
+@pytest.mark.parametrize("by", FILTERS)
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_resize_equals_pillow(instructions: Instructions, by: Filter) -> None:
+    rng, vision = np.random.default_rng(6), VisionConfig()
+    cases = [(*a, *b) for a in ODD for b in [(1, 1), (28, 56), (57, 3)]]
+    cases += rng.integers(1, 130, (80, 4)).tolist()
+    cases += [(700, 900, 28, 28), (90, 2000, 60, 112)]  # taps further apart than a register
+    for height, width, to_height, to_width in cases:
+        pixels = random_pixels(rng, height, width)
+        result = resize(pixels, to_height, to_width, vision, by=by, instructions=instructions)
+        expected = Image.fromarray(pixels).resize((to_width, to_height), FILTERS[by])
+        assert np.array_equal(result, np.asarray(expected)), (height, width, to_height, to_width)
+
+
+@pytest.mark.parametrize("name", VISIONS)
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_all_instructions_give_equal_patches(name: str, instructions: Instructions) -> None:
+    vision, rng = VISIONS[name], np.random.default_rng(8)
+    theirs = processor(vision)
+    for height, width in [(1, 1), (28, 1021), *rng.integers(10, 400, (6, 2)).tolist()]:
+        pixels = random_pixels(rng, height, width)
+        expected = theirs(Image.fromarray(pixels), return_tensors="np")["pixel_values"]
+        assert np.array_equal(to_patches(pixels, vision, instructions=instructions), expected)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_nothing_beyond_the_pixels_is_read(instructions: Instructions) -> None:
+    """The pixels end where a page ends that may not be touched."""
+    script = Path(__file__).with_name("guard_page.py")
+    command = [sys.executable, str(script), instructions]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["60", "sizes"]
 
 
 @pytest.mark.parametrize(
