@@ -188,7 +188,8 @@ def chat(name: str, folder: Path, samples: list[dict[str, str]], pads: int) -> d
         _, seconds = timed(lambda part=part: action(part))  # type: ignore[misc]
         rates = {clock: value / len(part) for clock, value in seconds.items()}
         best = {clock: min(value, best.get(clock, value)) for clock, value in rates.items()}
-    ids, mask = action(prepare(samples[:1]))[0]
+    first = action(prepare(samples[:1]))[0]
+    ids, mask = (first.input_ids, first.trained) if name == "omr_io" else first
     return {"seconds_a_sample": best, "ids": list(map(int, ids)), "mask": list(map(int, mask))}
 
 
@@ -211,8 +212,7 @@ def _chat_omr_io(folder: Path, pads: int) -> Chat:
         ]
 
     def run(records: list[Record]) -> Any:
-        out = [form.encode(record, [pads]) for record in records]
-        return [(one.input_ids, one.trained) for one in out]
+        return form.encode_batch(records, [(pads,)] * len(records))
 
     return prepare, run
 
