@@ -105,7 +105,7 @@ def best_instructions() -> str:
     """Name the best of "scalar", "avx2" and "avx512" that this processor has."""
 
 def normalize_nfc(text: bytes) -> bytes:
-    """Bring UTF-8 into NFC as Hugging Face `tokenizers` does.
+    """Bring UTF-8 into NFC, as Hugging Face `tokenizers` does.
 
     Raises ValueError if it is not UTF-8.
     """
