@@ -1,4 +1,4 @@
-// Binds the C++ core to Python, and nothing else, as does bindings_samples.cpp beside it.
+// Binds the C++ core to Python, and nothing else, as do the bindings_*.cpp beside it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -70,6 +70,7 @@ py::list jpeg_segments(const py::bytes& data, bool tables) {
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "The C++ core of omr_io.";
+    omr::bind_samples(m);
 
     PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> tar_format_error;
     tar_format_error.call_once_and_store_result(
@@ -92,6 +93,4 @@ PYBIND11_MODULE(_C, m) {
           py::arg("max_extended") = omr::TarLimits{}.max_extended,
           "List the regular files of a tar: (names, int64 table of header offset, data offset, "
           "size). Raises TarFormatError(reason, offset).");
-
-    omr::bind_samples(m);
 }
