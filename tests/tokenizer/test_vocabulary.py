@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from tokenizers import models
 
 from omr_io import _C
-from tests.text_fixtures import _byte_letters, _last_pair, corpus, qwen_tiktoken, small
+from tests.text_fixtures import corpus, qwen_tiktoken, small
+from tests.vocabularies import byte_letters, last_merges
 
-LETTERS = _byte_letters()
+LETTERS = byte_letters()
 MAX_MERGES = 40
 
 
@@ -433,5 +434,4 @@ def qwen(path: Path) -> Source:
     lines = (line.split() for line in path.read_bytes().splitlines() if line)
     ranks = {b64decode(token): int(rank) for token, rank in lines}
     tokens = sorted(ranks, key=ranks.__getitem__)
-    pairs = (_last_pair(token, ranks[token], ranks) for token in tokens if len(token) > 1)
-    return Source(tokens, [pair for pair in pairs if pair is not None])
+    return Source(tokens, last_merges(ranks))
