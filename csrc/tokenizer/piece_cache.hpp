@@ -29,8 +29,8 @@ static_assert(sizeof(CachedPiece) == 32);
 
 // A longer piece, or one of more ids.
 struct alignas(64) CachedLongPiece {
-    static constexpr std::size_t kBytes = 46;
-    static constexpr std::size_t kIds = 20;
+    static constexpr std::size_t kBytes = 30;
+    static constexpr std::size_t kIds = 8;
 
     std::uint8_t length;  // 0: nothing is here
     std::uint8_t count;
@@ -49,7 +49,7 @@ struct alignas(64) CachedLongPiece {
         std::memcpy(ids, found, found_count * sizeof *ids);
     }
 };
-static_assert(sizeof(CachedLongPiece) == 128);
+static_assert(sizeof(CachedLongPiece) == 64);
 
 class PieceCache {
 public:
@@ -62,6 +62,7 @@ public:
             return &pieces[pieces[0].holds(key) ? 0 : 1];
         }
         void put(const CachedPiece& piece) {
+            if (find(piece.key())->holds(piece.key())) return;  // twice in a block
             pieces[1] = pieces[0];
             pieces[0] = piece;
         }
@@ -69,7 +70,7 @@ public:
 
     static constexpr unsigned kBits = 15;
     static constexpr std::size_t kSets = std::size_t{1} << kBits;
-    static constexpr std::size_t kLongPieces = 2048;
+    static constexpr std::size_t kLongPieces = 8192;
 
     PieceCache() : sets_(allocate<Set>(kSets)),
                    long_pieces_(allocate<CachedLongPiece>(kLongPieces)) {}
@@ -77,18 +78,21 @@ public:
     // Forgets all if what is remembered belongs to another vocabulary.
     void serve(std::uint64_t vocabulary) {
         if (vocabulary == vocabulary_) [[likely]] return;
-        std::memset(static_cast<void*>(sets_.get()), 0, kSets * sizeof(Set));
-        std::memset(static_cast<void*>(long_pieces_.get()), 0,
-                    kLongPieces * sizeof(CachedLongPiece));
+        if (vocabulary_ != 0) clear();
         vocabulary_ = vocabulary;
     }
-
     Set& set(std::uint64_t hash) { return sets_.get()[hash >> (64U - kBits)]; }
     CachedLongPiece& long_piece(std::uint64_t hash) {
         return long_pieces_.get()[hash >> 32U & (kLongPieces - 1)];
     }
 
 private:
+    void clear() {
+        std::memset(static_cast<void*>(sets_.get()), 0, kSets * sizeof(Set));
+        std::memset(static_cast<void*>(long_pieces_.get()), 0,
+                    kLongPieces * sizeof(CachedLongPiece));
+    }
+
     struct Free {
         void operator()(void* memory) const { std::free(memory); }
     };
@@ -102,7 +106,7 @@ private:
 
     std::unique_ptr<Set[], Free> sets_;
     std::unique_ptr<CachedLongPiece[], Free> long_pieces_;
-    std::uint64_t vocabulary_ = 0;
+    std::uint64_t vocabulary_ = 0;  // checksum of the vocabulary whose pieces these are; 0: none yet
 };
 
 }  // namespace omr
