@@ -307,9 +307,9 @@ bool merge_in_windows(const MergeTable& table, std::string_view piece, std::size
 //    ever crossed the run's ends; each merge within it was the least of all by (rank, position), so
 //    the least of the run, and the run alone goes through the same merges in the same order.
 // B. Let every two neighbours in a sequence of tokens be the result of their bytes. Then the
-//    sequence is the result of its bytes. Else take the first merge that crosses a boundary of it: until
-//    then the two tokens beside that boundary went through what they go through alone (as in A),
-//    where that merge would be the least as well, but alone they are never merged across.
+//    sequence is the result of its bytes. Else take the first merge that crosses a boundary of it:
+//    until then the two tokens beside that boundary went through what they go through alone (as in
+//    A), where that merge would be the least as well, but alone they are never merged across.
 //
 // So where the results of two windows that overlap share a token, the first up to it and the second
 // from it on are, by A and B, the result of both together; and so on, as long as each shared token
