@@ -2,14 +2,17 @@
 #include "bindings.hpp"
 
 #include <pybind11/numpy.h>
-#include <pybind11/stl.h>
+#include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "tokenizer/ids.hpp"
 #include "tokenizer/piece_cache.hpp"
@@ -35,7 +38,8 @@ std::vector<std::string> tokens_of(const py::list& list) {
         if (!PyBytes_Check(token)) {
             throw py::type_error("token " + std::to_string(i) + " is no bytes");
         }
-        tokens[i].assign(PyBytes_AS_STRING(token), static_cast<std::size_t>(PyBytes_GET_SIZE(token)));
+        tokens[i].assign(PyBytes_AS_STRING(token),
+                         static_cast<std::size_t>(PyBytes_GET_SIZE(token)));
     }
     return tokens;
 }
@@ -93,7 +97,7 @@ py::array_t<std::int32_t> encode_long(const Vocabulary& vocabulary, const py::by
 }
 
 py::array_t<std::int32_t> encode_pieces(const Vocabulary& vocabulary, const py::buffer& buffer,
-                                        const Array& ends) {
+                                        const Array& ends, PieceCache* given) {
     // buffer_info keeps the exporter (an mmap) from being closed while the GIL is released.
     const py::buffer_info info = buffer.request();
     if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1)) {
@@ -105,7 +109,8 @@ py::array_t<std::int32_t> encode_pieces(const Vocabulary& vocabulary, const py::
     Ids ids;
     {
         const py::gil_scoped_release release;
-        PieceCache cache;
+        std::optional<PieceCache> own;
+        PieceCache& cache = given != nullptr ? *given : own.emplace();
         vocabulary.encode(text, 0, view, cache, ids);
         if (vocabulary.count(text, 0, view, cache) != ids.size()) {
             throw std::logic_error("count and encode differ");
@@ -117,12 +122,14 @@ py::array_t<std::int32_t> encode_pieces(const Vocabulary& vocabulary, const py::
 }  // namespace
 
 void bind_vocabulary(py::module_& m) {
+    py::class_<PieceCache>(m, "PieceCache", "What one thread remembers of pieces; for tests.")
+        .def(py::init<>());
     py::class_<Vocabulary, Holder>(
         m, "Vocabulary", "A byte-level BPE vocabulary; immutable, shared by threads.")
         .def_static("build", &build, py::arg("tokens"), py::arg("merges"), py::kw_only(),
                     py::arg("ignore_merges") = false,
-                    "Of tokens as bytes by id (b'' where there is none), and an (n, 3) uint32 array "
-                    "of left, right and merged ids. Raises ValueError.")
+                    "Of tokens as bytes by id (b'' where there is none), and an (n, 3) uint32 "
+                    "array of left, right and merged ids. Raises ValueError.")
         .def_static(
             "map", [](const std::string& path) { return held(Vocabulary::map(path)); },
             py::arg("path"), py::call_guard<py::gil_scoped_release>(),
@@ -144,6 +151,7 @@ void bind_vocabulary(py::module_& m) {
             },
             py::arg("token"), "The token's id, or -1.")
         .def("encode_pieces", &encode_pieces, py::arg("text"), py::arg("ends"),
+             py::arg("cache") = nullptr,
              "int32 ids of the pieces of `text` that end at the uint32 offsets `ends`.")
         .def("encode_long", &encode_long, py::arg("piece"), py::arg("window") = 4096,
              "int32 ids of one piece, merged in windows of so many bytes.");
