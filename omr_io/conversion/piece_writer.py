@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from omr_io.conversion.columns import record_batch
+from omr_io.conversion.columns import Columns
 from omr_io.conversion.piece_record import (
     EXAMPLES,
     KEYS_NAME,
@@ -41,7 +41,7 @@ _BATCH_ROWS = 4096  # of one record batch
 class PieceWriter:
     """Takes the rows of a piece in order, refuses duplicates, counts everything.
 
-    Memory: some 400 bytes a sample (its key, id and source, to find duplicates within the piece).
+    Memory: some 300 bytes a sample (its key, id and source, to find duplicates within the piece).
 
     Args:
         folder: a new folder that the caller commits as a whole.
@@ -63,7 +63,9 @@ class PieceWriter:
     ) -> None:
         self._folder = folder
         self._taken = taken
-        self._first: dict[str, tuple[str, str]] = {}  # key -> id and source of its sample
+        self._first: dict[str, int] = {}  # key -> place of its sample in the two lists
+        self._ids: list[str] = []
+        self._sources: list[str] = []
         self._rows = self._samples = self._images = self._num_bytes = 0
         self._refusals: Counter[str] = Counter()
         self._examples: list[Refusal] = []
@@ -89,15 +91,18 @@ class PieceWriter:
         self._refusals[item.reason] += 1
         if self._refusals[item.reason] <= EXAMPLES:
             self._examples.append(item)
-        self._rejects.add(tuple(reject_row(item).values()))
+        self._rejects.add(reject_row(item).values())
 
     def _duplicate(self, row: int, item: Prepared) -> Refusal | None:
         record = item.record
-        found = self._taken.get(item.key) or self._first.get(item.key)
-        if found is None:
-            self._first[item.key] = (record.id, record.source)
-            return None
-        holder = Holder(*found)
+        holder = self._taken.get(item.key)
+        if holder is None:
+            place = self._first.setdefault(item.key, len(self._ids))
+            if place == len(self._ids):
+                self._ids.append(record.id)
+                self._sources.append(record.source)
+                return None
+            holder = Holder(self._ids[place], self._sources[place])
         if holder.id == record.id:
             return refuse(row, record, "duplicate-id", f"the id is that of {holder.source}")
         detail = f"the key {item.key} is that of {holder.source} with id {holder.id!r}"
@@ -147,22 +152,21 @@ class _RowFile:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._file = AtomicFile(path, in_new_folder=True)
-        self._schema = schema
         self._writer = pa.ipc.new_file(self._file, schema)
-        self._pending: list[tuple[Any, ...]] = []
+        self._rows = Columns(schema)
 
-    def add(self, row: tuple[Any, ...]) -> None:
+    def add(self, row: Iterable[Any]) -> None:
         """Add the values of a row, in the schema's order."""
-        self._pending.append(row)
-        if len(self._pending) >= _BATCH_ROWS:
+        self._rows.add(row)
+        if self._rows.num_rows >= _BATCH_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        self._writer.write_batch(record_batch(self._pending, self._schema))
-        self._pending = []
+        self._writer.write_batch(self._rows.batch())
+        self._rows.clear()
 
     def finish(self) -> FileDigest:
-        if self._pending:
+        if self._rows.num_rows:
             self._flush()
         self._writer.close()
         self._file.commit()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omr_io.conversion.columns import array_of, integers, record_batch
+from omr_io.conversion.columns import Columns, array_of, integers
 from omr_io.conversion.piece_record import KEYS_SCHEMA
 from omr_io.shards.layout import INDEX_SCHEMA, REJECTS_SCHEMA
 from tests.conversion.small_corpora import mixed_corpus
@@ -58,7 +58,13 @@ def test_a_batch_is_pyarrows_own_and_so_are_the_bytes_of_its_file(given_: Any) -
     columns = zip(*rows, strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     expected = pa.RecordBatch.from_arrays(arrays, schema=schema)
-    found = record_batch(rows, schema)
+    made = Columns(schema)
+    made.add(rows[0])
+    made.clear()
+    for row in rows:
+        made.add(row)
+    assert made.num_rows == len(rows)
+    found = made.batch()
     found.validate(full=True)
     assert found.equals(expected)
     assert file_of(found) == file_of(expected)
@@ -69,6 +75,8 @@ def test_what_does_not_fit_is_an_error() -> None:
         array_of([1 << 31], pa.int32())
     with pytest.raises(TypeError):
         array_of([1.5], pa.float64())
+    with pytest.raises(ValueError, match="zip"):
+        Columns(KEYS_SCHEMA).add((1, "key"))
     with pytest.raises(UnicodeEncodeError):
         array_of(["\ud800"], pa.utf8())
 
