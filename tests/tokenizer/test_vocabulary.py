@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from tokenizers import models
 
 from omr_io import _C
-from tests.text_fixtures import _byte_letters, _last_pair, corpus, qwen_tiktoken, small
+from tests.text_fixtures import corpus, qwen_tiktoken, small
+from tests.vocabularies import byte_letters, last_pair
 
-LETTERS = _byte_letters()
+LETTERS = byte_letters()
 MAX_MERGES = 40
 
 
@@ -416,12 +417,9 @@ def test_forged_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(qwen_tiktoken() is None, reason="needs dashscope or $OMR_QWEN_TIKTOKEN")
 def test_qwen_loads_and_is_small(tmp_path: Path) -> None:
     """All its 151,643 tokens can be arrived at; the compiled form keeps to its size."""
-    path = qwen_tiktoken()
-    assert path is not None
-    source = qwen(path)
+    source = qwen(qwen_tiktoken())
     vocabulary = source.ours()
     again = mapped(vocabulary.compiled(), tmp_path / "vocabulary")
     ids = again.encode_pieces(*joined(source.tokens))
@@ -433,5 +431,5 @@ def qwen(path: Path) -> Source:
     lines = (line.split() for line in path.read_bytes().splitlines() if line)
     ranks = {b64decode(token): int(rank) for token, rank in lines}
     tokens = sorted(ranks, key=ranks.__getitem__)
-    pairs = (_last_pair(token, ranks[token], ranks) for token in tokens if len(token) > 1)
+    pairs = (last_pair(token, ranks[token], ranks) for token in tokens if len(token) > 1)
     return Source(tokens, [pair for pair in pairs if pair is not None])
