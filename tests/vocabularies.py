@@ -176,7 +176,8 @@ QWEN2_5_ADDED = (  # noqa: SIM905
 QWEN3_ADDED = [*QWEN2_5_ADDED, "<tool_response>", "</tool_response>", "<think>", "</think>"]
 _LLAMA3_NAMED = (  # noqa: SIM905
     "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 "
-    "finetune_right_pad_id reserved_special_token_2 start_header_id end_header_id eom_id eot_id python_tag"
+    "finetune_right_pad_id reserved_special_token_2 start_header_id end_header_id eom_id "
+    "eot_id python_tag"
 ).split()
 LLAMA3_ADDED = [
     f"<|{name}|>"
