@@ -2,14 +2,17 @@
 #include "bindings.hpp"
 
 #include <pybind11/numpy.h>
-#include <pybind11/stl.h>
+#include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "tokenizer/ids.hpp"
 #include "tokenizer/piece_cache.hpp"
@@ -93,7 +96,7 @@ py::array_t<std::int32_t> encode_long(const Vocabulary& vocabulary, const py::by
 }
 
 py::array_t<std::int32_t> encode_pieces(const Vocabulary& vocabulary, const py::buffer& buffer,
-                                        const Array& ends) {
+                                        const Array& ends, PieceCache* given) {
     // buffer_info keeps the exporter (an mmap) from being closed while the GIL is released.
     const py::buffer_info info = buffer.request();
     if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1)) {
@@ -105,7 +108,8 @@ py::array_t<std::int32_t> encode_pieces(const Vocabulary& vocabulary, const py::
     Ids ids;
     {
         const py::gil_scoped_release release;
-        PieceCache cache;
+        std::optional<PieceCache> own;
+        PieceCache& cache = given != nullptr ? *given : own.emplace();
         vocabulary.encode(text, 0, view, cache, ids);
         if (vocabulary.count(text, 0, view, cache) != ids.size()) {
             throw std::logic_error("count and encode differ");
@@ -117,6 +121,8 @@ py::array_t<std::int32_t> encode_pieces(const Vocabulary& vocabulary, const py::
 }  // namespace
 
 void bind_vocabulary(py::module_& m) {
+    py::class_<PieceCache>(m, "PieceCache", "What one thread remembers of pieces; for tests.")
+        .def(py::init<>());
     py::class_<Vocabulary, Holder>(
         m, "Vocabulary", "A byte-level BPE vocabulary; immutable, shared by threads.")
         .def_static("build", &build, py::arg("tokens"), py::arg("merges"), py::kw_only(),
@@ -144,6 +150,7 @@ void bind_vocabulary(py::module_& m) {
             },
             py::arg("token"), "The token's id, or -1.")
         .def("encode_pieces", &encode_pieces, py::arg("text"), py::arg("ends"),
+             py::arg("cache") = nullptr,
              "int32 ids of the pieces of `text` that end at the uint32 offsets `ends`.")
         .def("encode_long", &encode_long, py::arg("piece"), py::arg("window") = 4096,
              "int32 ids of one piece, merged in windows of so many bytes.");

@@ -36,6 +36,9 @@ def jpeg_segments(data: bytes, *, tables: bool = False) -> list[tuple[int, int, 
         JpegFormatError: see csrc/jpeg_segments.hpp.
     """
 
+class PieceCache:
+    """What one thread remembers of the pieces it met; for tests."""
+
 class Vocabulary:
     """A byte-level BPE vocabulary: pieces to ids. Immutable, shared by threads."""
 
@@ -71,7 +74,9 @@ class Vocabulary:
     def find(self, token: bytes) -> int:
         """The token's id, or -1."""
 
-    def encode_pieces(self, text: Buffer, ends: NDArray[np.uint32]) -> NDArray[np.int32]:
+    def encode_pieces(
+        self, text: Buffer, ends: NDArray[np.uint32], cache: PieceCache | None = None
+    ) -> NDArray[np.int32]:
         """Ids of the pieces of `text` that end at the byte offsets `ends`; for tests.
 
         Raises:

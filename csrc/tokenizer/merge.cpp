@@ -9,6 +9,31 @@
 
 namespace omr {
 
+namespace {
+
+constexpr std::uint32_t kNoSymbol = kMaxIds;  // no id
+
+// All pairs with it share one key, whose bucket stays in the cache: that of empty slots, kNoRank.
+std::uint64_t key_or_none(std::uint32_t left, std::uint32_t right) {
+    const bool none = (left == kNoSymbol) | (right == kNoSymbol);
+    return pair_key(left, right) | (PairBucket::kPair & -std::uint64_t{none});
+}
+
+// Rank and position in one number, so that one minimum tells both. kNoRank comes behind all ranks.
+constexpr std::int32_t order_of(std::int32_t rank, std::uint32_t position) {
+    return rank << 6U | static_cast<std::int32_t>(position);
+}
+constexpr std::int32_t kNoOrder = order_of(kNoRank, 0);  // from here on
+
+// A hint, so that any rank will do.
+void prefetch_merged(const MergeTable& table, std::int32_t rank) {
+    const auto address = reinterpret_cast<std::uintptr_t>(table.merged.data()) +
+                         static_cast<std::uintptr_t>(rank) * sizeof(std::uint32_t);
+    __builtin_prefetch(reinterpret_cast<const void*>(address));
+}
+
+}  // namespace
+
 // Symbols stay where their first byte stands, in an array that a bit mask says is alive. Each slot
 // of `order` holds rank << 6 | position, so that one minimum over the array, which compilers turn
 // into SIMD, gives the merge to do and where: for up to 64 symbols it beats any heap.
@@ -17,36 +42,33 @@ std::size_t merge_short(const MergeTable& table, std::string_view piece, std::in
     std::uint32_t id[kShortPiece];
     const std::size_t length = piece.size();
     const std::size_t scanned = (length + 3) / 4 * 4;
-    const auto slot = [](std::int32_t rank, unsigned position) {
-        return rank == kNoRank ? kNoRank : rank << 6U | static_cast<std::int32_t>(position);
-    };
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(piece.data());
     for (unsigned i = 0; i < length; ++i) id[i] = table.byte_id[bytes[i]];
     for (unsigned i = 0; i + 1 < length; ++i) {
-        order[i] = slot(table.byte_pair[static_cast<std::size_t>(bytes[i] << 8U | bytes[i + 1])], i);
+        order[i] = order_of(table.byte_pair[static_cast<std::size_t>(bytes[i] << 8U | bytes[i + 1])], i);
     }
-    std::fill(order + length - 1, order + scanned, kNoRank);
+    std::fill(order + length - 1, order + scanned, kNoOrder);
     std::uint64_t alive = ~0ULL >> (kShortPiece - length);
     for (;;) {
-        std::int32_t least = kNoRank;
+        std::int32_t least = kNoOrder;
         for (std::size_t i = 0; i < scanned; ++i) least = std::min(least, order[i]);
-        if (least == kNoRank) break;
+        if (least == kNoOrder) break;
         const auto at = static_cast<unsigned>(least & 63);
         const std::uint64_t behind = alive & (~1ULL << at);
         const auto next = static_cast<unsigned>(std::countr_zero(behind));
         const std::uint32_t merged = table.merged[static_cast<std::size_t>(least >> 6U)];
         id[at] = merged;
-        order[next] = kNoRank;
+        order[next] = kNoOrder;
         alive &= ~(1ULL << next);
         const std::uint64_t rest = behind & (behind - 1);
-        order[at] = kNoRank;
+        order[at] = kNoOrder;
         if (rest != 0) {
-            order[at] = slot(table.rank_of(merged, id[std::countr_zero(rest)]), at);
+            order[at] = order_of(table.rank_of(merged, id[std::countr_zero(rest)]), at);
         }
         const std::uint64_t front = alive & ~(~0ULL << at);
         if (front != 0) {
             const auto previous = static_cast<unsigned>(63 - std::countl_zero(front));
-            order[previous] = slot(table.rank_of(id[previous], merged), previous);
+            order[previous] = order_of(table.rank_of(id[previous], merged), previous);
         }
     }
     std::size_t count = 0;
@@ -55,22 +77,6 @@ std::size_t merge_short(const MergeTable& table, std::string_view piece, std::in
     }
     return count;
 }
-
-namespace {
-
-constexpr std::uint32_t kNoSymbol = 0xFFFF'FFFE;  // no id, and no part of an empty slot's key
-
-// All pairs that cannot merge share one key, whose bucket stays in the cache.
-std::uint64_t key_or_none(std::uint32_t left, std::uint32_t right) {
-    const bool none = (left == kNoSymbol) | (right == kNoSymbol);
-    return none ? pair_key(kNoSymbol, kNoSymbol) : pair_key(left, right);
-}
-
-std::int32_t order_of(std::int32_t rank, std::uint32_t position) {
-    return rank == kNoRank ? kNoRank : rank << 6U | static_cast<std::int32_t>(position);
-}
-
-}  // namespace
 
 void MergeBatch::add(const PieceKey& piece) {
     State& state = states_[count_++];
@@ -84,18 +90,18 @@ void MergeBatch::add(const PieceKey& piece) {
         state.id[i + 1] = table_.byte_id[bytes[i]];
         const auto pair = static_cast<std::size_t>(bytes[i] << 8U | bytes[i + 1]);
         const std::int32_t order = order_of(table_.byte_pair[pair], i + 1);
-        state.order[i] = i + 1 < length ? order : kNoRank;
+        state.order[i] = i + 1 < length ? order : kNoOrder;
     }
-    state.order[15] = kNoRank;
+    state.order[15] = kNoOrder;
     state.id[length + 1] = kNoSymbol;
     state.alive = (4U << length) - 1;
 }
 
 // Does the merge of lowest rank and asks for the ranks of the two pairs that it makes.
 bool MergeBatch::begin_step(State& state) const {
-    std::int32_t least = kNoRank;
+    std::int32_t least = kNoOrder;
     for (const std::int32_t order : state.order) least = std::min(least, order);
-    if (least == kNoRank) return false;
+    if (least == kNoOrder) return false;
     const auto at = static_cast<std::uint32_t>(least & 63);
     const std::uint32_t merged = table_.merged[static_cast<std::size_t>(least >> 6U)];
     std::uint32_t behind = state.alive & (~1U << at);
@@ -106,7 +112,7 @@ bool MergeBatch::begin_step(State& state) const {
     state.previous = 31U - static_cast<std::uint32_t>(std::countl_zero(front));
     state.alive &= ~(1U << right);
     state.id[at] = merged;
-    state.order[right - 1] = kNoRank;
+    state.order[right - 1] = kNoOrder;
     state.right_key = key_or_none(merged, state.id[std::countr_zero(behind)]);
     state.left_key = key_or_none(state.id[state.previous], merged);
     state.right_bucket = table_.bucket_of(state.right_key);
@@ -117,11 +123,13 @@ bool MergeBatch::begin_step(State& state) const {
 }
 
 void MergeBatch::end_step(State& state) const {
-    state.order[state.at - 1] =
-        order_of(table_.rank_in(state.right_bucket, state.right_key), state.at);
-    const std::int32_t rank = table_.rank_in(state.left_bucket, state.left_key);
+    const std::int32_t right = table_.rank_in(state.right_bucket, state.right_key);
+    const std::int32_t left = table_.rank_in(state.left_bucket, state.left_key);
+    prefetch_merged(table_, right);
+    prefetch_merged(table_, left);
+    state.order[state.at - 1] = order_of(right, state.at);
     // The symbol before the first has no slot of its own; it takes the last, which stays void.
-    state.order[(state.previous - 1) & 15U] = order_of(rank, state.previous);
+    state.order[(state.previous - 1) & 15U] = order_of(left, state.previous);
 }
 
 void MergeBatch::run() {
@@ -132,12 +140,11 @@ void MergeBatch::run() {
         left += begin_step(states_[i]);
     }
     while (left != 0) {
+        for (std::size_t i = 0; i < left; ++i) end_step(states_[active[i]]);
         std::size_t kept = 0;
         for (std::size_t i = 0; i < left; ++i) {
-            State& state = states_[active[i]];
-            end_step(state);
             active[kept] = active[i];
-            kept += begin_step(state);
+            kept += begin_step(states_[active[i]]);
         }
         left = kept;
     }

@@ -1,4 +1,4 @@
-// What one thread remembers of the pieces it met. Fixed memory, no lock, no eviction policy.
+// What one thread remembers of the pieces it met: at most 3 MB, without a lock.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <span>
 #include <string_view>
 
 #include "tokenizer/piece_key.hpp"
@@ -28,28 +29,27 @@ struct alignas(32) CachedPiece {
 static_assert(sizeof(CachedPiece) == 32);
 
 // A longer piece, or one of more ids.
+template <std::size_t Bytes, std::size_t MaxIds>
 struct alignas(64) CachedLongPiece {
-    static constexpr std::size_t kBytes = 46;
-    static constexpr std::size_t kIds = 20;
-
     std::uint8_t length;  // 0: nothing is here
     std::uint8_t count;
-    char bytes[kBytes];
-    std::int32_t ids[kIds];
+    char bytes[Bytes];
+    std::int32_t ids[MaxIds];
 
+    static bool fits(std::size_t size, std::size_t id_count) {
+        return size <= Bytes && id_count <= MaxIds;
+    }
     bool holds(std::string_view piece) const {
         return length == piece.size() && std::memcmp(bytes, piece.data(), piece.size()) == 0;
     }
-    // Only if there is room for it.
-    void put(std::string_view piece, const std::int32_t* found, std::size_t found_count) {
-        if (piece.size() > kBytes || found_count > kIds) return;
+    void put(std::string_view piece, std::span<const std::int32_t> found) {
         length = static_cast<std::uint8_t>(piece.size());
-        count = static_cast<std::uint8_t>(found_count);
+        count = static_cast<std::uint8_t>(found.size());
         std::memcpy(bytes, piece.data(), piece.size());
-        std::memcpy(ids, found, found_count * sizeof *ids);
+        std::memcpy(ids, found.data(), found.size_bytes());
     }
+    std::span<const std::int32_t> found() const { return {ids, count}; }
 };
-static_assert(sizeof(CachedLongPiece) == 128);
 
 class PieceCache {
 public:
@@ -62,47 +62,89 @@ public:
             return &pieces[pieces[0].holds(key) ? 0 : 1];
         }
         void put(const CachedPiece& piece) {
+            if (find(piece.key())->holds(piece.key())) return;  // twice in a block
             pieces[1] = pieces[0];
             pieces[0] = piece;
         }
     };
 
-    static constexpr unsigned kBits = 15;
-    static constexpr std::size_t kSets = std::size_t{1} << kBits;
-    static constexpr std::size_t kLongPieces = 2048;
-
-    PieceCache() : sets_(allocate<Set>(kSets)),
-                   long_pieces_(allocate<CachedLongPiece>(kLongPieces)) {}
+    // 2 MB: 1.6% of the pieces of biomedical text are missed, of which 1.1% are new; a quarter of it
+    // misses 4.8%.
+    static constexpr unsigned kSetBits = 15;
+    static constexpr std::size_t kSets = std::size_t{1} << kSetBits;
 
     // Forgets all if what is remembered belongs to another vocabulary.
     void serve(std::uint64_t vocabulary) {
         if (vocabulary == vocabulary_) [[likely]] return;
-        std::memset(static_cast<void*>(sets_.get()), 0, kSets * sizeof(Set));
-        std::memset(static_cast<void*>(long_pieces_.get()), 0,
-                    kLongPieces * sizeof(CachedLongPiece));
+        if (vocabulary_ != 0) clear();
         vocabulary_ = vocabulary;
     }
 
-    Set& set(std::uint64_t hash) { return sets_.get()[hash >> (64U - kBits)]; }
-    CachedLongPiece& long_piece(std::uint64_t hash) {
-        return long_pieces_.get()[hash >> 32U & (kLongPieces - 1)];
+    Set& set(std::uint64_t hash) { return sets_.get()[hash >> (64U - kSetBits)]; }
+
+    // The ids of a piece that `remember` was given, or none.
+    std::span<const std::int32_t> recall(std::string_view piece, std::uint64_t hash) const {
+        if (const Middle& entry = middle_.get()[slot(hash, kMiddle)]; entry.holds(piece)) {
+            return entry.found();
+        }
+        if (const Long& entry = long_.get()[slot(hash, kLong)]; entry.holds(piece)) {
+            return entry.found();
+        }
+        return {};
+    }
+    // Only if there is room for it.
+    void remember(std::string_view piece, std::uint64_t hash, std::span<const std::int32_t> ids) {
+        if (Middle::fits(piece.size(), ids.size())) {
+            middle_.get()[slot(hash, kMiddle)].put(piece, ids);
+        } else if (Long::fits(piece.size(), ids.size())) {
+            long_.get()[slot(hash, kLong)].put(piece, ids);
+        }
     }
 
 private:
-    struct Free {
-        void operator()(void* memory) const { std::free(memory); }
-    };
-    template <typename T>
-    static std::unique_ptr<T[], Free> allocate(std::size_t count) {
-        void* memory = std::aligned_alloc(64, count * sizeof(T));
-        if (memory == nullptr) throw std::bad_alloc();
-        std::memset(memory, 0, count * sizeof(T));
-        return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
+    using Middle = CachedLongPiece<30, 8>;  // words and their endings
+    using Long = CachedLongPiece<94, 40>;   // phrases without a space, as in Chinese
+    static_assert(sizeof(Middle) == 64 && sizeof(Long) == 256);
+    static constexpr std::size_t kMiddle = 8192;
+    static constexpr std::size_t kLong = 2048;
+
+    static std::size_t slot(std::uint64_t hash, std::size_t count) {
+        return hash >> 32U & (count - 1);
     }
 
-    std::unique_ptr<Set[], Free> sets_;
-    std::unique_ptr<CachedLongPiece[], Free> long_pieces_;
-    std::uint64_t vocabulary_ = 0;
+    // Zeros that take no memory until they are written to.
+    template <typename T>
+    class Zeroed {
+    public:
+        explicit Zeroed(std::size_t count) : bytes_(count * sizeof(T)) {
+            std::size_t room = bytes_ + alignof(T);
+            memory_.reset(std::calloc(room, 1));
+            if (!memory_) throw std::bad_alloc();
+            void* at = memory_.get();
+            first_ = static_cast<T*>(std::align(alignof(T), bytes_, at, room));
+        }
+        T* get() const { return first_; }
+        void clear() { std::memset(static_cast<void*>(first_), 0, bytes_); }
+
+    private:
+        struct Free {
+            void operator()(void* memory) const { std::free(memory); }
+        };
+        std::size_t bytes_;
+        std::unique_ptr<void, Free> memory_;
+        T* first_;
+    };
+
+    void clear() {
+        sets_.clear();
+        middle_.clear();
+        long_.clear();
+    }
+
+    Zeroed<Set> sets_{kSets};
+    Zeroed<Middle> middle_{kMiddle};
+    Zeroed<Long> long_{kLong};
+    std::uint64_t vocabulary_ = 0;  // checksum of the vocabulary whose pieces these are; 0: none yet
 };
 
 }  // namespace omr

@@ -57,8 +57,8 @@ void check_header(const BlockHeader& header, std::size_t size) {
                                  ", this program reads " + std::to_string(kVersion));
     }
     require(header.size == size, "it is shorter or longer than it says: written only in part?");
-    require(header.text <= 0xFFFF'FFFFU && header.tokens > 0 && header.tokens <= kMaxTokens &&
-                header.merges <= kMaxMerges && header.token_buckets > 0 &&
+    require(header.text <= 0xFFFF'FFFFU && header.tokens > 0 && header.tokens <= kMaxIds &&
+                header.merges <= kMaxIds && header.token_buckets > 0 &&
                 header.pair_buckets > 0 && std::has_single_bit(header.long_slots) &&
                 header.ignore_merges <= 1,
             "its sizes are impossible");
@@ -73,11 +73,9 @@ void require_all(std::span<const T> values, const Holds& holds, const char* reas
 }
 
 // A search goes on past each bucket that has overflowed, so one has to be there that has not.
-template <typename Bucket>
-void require_end(std::span<const Bucket> buckets) {
-    require(std::any_of(buckets.begin(), buckets.end(),
-                        [](const Bucket& bucket) { return bucket.overflow == 0; }),
-            "a table is full");
+template <typename Bucket, typename Overflows>
+void require_end(std::span<const Bucket> buckets, const Overflows& overflows) {
+    require(!std::all_of(buckets.begin(), buckets.end(), overflows), "a table is full");
 }
 
 void check_tables(const VocabularyTables& tables) {
@@ -95,7 +93,7 @@ void check_tables(const VocabularyTables& tables) {
             return holds;
         },
         "a token is out of range");
-    require_end(tables.tokens);
+    require_end(tables.tokens, [](const TokenBucket& bucket) { return bucket.overflow != 0; });
     bool empty = false;
     for (const std::uint64_t slot : tables.long_tokens) {
         require(slot == kLongEmpty || is_value(static_cast<std::uint32_t>(slot)),
@@ -111,13 +109,17 @@ void check_tables(const VocabularyTables& tables) {
     require_all(tables.merges.byte_pair, is_rank, "a merge of bytes is out of range");
     require_all(
         tables.merges.pairs,
-        [&](const PairBucket& bucket) {
+        [merges](const PairBucket& bucket) {
             bool holds = true;
-            for (const std::int32_t rank : bucket.rank) holds &= is_rank(rank);
+            for (const std::uint64_t slot : bucket.slots) {
+                const std::uint64_t rank = slot & PairBucket::kRank;
+                holds &= rank < merges || rank == PairBucket::kRank;
+            }
             return holds;
         },
         "a merge is out of range");
-    require_end(tables.merges.pairs);
+    require_end(tables.merges.pairs,
+                [](const PairBucket& bucket) { return bucket.slots[0] >> 63U != 0; });
     require_all(tables.merges.merged, is_token, "a merge's token is out of range");
 }
 

@@ -16,7 +16,6 @@ namespace omr {
 // What tables hold of a token: its id, and whether a piece that equals it becomes it.
 inline constexpr std::uint32_t kNoToken = 0xFFFF'FFFF;
 inline constexpr std::uint32_t kNotWhole = 0x8000'0000;  // its merges do not arrive at it
-inline constexpr std::uint32_t kMaxTokens = 0x7FFF'FFFF;
 
 // One cache line of the table of tokens of 1 to 15 bytes. An empty slot's key is zero, which no
 // piece has.

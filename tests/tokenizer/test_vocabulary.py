@@ -224,6 +224,18 @@ def test_more_pieces_than_the_cache_holds() -> None:
     assert ids == [i for word in order for i in of_word[word]]
 
 
+def test_a_cache_serves_one_vocabulary_at_a_time() -> None:
+    """Over many calls, and another vocabulary's ids never come out of it."""
+    first = trained_pair()
+    by_bytes = Source([bytes([255 - b]) for b in range(256)], [])
+    second = by_bytes.ours(), by_bytes.theirs()
+    pieces = [w.encode() for w in " ".join(corpus(3)).split(" ") if w] + [b"computed tomographies"]
+    cache = _C.PieceCache()
+    for vocabulary, oracle in (first, first, second, first, second, second):
+        ids = vocabulary.encode_pieces(*joined(pieces), cache).tolist()
+        assert ids == expected(oracle, pieces)
+
+
 def test_threads_share_a_vocabulary() -> None:
     vocabulary, _ = trained_pair()
     text, ends = joined([w.encode() for w in " ".join(corpus(200)).split(" ") if w])
