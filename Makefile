@@ -91,7 +91,7 @@ bench: data
 SECONDS ?= 600
 SEED ?= $(shell date +%s)
 fuzz: install
-	@$(BIN)/cmake -S csrc -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DOMR_FUZZ=ON >/dev/null
+	@$(BIN)/cmake -S csrc -B build/fuzz -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DOMR_FUZZ=ON >/dev/null
 	@$(BIN)/cmake --build build/fuzz
 	@echo "fuzzing for $(SECONDS) s, seed $(SEED)"
 	@cd build/fuzz && fuzz/fuzz_tokenizer $(SECONDS) $(SEED)

@@ -1,6 +1,6 @@
 """Run the benchmarks, each measurement in its own process on one core, and write the results.
 
-    python -m benchmarks.run [loader] [plan] [convert] [--rounds 5]
+    python -m benchmarks.run [loader] [plan] [convert] [tokenizer] [--rounds 5]
 
 Sides of a comparison take turns (A B A B ...), so that both see the machine's drift; what counts is
 the median ratio of neighbouring runs. Results go to benchmarks/results/*.json.
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import bench_tokenizer
 from benchmarks.bench_convert import IMAGE_BYTES
 from benchmarks.bench_loader import SEQ_LEN, VISION, tokenizer_for
 
@@ -128,7 +129,7 @@ def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_pytho
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    every = ["loader", "plan", "convert"]
+    every = ["loader", "plan", "convert", "tokenizer"]
     parser.add_argument("benchmarks", nargs="*", choices=[*every, []], default=[])
     parser.add_argument("--rows", type=int, default=20_000, help="of the convert benchmark")
     parser.add_argument("--folder", type=Path, help="where convert reads and writes")
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, default=Path("data/demo-shards"))
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
+    bench_tokenizer.add_arguments(parser.add_argument_group("tokenizer"))
     arguments = parser.parse_args()
     chosen = arguments.benchmarks or every
     if "loader" in chosen:
@@ -147,6 +149,11 @@ def main() -> None:
     if "convert" in chosen:
         folder, python = arguments.folder, arguments.img2dataset_python
         bench_convert(arguments.rows, arguments.rounds, folder, python)
+    if "tokenizer" in chosen:
+        given = arguments
+        bench_tokenizer.report(
+            given.peers_python, given.text, given.ranks, given.rounds, given.clock
+        )
 
 
 if __name__ == "__main__":

@@ -176,11 +176,12 @@ QWEN2_5_ADDED = (  # noqa: SIM905
 QWEN3_ADDED = [*QWEN2_5_ADDED, "<tool_response>", "</tool_response>", "<think>", "</think>"]
 _LLAMA3_NAMED = (  # noqa: SIM905
     "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 "
-    "finetune_right_pad_id step_id start_header_id end_header_id eom_id eot_id python_tag"
+    "finetune_right_pad_id reserved_special_token_2 start_header_id end_header_id eom_id "
+    "eot_id python_tag"
 ).split()
 LLAMA3_ADDED = [
     f"<|{name}|>"
-    for name in (*_LLAMA3_NAMED, *(f"reserved_special_token_{i}" for i in range(2, 247)))
+    for name in (*_LLAMA3_NAMED, *(f"reserved_special_token_{i}" for i in range(3, 248)))
 ]
 
 
@@ -286,11 +287,12 @@ def byte_letters() -> dict[int, str]:
 
 def last_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """For each token the pair that is left when it is encoded with lower ranks only."""
-    found = ((rank, _last_pair(token, rank, ranks)) for token, rank in ranks.items())
+    found = ((rank, last_pair(token, rank, ranks)) for token, rank in ranks.items())
     return [pair for _, pair in sorted((rank, pair) for rank, pair in found if pair)]
 
 
-def _last_pair(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
+def last_pair(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
+    """The two parts left when `token` is encoded with lower ranks only: its merge."""
     parts = [bytes([b]) for b in token]
     while len(parts) > 2:
         joined = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from omr_io.tokenizer import Tokenizer
 from omr_io.tokenizer.qwen_bpe import CHATML_TEMPLATE
 from tests.chat.chats import CHATML_MASKED, LLAMA3_TEMPLATE, chat_of, small_llama
 from tests.text_fixtures import qwen_source, qwen_tiktoken, record, small
+from tests.vocabularies import vocabulary
 
 # As Qwen2.5-VL's, in which a processor may number images and videos.
 QWEN25_VL = """\
@@ -197,8 +197,6 @@ def test_an_old_jinja_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("backend", ["native", "hf"])
 def test_the_real_qwen_vocabulary(tmp_path: Path, backend: Any) -> None:
     ranks = qwen_tiktoken()
-    if ranks is None:
-        pytest.skip("needs dashscope 2.0.2 or $OMR_QWEN_TIKTOKEN for the real vocabulary")
     files = {"chat_template.jinja": QWEN25_VL}
     tokenizer = Tokenizer(qwen_source(ranks), files, backend=backend)
     chat = ChatFormat.for_family("qwen2_5_vl", tokenizer)
@@ -208,9 +206,7 @@ def test_the_real_qwen_vocabulary(tmp_path: Path, backend: Any) -> None:
 
 @pytest.mark.slow
 def test_the_real_llama_vocabulary(tmp_path: Path) -> None:
-    if "OMR_LLAMA3_MODEL" not in os.environ:
-        pytest.skip("needs $OMR_LLAMA3_MODEL, the tokenizer.model of Llama 3, for its vocabulary")
-    ranks = Tokenizer.from_tiktoken(os.environ["OMR_LLAMA3_MODEL"], "llama3")
+    ranks = Tokenizer.from_tiktoken(vocabulary("llama3.tiktoken"), "llama3")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>"}
     files = {
         "tokenizer_config.json": json.dumps(config),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
@@ -10,12 +12,16 @@ import pytest
 from hypothesis import given, settings
 
 from benchmarks.texts import biomedical, mixed
+from omr_io.errors import TokenizerError
+from omr_io.tokenizer import Tokenizer
+from tests.text_fixtures import hugging_face
 from tests.tokenizer import exactness
 from tests.tokenizer.exactness import FAMILIES, NEIGHBOURS, Pair
 from tests.tokenizer.test_exact import TEXTS
+from tests.vocabularies import vocabulary
 
 pytestmark = pytest.mark.slow
-EVERY = (*FAMILIES, "cl100k", "o200k")
+EVERY = (*FAMILIES, "cl100k", "o200k", "p50k")
 
 
 @pytest.fixture(scope="module", params=EVERY)
@@ -77,3 +83,36 @@ def test_random_bytes_and_soup(pair: Pair) -> None:
 @given(texts=TEXTS)
 def test_hypothesis(one_of_each: Pair, texts: str) -> None:
     assert one_of_each.differing([texts]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("anthropic.json", "NFKC"), ("deepseek.json", "Split")]
+)
+def test_other_pipelines_are_refused_by_name_and_exact_by_the_other_backend(
+    name: str, reason: str, tmp_path: Path
+) -> None:
+    source = vocabulary(name).read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(source, encoding="utf-8")
+    with pytest.raises(TokenizerError, match=reason) as refused:
+        Tokenizer.from_pretrained(tmp_path)
+    assert 'backend="hf"' in str(refused.value)
+    ours = Tokenizer.from_pretrained(tmp_path, backend="hf")
+    oracle = hugging_face(source, control=False)
+    texts = [*exactness.soup(300), *mixed(100_000), *biomedical(100_000)]
+    ids, offsets = ours.encode_batch(texts)
+    want = [e.ids for e in oracle.encode_batch_fast(texts, add_special_tokens=False)]
+    got = [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+    assert [text for text, x, y in zip(texts, got, want, strict=True) if x != y] == []
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "kind"),
+    [("qwen2_5", "qwen.tiktoken", "qwen2"), ("llama3", "llama3.tiktoken", "llama3.1")],
+)
+def test_rank_files_give_the_same_ids(family: str, file: str, kind: str) -> None:
+    """Read from its ranks, a vocabulary has merges of its own finding."""
+    known = exactness.pair(family)
+    from_ranks = Tokenizer.from_tiktoken(vocabulary(file), kind)  # type: ignore[arg-type]
+    ranked = dataclasses.replace(known, ours=from_ranks)
+    assert ranked.differing([*exactness.soup(2000), *exactness.random_bytes(2000)]) == []
+    assert ranked.differing([*biomedical(1_000_000), *mixed(1_000_000)]) == []

@@ -27,7 +27,7 @@ from tokenizers import models
 
 from omr_io import _C
 from tests.text_fixtures import corpus, qwen_tiktoken, small
-from tests.vocabularies import byte_letters, last_merges
+from tests.vocabularies import byte_letters, last_pair
 
 LETTERS = byte_letters()
 MAX_MERGES = 40
@@ -431,8 +431,7 @@ def test_forged_files(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_qwen_loads_and_is_small(tmp_path: Path) -> None:
     """All its 151,643 tokens can be arrived at; the compiled form keeps to its size."""
-    path = qwen_tiktoken()
-    source = qwen(path)
+    source = qwen(qwen_tiktoken())
     vocabulary = source.ours()
     again = mapped(vocabulary.compiled(), tmp_path / "vocabulary")
     ids = again.encode_pieces(*joined(source.tokens))
@@ -444,4 +443,5 @@ def qwen(path: Path) -> Source:
     lines = (line.split() for line in path.read_bytes().splitlines() if line)
     ranks = {b64decode(token): int(rank) for token, rank in lines}
     tokens = sorted(ranks, key=ranks.__getitem__)
-    return Source(tokens, last_merges(ranks))
+    pairs = (last_pair(token, ranks[token], ranks) for token in tokens if len(token) > 1)
+    return Source(tokens, [pair for pair in pairs if pair is not None])
