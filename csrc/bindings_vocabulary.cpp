@@ -38,7 +38,8 @@ std::vector<std::string> tokens_of(const py::list& list) {
         if (!PyBytes_Check(token)) {
             throw py::type_error("token " + std::to_string(i) + " is no bytes");
         }
-        tokens[i].assign(PyBytes_AS_STRING(token), static_cast<std::size_t>(PyBytes_GET_SIZE(token)));
+        tokens[i].assign(PyBytes_AS_STRING(token),
+                         static_cast<std::size_t>(PyBytes_GET_SIZE(token)));
     }
     return tokens;
 }
@@ -127,8 +128,8 @@ void bind_vocabulary(py::module_& m) {
         m, "Vocabulary", "A byte-level BPE vocabulary; immutable, shared by threads.")
         .def_static("build", &build, py::arg("tokens"), py::arg("merges"), py::kw_only(),
                     py::arg("ignore_merges") = false,
-                    "Of tokens as bytes by id (b'' where there is none), and an (n, 3) uint32 array "
-                    "of left, right and merged ids. Raises ValueError.")
+                    "Of tokens as bytes by id (b'' where there is none), and an (n, 3) uint32 "
+                    "array of left, right and merged ids. Raises ValueError.")
         .def_static(
             "map", [](const std::string& path) { return held(Vocabulary::map(path)); },
             py::arg("path"), py::call_guard<py::gil_scoped_release>(),

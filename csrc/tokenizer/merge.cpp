@@ -45,7 +45,8 @@ std::size_t merge_short(const MergeTable& table, std::string_view piece, std::in
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(piece.data());
     for (unsigned i = 0; i < length; ++i) id[i] = table.byte_id[bytes[i]];
     for (unsigned i = 0; i + 1 < length; ++i) {
-        order[i] = order_of(table.byte_pair[static_cast<std::size_t>(bytes[i] << 8U | bytes[i + 1])], i);
+        const auto pair = static_cast<std::size_t>(bytes[i] << 8U | bytes[i + 1]);
+        order[i] = order_of(table.byte_pair[pair], i);
     }
     std::fill(order + length - 1, order + scanned, kNoOrder);
     std::uint64_t alive = ~0ULL >> (kShortPiece - length);
@@ -163,7 +164,8 @@ std::size_t MergeBatch::take(std::size_t index, std::int32_t* out) const {
 namespace {
 
 // A stretch of a piece, merged with a heap of rank << 32 | position. Nothing is taken out of the
-// heap but its top: an entry is void when the pair that begins at its position has another rank now.
+// heap but its top: an entry is void when the pair that begins at its position has another rank
+// now.
 class Window {
 public:
     explicit Window(const MergeTable& table) : table_(&table) {}
@@ -304,16 +306,16 @@ bool merge_in_windows(const MergeTable& table, std::string_view piece, std::size
 // A. Any run of neighbours in the result of a text is the result of the run's own bytes. No merge
 //    ever crossed the run's ends; each merge within it was the least of all by (rank, position), so
 //    the least of the run, and the run alone goes through the same merges in the same order.
-// B. Let every two neighbours in a sequence of tokens be the result of their bytes. Then the sequence
-//    is the result of its bytes. Else take the first merge that crosses a boundary of it: until then
-//    the two tokens beside that boundary went through what they go through alone (as in A), where
-//    that merge would be the least as well, but alone they are never merged across.
+// B. Let every two neighbours in a sequence of tokens be the result of their bytes. Then the
+//    sequence is the result of its bytes. Else take the first merge that crosses a boundary of it:
+//    until then the two tokens beside that boundary went through what they go through alone (as in
+//    A), where that merge would be the least as well, but alone they are never merged across.
 //
 // So where the results of two windows that overlap share a token, the first up to it and the second
 // from it on are, by A and B, the result of both together; and so on, as long as each shared token
-// stands behind the one before. A window begins at a token of the one before it, so that they nearly
-// always share one at once. Where they do not, all is done again with longer windows, the last of
-// which is the whole piece.
+// stands behind the one before. A window begins at a token of the one before it, so that they
+// nearly always share one at once. Where they do not, all is done again with longer windows, the
+// last of which is the whole piece.
 void merge_long(const MergeTable& table, std::string_view piece, Ids& out, std::size_t window) {
     const std::size_t begun = out.size();
     while (!merge_in_windows(table, piece, window, out)) {

@@ -18,8 +18,8 @@ inline constexpr std::int32_t kNoRank = kMaxIds;  // of two neighbours that are 
 inline constexpr std::size_t kShortPiece = 64;  // bytes; see merge_short
 
 // One cache line of the pair table: eight words of left id, right id and rank, from bit 62 down to
-// bit 0. It is searched without a branch, and one line decides almost any pair, of which most are no
-// merge. Small matters more than few instructions: the merges of Qwen take 1.9 MB, of which a
+// bit 0. It is searched without a branch, and one line decides almost any pair, of which most are
+// no merge. Small matters more than few instructions: the merges of Qwen take 1.9 MB, of which a
 // processor whose last-level cache is shared keeps more than of the 3.9 MB of a wider form.
 struct alignas(64) PairBucket {
     static constexpr std::size_t kSlots = 8;
@@ -92,8 +92,8 @@ public:
     std::size_t take(std::size_t index, std::int32_t* out) const;
 
 private:
-    // Symbols stand at 1 plus the position of their first byte; at 0 and behind the last byte stands
-    // a symbol that merges with none, so that every symbol has two neighbours.
+    // Symbols stand at 1 plus the position of their first byte; at 0 and behind the last byte
+    // stands a symbol that merges with none, so that every symbol has two neighbours.
     struct State {
         std::int32_t order[16];  // rank << 6 | position; [i] belongs to position i + 1
         std::uint32_t id[17];
@@ -116,8 +116,8 @@ private:
 // as the piece has bytes.
 std::size_t merge_short(const MergeTable& table, std::string_view piece, std::int32_t* out);
 
-// Appends the ids of a piece of any length, in O(n log n) time and some 200 KB of memory beyond them
-// unless the piece is made to resist: see merge.cpp. `window`, in bytes, is for tests.
+// Appends the ids of a piece of any length, in O(n log n) time and some 200 KB of memory beyond
+// them unless the piece is made to resist: see merge.cpp. `window`, in bytes, is for tests.
 void merge_long(const MergeTable& table, std::string_view piece, Ids& out,
                 std::size_t window = 4096);
 

@@ -68,8 +68,8 @@ public:
         }
     };
 
-    // 2 MB: 1.6% of the pieces of biomedical text are missed, of which 1.1% are new; a quarter of it
-    // misses 4.8%.
+    // 2 MB: 1.6% of the pieces of biomedical text are missed, of which 1.1% are new; a quarter of
+    // it misses 4.8%.
     static constexpr unsigned kSetBits = 15;
     static constexpr std::size_t kSets = std::size_t{1} << kSetBits;
 
@@ -144,7 +144,7 @@ private:
     Zeroed<Set> sets_{kSets};
     Zeroed<Middle> middle_{kMiddle};
     Zeroed<Long> long_{kLong};
-    std::uint64_t vocabulary_ = 0;  // checksum of the vocabulary whose pieces these are; 0: none yet
+    std::uint64_t vocabulary_ = 0;  // the checksum of whose pieces these are; 0: none yet
 };
 
 }  // namespace omr

@@ -240,7 +240,8 @@ void walk(const VocabularyTables& tables, std::string_view text, std::size_t sta
 // A file descriptor that closes itself.
 class File {
 public:
-    explicit File(const std::string& path) : descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
+    explicit File(const std::string& path)
+        : descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
     ~File() {
         if (descriptor_ >= 0) ::close(descriptor_);
     }

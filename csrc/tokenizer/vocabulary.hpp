@@ -34,12 +34,13 @@ class Vocabulary {
 
 public:
     // Throws std::invalid_argument: one of the 256 bytes has no token, two ids have the same bytes,
-    // a merge names no token or makes other bytes than its two sides, or a table would be too large.
+    // a merge names no token or makes other bytes than its two sides, or a table would be too
+    // large.
     static std::shared_ptr<const Vocabulary> build(const VocabularySource& source);
 
     // The compiled form: one block that can be mapped from a file and used as it lies there.
-    // map throws std::system_error (the file cannot be opened or mapped) or std::runtime_error (what
-    // is in it is no compiled vocabulary, is damaged or of another version).
+    // map throws std::system_error (the file cannot be opened or mapped) or std::runtime_error
+    // (what is in it is no compiled vocabulary, is damaged or of another version).
     static std::shared_ptr<const Vocabulary> map(const std::string& path);
     std::span<const std::uint8_t> compiled() const;
 
@@ -55,7 +56,7 @@ public:
     void encode_long(std::string_view piece, std::size_t window, Ids& out) const;
 
     std::size_t size() const;                       // ids are below this
-    std::string_view bytes_of(std::uint32_t id) const;  // "" for an id that has no token, or >= size
+    std::string_view bytes_of(std::uint32_t id) const;  // "" for an id without a token
     std::int64_t find(std::string_view token) const;    // its id, or -1
 
     Vocabulary(Made, const VocabularyTables& tables, std::shared_ptr<const std::uint8_t> block);

@@ -135,8 +135,8 @@ BlockHeader new_header() {
     return header;
 }
 
-// Eight lanes of rotate and multiply, as fast as memory. Each step can be undone, so a change within
-// any single word changes the sum for certain, and others but for one in 2^64.
+// Eight lanes of rotate and multiply, as fast as memory. Each step can be undone, so a change
+// within any single word changes the sum for certain, and others but for one in 2^64.
 std::uint64_t block_checksum(std::span<const std::uint8_t> block) {
     constexpr std::uint64_t kOdd = 0x9E37'79B9'7F4A'7C15U;
     constexpr std::size_t kFrom = offsetof(BlockHeader, checksum) + sizeof(std::uint64_t);

@@ -30,8 +30,8 @@ std::string shown(std::string_view token) {
     return text + (token.size() > 80 ? "...'" : "'");
 }
 
-// Sizes of the tables: buckets about two thirds full, so that few overflow. Fuller tables are slower,
-// emptier ones leave the caches. For the 151,643 tokens of Qwen they take 9.2 MB together.
+// Sizes of the tables: buckets about two thirds full, so that few overflow. Fuller tables are
+// slower, emptier ones leave the caches. For the 151,643 tokens of Qwen they take 9.2 MB together.
 BlockSizes sizes_for(const VocabularySource& source) {
     std::uint64_t text = 0;
     std::uint32_t long_tokens = 0;
@@ -202,7 +202,8 @@ private:
             PairBucket& bucket = buckets[at];
             for (std::uint64_t& slot : bucket.slots) {
                 const std::uint64_t there = slot & ~PairBucket::kOverflow;
-                if (((there ^ key) & PairBucket::kPair) != 0 && there != PairBucket::kEmpty) continue;
+                const bool equal = ((there ^ key) & PairBucket::kPair) == 0;
+                if (!equal && there != PairBucket::kEmpty) continue;
                 slot = (slot & PairBucket::kOverflow) | key | static_cast<std::uint64_t>(rank);
                 return;
             }
@@ -210,8 +211,8 @@ private:
         }
     }
 
-    // A piece that equals a token becomes that token only if its merges arrive at it, which is found
-    // out by merging each.
+    // A piece that equals a token becomes that token only if its merges arrive at it, which is
+    // found out by merging each.
     void mark_unreachable() {
         for (TokenBucket& bucket : writable(tables_.tokens)) {
             for (std::size_t i = 0; i < TokenBucket::kSlots; ++i) {
@@ -247,8 +248,8 @@ private:
 std::shared_ptr<const Vocabulary> Vocabulary::build(const VocabularySource& source) {
     BlockMemory block = Builder(source).build();
     const VocabularyTables tables = block_tables(block.get());
-    return std::make_shared<const Vocabulary>(Made{}, tables,
-                                              std::shared_ptr<const std::uint8_t>(std::move(block)));
+    std::shared_ptr<const std::uint8_t> shared = std::move(block);
+    return std::make_shared<const Vocabulary>(Made{}, tables, std::move(shared));
 }
 
 }  // namespace omr
