@@ -109,7 +109,10 @@ def best_instructions() -> str:
     """Name the best of "scalar", "avx2" and "avx512" that this processor has."""
 
 def normalize_nfc(text: bytes) -> bytes:
-    """Bring UTF-8 into NFC as Hugging Face `tokenizers` does. Raises ValueError if it is not UTF-8."""
+    """Bring UTF-8 into NFC, as Hugging Face `tokenizers` does.
+
+    Raises ValueError if it is not UTF-8.
+    """
 
 def may_need_nfc(text: bytes) -> bool:
     """Say whether UTF-8 may change in `normalize_nfc`; False proves that it does not.
