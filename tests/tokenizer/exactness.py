@@ -7,7 +7,7 @@ import random
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import tokenizers
@@ -62,18 +62,21 @@ class Pair:
     def normal(self, text: str) -> str:
         """What comes back of a text: NFC, as Hugging Face has it, between plain added tokens."""
         return "".join(
-            part if part in self.added or not self.nfc else normalizers.NFC().normalize_str(part)
+            part if part in self.plain or not self.nfc else normalizers.NFC().normalize_str(part)
             for part in self._parts(text)
         )
 
+    @cached_property
+    def plain(self) -> tuple[str, ...]:
+        """The added tokens that text may become: those with special=False."""
+        ids = {token: self.ours.token_id(token) for token in self.added}
+        return tuple(token for token in self.added if ids[token] not in self.ours.special_ids)
+
     def _parts(self, text: str) -> Iterator[str]:
-        """The text cut at the added tokens that text may become, those with special=False."""
-        plain = [
-            token for token in self.added if self.ours.token_id(token) not in self.ours.special_ids
-        ]
+        """The text cut at them, leftmost first."""
         while text:
             at, token = min(
-                ((text.find(token), token) for token in plain if token in text),
+                ((text.find(token), token) for token in self.plain if token in text),
                 default=(len(text), ""),
             )
             if at:
