@@ -4,6 +4,12 @@
 // Legend: a lane is one of the 16 32-bit sums of a register, a step four taps.
 #if defined(__x86_64__)
 
+// GCC 12 takes its own AVX-512 headers for uninitialised (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include <immintrin.h>
 
 #include <algorithm>
