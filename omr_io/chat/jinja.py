@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 from omr_io.errors import ConfigError, TokenizerError
@@ -79,9 +80,10 @@ def _environment() -> Any:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise ConfigError("a chat template needs jinja2", mend="pip install jinja2") from error
-    if tuple(int(n) for n in jinja2.__version__.split(".")[:3] if n.isdigit()) < _OLDEST:
+    release = version("jinja2")
+    if tuple(int(n) for n in release.split(".")[:3] if n.isdigit()) < _OLDEST:
         raise ConfigError(
-            f"jinja2 {jinja2.__version__} lets a chat template out of its sandbox",
+            f"jinja2 {release} lets a chat template out of its sandbox",
             mend="pip install -U jinja2",
         )
 
