@@ -17,6 +17,9 @@ ImageFormat = Literal["jpeg", "jpeg-progressive", "png", "webp", "tiff", "bmp", 
 Axis = Literal["perception", "knowledge", "rationale"]
 AXES: tuple[Axis, ...] = ("perception", "knowledge", "rationale")
 
+Filter = Literal["bilinear", "bicubic", "lanczos"]
+"""A resize's filter, named after Pillow's."""
+
 UInt8Array = NDArray[np.uint8]
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
@@ -129,6 +132,54 @@ class ImageFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchLayout:
+    """How an image of values is cut into patches, and how the values lie in one.
+
+    Attributes:
+        height, width: of a patch in pixels. A patch may be a whole image: then the result is that
+            image, channel by channel.
+        merge_size: patches go by groups of merge_size x merge_size, groups by rows; 1: by rows.
+        frames: how often an image is repeated within a patch.
+        channels_last: values go by row, column, channel; else by channel, frame, row, column.
+    """
+
+    height: int
+    width: int
+    merge_size: int = 1
+    frames: int = 1
+    channels_last: bool = False
+
+    @property
+    def patch_width(self) -> int:
+        """D: values in one patch."""
+        return 3 * self.frames * self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class PatchTarget:
+    """What one image becomes: resized as Pillow does, then cut into patches.
+
+    Attributes:
+        height, width: after the resize, in pixels; multiples of the layout's patch x merge_size.
+        layout: how it is cut.
+        filter: the resize's.
+        vertical_first: the order of its passes; see `config.PassOrder`. A pass whose size does not
+            change is skipped.
+    """
+
+    height: int
+    width: int
+    layout: PatchLayout
+    filter: Filter = "bicubic"
+    vertical_first: bool = False
+
+    @property
+    def num_patches(self) -> int:
+        """P: patches of the image."""
+        return (self.height // self.layout.height) * (self.width // self.layout.width)
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedSample:
     """A sample ready to be packed.
 
@@ -142,6 +193,7 @@ class EncodedSample:
             lengths or prompts were asked for.
         image_grid_thw: (N, 3) int64, patches per image before merging.
         failure: why an image was replaced by a blank (then nothing in `trained` is True), or None.
+        loss_weight: what each of its labels counts in the loss.
     """
 
     key: str
@@ -150,6 +202,7 @@ class EncodedSample:
     pixel_values: Float32Array | None
     image_grid_thw: Int64Array
     failure: str | None = None
+    loss_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

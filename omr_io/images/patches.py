@@ -18,12 +18,11 @@ from omr_io import _C
 from omr_io.config import PassOrder, VisionConfig
 from omr_io.errors import ConfigError
 from omr_io.images.sizes import smart_resize
-from omr_io.types import Float32Array, Int64Array, UInt8Array
+from omr_io.types import Filter, Float32Array, Int64Array, UInt8Array
 
 BLANK_VALUE = 128
 """The byte of a blank image: mid-grey."""
 
-Filter = Literal["bilinear", "bicubic", "lanczos"]
 Instructions = Literal["best", "scalar", "avx2", "avx512"]
 """The form of the C++ core to use; "best" is the fastest that the processor has. All are equal."""
 

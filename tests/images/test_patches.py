@@ -18,7 +18,6 @@ from omr_io.config import PassOrder, VisionConfig
 from omr_io.errors import ConfigError, ImageError
 from omr_io.images import image_grid_thw
 from omr_io.images.patches import (
-    Filter,
     Instructions,
     blank_patches,
     installed_pass_order,
@@ -27,7 +26,7 @@ from omr_io.images.patches import (
     value_table,
 )
 from omr_io.reference import pixels as reference
-from omr_io.types import ImageInfo, UInt8Array
+from omr_io.types import Filter, ImageInfo, UInt8Array
 
 transformers = pytest.importorskip("transformers")
 processing = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
