@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 from omr_io.errors import ConfigError
 from omr_io.reference.pack import pack as _reference_pack
-from omr_io.types import EncodedSample, PackedArrays
+from omr_io.reference.pixels import patches as _reference_patches
+from omr_io.types import EncodedSample, Float32Array, PackedArrays, PatchTarget, UInt8Array
 
 
 class Pack(Protocol):
@@ -46,3 +50,70 @@ def pack_implementation(name: str = "reference") -> Pack:
             f"there is no implementation {name!r} of pack", mend=f"Use one of {', '.join(PACK)}"
         )
     return PACK[name]
+
+
+class Patches(Protocol):
+    """Pixels of any sizes to a vision tower's patches, for a whole batch in one call.
+
+    Legend: H, W pixels; P patches of all images; D patch width (`PatchLayout.patch_width`).
+
+    For each image: Pillow's resize (`PatchTarget`; a direction whose size stays is left out), then
+    for each byte b of channel c the value table_3x256[c, b], then the layout's order. Every
+    implementation gives the same bits.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each, NumPy arrays or tensors, H and W from 1. The bytes of a
+            row lie side by side; rows may be further apart (a crop of a larger image), and are read
+            where they are. "reference" and "cpu" take memory of the host, "triton" of host or GPU.
+        targets: one for each image, all with the same layout; sizes, filters and pass orders may
+            differ.
+        table_3x256: (3, 256) float32, NumPy: the value of each byte in each channel, such as
+            `omr_io.images.patches.value_table` gives.
+        dtype: of the values: float32 as in the table, or bfloat16 or float16, which hold the
+            table's values rounded to the nearest, halves to even: what `.to(dtype)` makes of the
+            float32 result.
+        out: (P, D) of that dtype, contiguous, on the host for "reference" and "cpu" (pinned or not)
+            and on the GPU for "triton": written to, every value of it, and given back.
+        threads: of the host that share the images of a call; "cpu" alone uses more than one.
+
+    Returns:
+        (P, D): the patches of the first image, then of the second, and so on. With a layout whose
+        patch is a whole image of h x w, row n is image n, and `.view(-1, 3, h, w)` (or, with
+        channels_last, `.view(-1, h, w, 3)`) of one frame is the usual batch of images. Without any
+        image (0, 0).
+
+    Raises:
+        ConfigError: an argument has another shape, dtype, device or layout in memory; it names the
+            image. Nothing has been written then.
+    """
+
+    def __call__(
+        self,
+        images: Sequence[UInt8Array | Tensor],
+        targets: Sequence[PatchTarget],
+        table_3x256: Float32Array,
+        *,
+        dtype: torch.dtype = torch.float32,
+        out: Tensor | None = None,
+        threads: int = 1,
+    ) -> Tensor:
+        """Resize, look up and cut."""
+        ...
+
+
+PATCHES: Mapping[str, Patches] = MappingProxyType({"reference": _reference_patches})
+"""Implementations of `patches` by name."""
+
+
+def patches_implementation(name: str) -> Patches:
+    """The implementation of `patches` of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in PATCHES:
+        raise ConfigError(
+            f"there is no implementation {name!r} of patches",
+            mend=f"Use one of {', '.join(PATCHES)}",
+        )
+    return PATCHES[name]

@@ -1,8 +1,8 @@
-"""The oracle of pixels: resize, rescale, normalise and lay out patches, in plain loops.
+"""The oracle of pixels: resize, look up or normalise, cut into patches, in plain loops.
 
-`resize_bicubic` is Pillow's 8-bit resampling written down: Keys' cubic filter (a = -0.5), widened
-when shrinking, coefficients rounded to 22-bit fixed point, one pass a direction with the result of
-the first rounded to uint8. (R. Keys, "Cubic convolution interpolation for digital image
+`resize` is Pillow's 8-bit resampling written down: a filter widened when shrinking, coefficients
+rounded to 22-bit fixed point, one pass a direction with the result of the first rounded to uint8.
+Keys' cubic filter has a = -0.5. (R. Keys, "Cubic convolution interpolation for digital image
 processing", IEEE Trans. ASSP 29(6), 1981.)
 
 Legend: H, W pixels in; h, w pixels out; P patches; D patch width.
@@ -11,15 +11,31 @@ Legend: H, W pixels in; h, w pixels out; P patches; D patch width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from omr_io.config import PassOrder, VisionConfig
 from omr_io.images import smart_resize
-from omr_io.types import Float32Array, Int64Array, UInt8Array
+from omr_io.images.patch_arguments import checked_output
+from omr_io.types import (
+    Filter,
+    Float32Array,
+    Int64Array,
+    PatchLayout,
+    PatchTarget,
+    UInt8Array,
+)
 
 PRECISION_BITS = 22
-SUPPORT = 2.0
+
+
+def triangle(x: float) -> float:
+    """Linear interpolation's kernel, zero beyond 1."""
+    return max(1.0 - abs(x), 0.0)
 
 
 def cubic(x: float) -> float:
@@ -32,16 +48,32 @@ def cubic(x: float) -> float:
     return 0.0
 
 
-def coefficients(size_in: int, size_out: int) -> Int64Array:
+def lanczos(x: float) -> float:
+    """Lanczos' windowed sinc of three lobes, zero beyond 3."""
+
+    def sinc(x: float) -> float:
+        return 1.0 if x == 0.0 else math.sin(x * math.pi) / (x * math.pi)
+
+    return sinc(x) * sinc(x / 3) if -3.0 <= x < 3.0 else 0.0
+
+
+KERNELS: Mapping[Filter, tuple[Callable[[float], float], float]] = MappingProxyType(
+    {"bilinear": (triangle, 1.0), "bicubic": (cubic, 2.0), "lanczos": (lanczos, 3.0)}
+)
+"""Of each filter its kernel, and beyond what distance that is zero."""
+
+
+def coefficients(size_in: int, size_out: int, by: Filter = "bicubic") -> Int64Array:
     """(size_out, size_in) int64: what each input contributes to each output, times 2**22."""
+    kernel, support = KERNELS[by]
     scale = size_in / size_out
     stretch = max(scale, 1.0)
     matrix = np.zeros((size_out, size_in), dtype=np.int64)
     for i in range(size_out):
         centre = (i + 0.5) * scale
-        first = max(int(centre - SUPPORT * stretch + 0.5), 0)
-        last = min(int(centre + SUPPORT * stretch + 0.5), size_in)
-        weights = [cubic((j - centre + 0.5) * (1.0 / stretch)) for j in range(first, last)]
+        first = max(int(centre - support * stretch + 0.5), 0)
+        last = min(int(centre + support * stretch + 0.5), size_in)
+        weights = [kernel((j - centre + 0.5) * (1.0 / stretch)) for j in range(first, last)]
         total = 0.0
         for weight in weights:
             total += weight
@@ -51,11 +83,11 @@ def coefficients(size_in: int, size_out: int) -> Int64Array:
     return matrix
 
 
-def _pass(pixels_XY3: UInt8Array, size: int) -> UInt8Array:
+def _pass(pixels_XY3: UInt8Array, size: int, by: Filter) -> UInt8Array:
     """Resize axis 0 to `size`, rounding to uint8; an axis that has the size is left alone."""
     if pixels_XY3.shape[0] == size:
         return pixels_XY3
-    matrix = coefficients(pixels_XY3.shape[0], size)
+    matrix = coefficients(pixels_XY3.shape[0], size, by)
     total = np.tensordot(matrix, pixels_XY3.astype(np.int64), axes=1)
     rounded = (total + (1 << (PRECISION_BITS - 1))) >> PRECISION_BITS
     clipped: UInt8Array = np.clip(rounded, 0, 255).astype(np.uint8)
@@ -69,13 +101,13 @@ def vertical_first(height: int, width: int, to_height: int, to_width: int, rule:
     return to_height < height and height - to_height > 2 * (width - to_width)
 
 
-def resize_bicubic(
-    pixels_HW3: UInt8Array, height: int, width: int, pass_order: PassOrder
+def resize(
+    pixels_HW3: UInt8Array, height: int, width: int, by: Filter, vertical_first: bool
 ) -> UInt8Array:
     """Resize to (height, width, 3) uint8 as the Pillow of that pass order does."""
-    if vertical_first(pixels_HW3.shape[0], pixels_HW3.shape[1], height, width, pass_order):
-        return _pass(_pass(pixels_HW3, height).swapaxes(0, 1), width).swapaxes(0, 1)
-    return _pass(_pass(pixels_HW3.swapaxes(0, 1), width).swapaxes(0, 1), height)
+    if vertical_first:
+        return _pass(_pass(pixels_HW3, height, by).swapaxes(0, 1), width, by).swapaxes(0, 1)
+    return _pass(_pass(pixels_HW3.swapaxes(0, 1), width, by).swapaxes(0, 1), height, by)
 
 
 def normalise(pixels_HW3: UInt8Array, vision: VisionConfig) -> Float32Array:
@@ -88,28 +120,62 @@ def normalise(pixels_HW3: UInt8Array, vision: VisionConfig) -> Float32Array:
     return values
 
 
-def patch_order(values_HW3: Float32Array, vision: VisionConfig) -> Float32Array:
-    """Cut into patches, (P, D) float32, in the order of the vision tower."""
-    size, merge = vision.patch_size, vision.merge_size
-    rows, columns = values_HW3.shape[0] // size, values_HW3.shape[1] // size
-    patches = []
+def look_up(pixels_HW3: UInt8Array, table_3x256: Float32Array) -> Float32Array:
+    """Bytes to values, (H, W, 3) float32: channel c's byte b is table[c, b]."""
+    return np.stack([table_3x256[c][pixels_HW3[..., c]] for c in range(3)], axis=-1)
+
+
+def cut(values_HW3: Float32Array, layout: PatchLayout) -> Float32Array:
+    """Cut into patches, (P, D) float32."""
+    rows = values_HW3.shape[0] // layout.height
+    columns = values_HW3.shape[1] // layout.width
+    merge, patches = layout.merge_size, []
     for group_row in range(0, rows, merge):
         for group_column in range(0, columns, merge):
             for row in range(group_row, group_row + merge):
                 for column in range(group_column, group_column + merge):
-                    top, left = row * size, column * size
-                    patch = values_HW3[top : top + size, left : left + size]
-                    frames = [
-                        patch[..., channel].ravel()
-                        for channel in range(3)
-                        for _ in range(vision.temporal_patch_size)
-                    ]
-                    patches.append(np.concatenate(frames))
+                    top, left = row * layout.height, column * layout.width
+                    patch = values_HW3[top : top + layout.height, left : left + layout.width]
+                    patches.append(_values(patch, layout))
     return np.stack(patches)
 
 
+def _values(patch_hw3: Float32Array, layout: PatchLayout) -> Float32Array:
+    """(D,) float32: the values of one patch in order."""
+    if layout.channels_last:
+        return np.concatenate([patch_hw3.ravel()] * layout.frames)
+    return np.concatenate(
+        [patch_hw3[..., channel].ravel() for channel in range(3) for _ in range(layout.frames)]
+    )
+
+
 def to_patches(pixels_HW3: UInt8Array, vision: VisionConfig, pass_order: PassOrder) -> Float32Array:
-    """The whole way from pixels to patches, (P, D) float32."""
-    height, width = smart_resize(pixels_HW3.shape[0], pixels_HW3.shape[1], vision)
-    resized = resize_bicubic(pixels_HW3, height, width, pass_order)
-    return patch_order(normalise(resized, vision), vision)
+    """Qwen's whole way from pixels to patches, (P, D) float32."""
+    rows, columns, _ = pixels_HW3.shape
+    height, width = smart_resize(rows, columns, vision)
+    first = vertical_first(rows, columns, height, width, pass_order)
+    resized = resize(pixels_HW3, height, width, "bicubic", first)
+    size = vision.patch_size
+    layout = PatchLayout(size, size, vision.merge_size, vision.temporal_patch_size)
+    return cut(normalise(resized, vision), layout)
+
+
+def patches(
+    images: Sequence[UInt8Array | Tensor],
+    targets: Sequence[PatchTarget],
+    table_3x256: Float32Array,
+    *,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+    threads: int = 1,
+) -> Tensor:
+    """The definition of `omr_io.ops.Patches`; `threads` is not used."""
+    out_PD = checked_output(images, targets, table_3x256, dtype=dtype, out=out)
+    start = 0
+    for image, target in zip(images, targets, strict=True):
+        size = target.height, target.width
+        resized = resize(np.asarray(image), *size, target.filter, target.vertical_first)
+        values = torch.from_numpy(cut(look_up(resized, table_3x256), target.layout))
+        out_PD[start : start + len(values)] = values.to(dtype)
+        start += len(values)
+    return out_PD
