@@ -17,7 +17,7 @@ from omr_io.train.model import (
     TokenIds,
     build_demo_model,
     forward,
-    label_logprobs,
+    label_log_probs,
     label_rows,
     load_model,
 )
@@ -68,14 +68,14 @@ def test_a_folder_gives_the_model_back(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_label_logprobs_equal_one_sample_at_a_time(family: str) -> None:
+def test_label_log_probs_equal_one_sample_at_a_time(family: str) -> None:
     oracle = tiny.tiny_model(family).eval()
     model = copy.deepcopy(oracle)
     use_varlen(model)
     samples = [tiny.tiny_sample([(4, 4 + 2 * i)], 3 + i, i) for i in range(4)]
     # Four rows of two packs; sample 1 ends its pack without padding.
     batch = tiny.pack(model, [samples[:2], samples[2:]])
-    got = label_logprobs(model, batch)
+    got = label_log_probs(model, batch).log_probs
     expected = []
     for sample in samples:
         logprobs = tiny.alone(oracle, sample).log_softmax(-1)
@@ -145,7 +145,7 @@ def test_batches_of_the_loader_give_the_logprobs_of_single_samples(family: str) 
     samples = [tiny.tiny_sample([(4, 4 + 2 * i), (8, 4)][: 1 + i % 2], 3 + i, i) for i in range(4)]
     samples.append(tiny.tiny_sample([], 5, 9))
     batch = loader_batch([samples[:3], samples[3:]], family, seq_len=80)
-    got = label_logprobs(model, batch)
+    got = label_log_probs(model, batch).log_probs
     expected = []
     for sample in samples:
         logprobs = tiny.alone(oracle, sample).log_softmax(-1)
@@ -163,6 +163,6 @@ def test_the_loaders_dummy_batch_gives_zero_gradients(family: str) -> None:
     use_varlen(model)
     batch = loader_batch([[tiny.tiny_sample([], 6, 0)]], family, seq_len=16)
     assert batch.has_dummy_image
-    label_logprobs(model, batch).sum().backward()
+    label_log_probs(model, batch).log_probs.sum().backward()
     grads = [p.grad for p in model.model.visual.parameters()]
     assert all(g is not None and bool((g == 0).all()) for g in grads)
