@@ -35,5 +35,6 @@ def plain_log_probs(
     allowed_V = torch.ones(len(weight_VH), dtype=torch.bool, device=logits_RV.device)
     allowed_V[list(banned)] = False
     logprobs_RV = logits_RV.masked_fill(~allowed_V, float("-inf")).log_softmax(1)
-    shares_RV = torch.where(allowed_V, logprobs_RV.exp() * logprobs_RV, 0.0)
-    return logprobs_RV.gather(1, targets_R[:, None]).squeeze(1), -shares_RV.sum(1)
+    # What is banned contributes 0 x -inf, which is 0 here and NaN to autograd.
+    terms_RV = logprobs_RV.exp() * logprobs_RV.masked_fill(~allowed_V, 0.0)
+    return logprobs_RV.gather(1, targets_R[:, None]).squeeze(1), -terms_RV.sum(1)
