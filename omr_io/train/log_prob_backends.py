@@ -11,7 +11,8 @@ on compute capability 9.0 it needs its extra "cutedsl", elsewhere it runs chunke
 targets by a look from the host, so it syncs. The cut-cross-entropy on the package index (25.1.1,
 January 2025) is not Apple's: it adds up all gradients in bfloat16 and cannot be told otherwise.
 
-None of this was run on a GPU here.
+So a kernel is tried out before its first use, on the GPU it is to run on: see `shortfall`. Neither
+was run on a GPU here.
 
 Legend: R rows, H hidden width, V vocabulary.
 """
@@ -129,18 +130,21 @@ def choose_backend(
     """
     if backend == "torch":
         return "torch"
+    trained = weight_VH.requires_grad
     if backend == "auto":
         usable = hidden_RH.is_cuda and len(hidden_RH) and dtype == torch.bfloat16
         for name in _KERNELS if usable else ():
             wanting = _refusal(name, entropy=entropy, temperature=temperature, banned=banned)
-            if wanting is None and _proven(name, hidden_RH.device.index):
+            if wanting is None and _tried_and_taken(name, hidden_RH.device, trained):
                 return name
         return "torch"
     if backend not in _KERNELS:
         raise ConfigError(f"there is no backend {backend!r}: torch, auto, {', '.join(_KERNELS)}")
     wanting = _refusal(backend, entropy=entropy, temperature=temperature, banned=banned)
-    if wanting is None and not (hidden_RH.is_cuda and dtype in (torch.bfloat16, torch.float16)):
-        wanting = f"runs on CUDA in 16 bits only, not on {hidden_RH.device} in {dtype}"
+    if wanting is None and not (hidden_RH.is_cuda and dtype == torch.bfloat16):
+        wanting = f"is for CUDA in bfloat16, not for {hidden_RH.device} in {dtype}"
+    if wanting is None and (less := shortfall(backend, hidden_RH.device, trained)):
+        wanting = f"is less exact than plain torch on {hidden_RH.device}: {less}"
     if wanting is not None:
         raise ConfigError(f"backend {backend!r} {wanting}", mend="Use backend 'torch' for that")
     # Both kernels refuse a call without rows; a rank's batch without labels is legal.
@@ -161,39 +165,57 @@ def _refusal(
 
 
 @lru_cache(maxsize=16)
-def _proven(name: str, device: int) -> bool:
-    """Whether a kernel is installed and as exact as plain torch on this GPU; tried out once."""
+def _tried_and_taken(name: str, device: torch.device, trained: bool) -> bool:
+    """Whether "auto" may use a kernel; says once why it does not use one that is installed."""
     if importlib.util.find_spec(_KERNELS[name].package) is None:
         return False
     try:
-        with torch.enable_grad():
-            beyond = tolerance_excess(name, torch.device("cuda", device))
-    except Exception as error:  # whatever another package's kernel may raise
-        beyond = f"{type(error).__name__}: {error}"
-    if beyond:
+        less = shortfall(name, device, trained)
+    except ConfigError as error:
+        less = str(error)
+    if less:
         warnings.warn(
-            f"{name} is installed, but backend 'auto' does not use it on cuda:{device}: {beyond}. "
-            "Use backend 'torch' to be rid of this, or uninstall it",
+            f"{name} is installed, but backend 'auto' does not use it on {device}: {less}. "
+            "Use backend 'torch' to be rid of this warning",
             OmrWarning,
             stacklevel=2,
         )
-    return not beyond
+    return not less
 
 
-def tolerance_excess(name: str, device: torch.device) -> str:
-    """In words, where a kernel is less exact than plain bfloat16 torch; "" if nowhere."""
+@lru_cache(maxsize=16)
+def shortfall(name: str, device: torch.device, trained: bool = True) -> str:
+    """Where a kernel is less exact than plain bfloat16 torch on a device, or fails; "" if nowhere.
+
+    Tried out on two random problems, once in a process: about a second.
+
+    Args:
+        trained: the weight's gradient is needed; without it, its errors do not count.
+
+    Raises:
+        ConfigError: the package is not installed, or too old.
+    """
 
     def candidate(
         hidden_RH: Tensor, weight_VH: Tensor, targets_R: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         return apply_backend(name, hidden_RH, weight_VH, targets_R, 1.0), None
 
-    for extreme in (False, True):
-        # More rows than its chunk, so that the adding up of gradients is tried as well.
-        problem = random_problem(3072, 4096, width=256, extreme=extreme, device=device)
-        for quantity, (found, plain) in excess(candidate, problem, entropy=False).items():
-            return (
-                f"its {quantity} is off by {found.mean:.2g} on average (greatest "
-                f"{found.greatest:.2g}), plain torch's by {plain.mean:.2g} ({plain.greatest:.2g})"
-            )
+    try:
+        for extreme in (False, True):
+            # More rows than its chunk, so that the adding up of gradients is tried as well.
+            problem = random_problem(3072, 4096, width=256, extreme=extreme, device=device)
+            with torch.enable_grad():
+                beyond = excess(candidate, problem, entropy=False)
+            for quantity, (found, plain) in beyond.items():
+                if trained or quantity != "weight":
+                    return (
+                        f"its {quantity} is off by {found.mean:.2g} on average (greatest "
+                        f"{found.greatest:.2g}), plain torch's by {plain.mean:.2g} "
+                        f"({plain.greatest:.2g})"
+                    )
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever another package's kernel may raise
+        return f"{type(error).__name__}: {error}"
     return ""

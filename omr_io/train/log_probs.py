@@ -87,7 +87,7 @@ def log_probs(
 
     Raises:
         ConfigError: an option, shape or dtype that cannot be right; a backend that is not
-            installed or cannot give what is asked.
+            installed, cannot give what is asked, or is less exact on this GPU than plain torch.
         TrainingError: a target that is banned or outside the vocabulary (seen on the CPU only); in
             the backward pass, a second derivative, or a second pass through `weighted_sum`.
     """
