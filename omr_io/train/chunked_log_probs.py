@@ -237,8 +237,9 @@ class _Gradients:
         self._dtype = task.dtype
         self.hidden = torch.empty_like(hidden_RH) if needed[0] else None
         self._weight: Tensor | None = None
+        self._one_chunk = len(task.bounds) == 2
         if needed[1]:
-            kind = task.softmax_dtype if len(task.bounds) > 2 else task.dtype
+            kind = task.dtype if self._one_chunk else task.softmax_dtype
             self._weight = torch.zeros_like(head_VH, dtype=kind)
 
     def add(self, part: slice, logits_gradient_CV: Tensor) -> None:
@@ -246,8 +247,13 @@ class _Gradients:
         gradient_CV = logits_gradient_CV.to(self._dtype)
         if self.hidden is not None:
             self.hidden[part] = gradient_CV @ self._head_VH
-        if self._weight is not None:
-            _add_product(self._weight, gradient_CV, self._hidden_RH[part].to(self._dtype))
+        if self._weight is None:
+            return
+        hidden_CH = self._hidden_RH[part].to(self._dtype)
+        if self._one_chunk:
+            torch.mm(gradient_CV.T, hidden_CH, out=self._weight)
+        else:
+            _add_product(self._weight, gradient_CV, hidden_CH)
 
     def scale(self, factor: Tensor) -> None:
         """Multiply all by a scalar."""
@@ -265,14 +271,15 @@ def _add_product(sum_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor) -> None
     if sum_VH.dtype == gradient_CV.dtype:
         sum_VH.addmm_(gradient_CV.T, hidden_CH)
         return
-    # A slice of the vocabulary at a time, so that the product in float32 stays small.
+    if not (gradient_CV.is_cuda and hasattr(torch.ops.aten.mm, "dtype")):
+        sum_VH.addmm_(gradient_CV.T.to(sum_VH.dtype), hidden_CH.to(sum_VH.dtype))
+        return
+    # From torch 2.8 on, CUDA's product of 16-bit factors may have a float32 result. A slice of the
+    # vocabulary at a time, so that the product stays small before it is added.
     step = max(1, MAX_LOGITS // sum_VH.shape[1])
     for start in range(0, len(sum_VH), step):
         columns_VC = gradient_CV[:, start : start + step].T
-        if columns_VC.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):  # from torch 2.8 on
-            product_VH = torch.mm(columns_VC, hidden_CH, out_dtype=sum_VH.dtype)
-        else:
-            product_VH = columns_VC.to(sum_VH.dtype) @ hidden_CH.to(sum_VH.dtype)
+        product_VH = torch.mm(columns_VC, hidden_CH, out_dtype=sum_VH.dtype)
         sum_VH[start : start + step].add_(product_VH)
 
 

@@ -19,6 +19,7 @@ from omr_io.errors import ConfigError, TrainingError
 from omr_io.reference.log_probs import plain_log_probs
 from omr_io.train import chunked_log_probs
 from omr_io.train.log_probs import log_probs
+from omr_io.train.objectives import grpo_loss, sft_loss
 
 H, V = 6, 11
 
@@ -186,6 +187,38 @@ def test_what_is_not_finite_stays_so() -> None:
         hidden[1, 0] = float("nan")
     got = log_probs(hidden, weight, targets, banned=(0,))
     assert got.log_probs.isnan().tolist() == [False, True, False]
+
+
+# Losses
+
+
+@pytest.mark.parametrize("chunk", [2, None])
+def test_losses_are_those_of_plain_torch(chunk: int | None) -> None:
+    """SFT against F.cross_entropy; GRPO, clipped and with KL, against the same loss of plain."""
+    hidden, weight, targets = head(9)
+    mean = F.cross_entropy(hidden @ weight.T, targets)
+    expected = torch.autograd.grad(mean, (hidden, weight))
+    for row_weights in (None, 1.0):
+        labels = log_probs(hidden, weight, targets, chunk=chunk, row_weights=row_weights)
+        loss = sft_loss(labels, 9)
+        torch.testing.assert_close(loss, mean)
+        for a, b in zip(torch.autograd.grad(loss, (hidden, weight)), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    g = torch.Generator().manual_seed(1)
+    options: Any = {"temperature": 0.8, "banned": (0, 2)}
+    plain = plain_log_probs(hidden, weight, targets, **options)[0]
+    old = plain.detach() + 0.4 * torch.randn(9, generator=g)
+    rest: Any = {"beta": 0.1, "reference_logprobs": plain.detach() + 0.2}
+    mask = torch.ones(9, dtype=torch.bool)
+    advantages = torch.randn(9, generator=g)
+    ours = log_probs(hidden, weight, targets, chunk=chunk, **options).log_probs
+    fast, slow = (grpo_loss(s, old, advantages, mask, 20, **rest) for s in (ours, plain))
+    assert 0 < slow.clip_share.item() < 9 / 20
+    torch.testing.assert_close(fast.loss, slow.loss)
+    torch.testing.assert_close(fast.kl, slow.kl)
+    grads = (torch.autograd.grad(policy.loss, (hidden, weight)) for policy in (fast, slow))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 # How it is called
