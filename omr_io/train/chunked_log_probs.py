@@ -21,8 +21,8 @@ from torch import Tensor
 from omr_io.errors import TrainingError
 
 MAX_LOGITS = 2**26
-"""Logits of one chunk, in numbers: 256 MiB of float32. Working memory is at most three times that
-(logits, their exponentials, and a copy in bfloat16 or one more for the gradient of entropy)."""
+"""Logits of one chunk, in numbers: 256 MiB of float32. Working memory is twice that (logits and
+their exponentials); two and a half times where a 16-bit weight is trained on the CPU."""
 
 _BANNED = -1e30
 """Stands for minus infinity in logits: its exponential is 0, and 0 times it is not NaN."""
@@ -133,7 +133,7 @@ class Rows(torch.autograd.Function):
                     ),
                 )
                 del logits_CV
-        return gradients.hidden, gradients.weight(weight_VH.dtype), None, None
+        return gradients.hidden, _cast(gradients.weight, weight_VH.dtype), None, None
 
 
 class WeightedSum(torch.autograd.Function):
@@ -167,7 +167,8 @@ class WeightedSum(torch.autograd.Function):
                         ),
                     )
                 del logits_CV
-        ctx.gradients = gradients
+        # These two alone: `gradients` holds on to the hidden states and to a copy of the weight.
+        ctx.gradients = gradients.hidden, gradients.weight
         ctx.weight_dtype = weight_VH.dtype
         ctx.mark_non_differentiable(statistics.log_probs, statistics.entropy)
         total = (statistics.log_probs * weights_R).sum()
@@ -179,14 +180,14 @@ class WeightedSum(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Multiply the gradients by what comes from above."""
         _refuse_double_backward()
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
+        found, ctx.gradients = ctx.gradients, None
+        if found is None:
             raise TrainingError(
                 "weighted_sum was already differentiated, and its gradients are gone",
                 mend="Leave row_weights out where a graph is differentiated more than once",
             )
-        gradients.scale(grad)
-        return gradients.hidden, gradients.weight(ctx.weight_dtype), None, None, None
+        hidden_RH, weight_VH = (None if part is None else part.mul_(grad) for part in found)
+        return hidden_RH, _cast(weight_VH, ctx.weight_dtype), None, None, None
 
 
 @dataclass(slots=True)
@@ -236,34 +237,24 @@ class _Gradients:
         self._hidden_RH, self._head_VH = hidden_RH, head_VH
         self._dtype = task.dtype
         self.hidden = torch.empty_like(hidden_RH) if needed[0] else None
-        self._weight: Tensor | None = None
+        self.weight: Tensor | None = None
         self._one_chunk = len(task.bounds) == 2
         if needed[1]:
             kind = task.dtype if self._one_chunk else task.softmax_dtype
-            self._weight = torch.zeros_like(head_VH, dtype=kind)
+            self.weight = torch.zeros_like(head_VH, dtype=kind)
 
     def add(self, part: slice, logits_gradient_CV: Tensor) -> None:
         """Add what the rows of a chunk contribute, by their logits' gradient."""
         gradient_CV = logits_gradient_CV.to(self._dtype)
         if self.hidden is not None:
             self.hidden[part] = gradient_CV @ self._head_VH
-        if self._weight is None:
+        if self.weight is None:
             return
         hidden_CH = self._hidden_RH[part].to(self._dtype)
         if self._one_chunk:
-            torch.mm(gradient_CV.T, hidden_CH, out=self._weight)
+            torch.mm(gradient_CV.T, hidden_CH, out=self.weight)
         else:
-            _add_product(self._weight, gradient_CV, hidden_CH)
-
-    def scale(self, factor: Tensor) -> None:
-        """Multiply all by a scalar."""
-        for gradient in (self.hidden, self._weight):
-            if gradient is not None:
-                gradient.mul_(factor)
-
-    def weight(self, dtype: torch.dtype) -> Tensor | None:
-        """The weight's gradient, (V, H)."""
-        return None if self._weight is None else self._weight.to(dtype)
+            _add_product(self.weight, gradient_CV, hidden_CH)
 
 
 def _add_product(sum_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor) -> None:
@@ -281,6 +272,10 @@ def _add_product(sum_VH: Tensor, gradient_CV: Tensor, hidden_CH: Tensor) -> None
         columns_VC = gradient_CV[:, start : start + step].T
         product_VH = torch.mm(columns_VC, hidden_CH, out_dtype=sum_VH.dtype)
         sum_VH[start : start + step].add_(product_VH)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
 
 
 def _logits(hidden_CH: Tensor, head_VH: Tensor, task: Task) -> Tensor:
