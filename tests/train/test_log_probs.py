@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -357,6 +358,8 @@ class Allocations(TorchDispatchMode):
         self.numel = 0
         self.products = 0
         self.shapes: set[tuple[int, ...]] = set()
+        self.most_bytes = 0  # of all that lived at a time
+        self._living: dict[StorageWeakRef, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -369,6 +372,11 @@ class Allocations(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given:
                 self.numel = max(self.numel, leaf.numel())
                 self.shapes.add(tuple(leaf.shape))
+                storage = leaf.untyped_storage()
+                self._living[StorageWeakRef(storage)] = storage.nbytes()
+                del storage
+        self._living = {ref: size for ref, size in self._living.items() if not ref.expired()}
+        self.most_bytes = max(self.most_bytes, sum(self._living.values()))
         self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_)
         return result
 
@@ -399,6 +407,25 @@ def test_no_tensor_is_larger_than_a_chunks_logits(
     with largest() as seen:
         plain_log_probs(hidden, weight, targets)[0].sum().backward()
     assert seen.numel == rows * vocabulary  # so the mode sees what there is to see
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("row_weights", [None, 1.0])
+def test_working_memory_is_twice_a_chunks_logits(
+    dtype: torch.dtype, row_weights: float | None
+) -> None:
+    rows, vocabulary, chunk = 32, 20_000, 8
+    hidden = torch.randn(rows, 4).to(dtype).requires_grad_()
+    weight = torch.randn(vocabulary, 4).to(dtype)
+    targets = torch.randint(0, vocabulary, (rows,))
+    with largest() as seen:
+        got = log_probs(hidden, weight, targets, chunk=chunk, entropy=True, row_weights=row_weights)
+        total = got.weighted_sum
+        if total is None:
+            assert got.entropy is not None
+            total = got.log_probs.sum() + got.entropy.sum()
+        total.backward()
+    assert 1.9 < seen.most_bytes / (4 * chunk * vocabulary) < 2.02
 
 
 def test_the_default_chunk_keeps_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
