@@ -252,7 +252,7 @@ def label_rows(labels_BT: Tensor, num_label_tokens: int) -> tuple[Tensor, Tensor
     every sample is never a label.
 
     Args:
-        labels_BT: (B, T) int64, unshifted, IGNORE_INDEX where there is no loss.
+        labels_BT: (B, T) int64 or int32, unshifted, IGNORE_INDEX where there is no loss.
         num_label_tokens: how many labels there are; from the host, so that nothing syncs.
 
     Returns:
@@ -270,14 +270,14 @@ def label_rows(labels_BT: Tensor, num_label_tokens: int) -> tuple[Tensor, Tensor
             mend="num_label_tokens counts labels that are not IGNORE_INDEX; a first token has none",
         )
     rows_R = torch.nonzero_static(trained, size=num_label_tokens).squeeze(1)
-    return rows_R, targets[rows_R]
+    return rows_R, targets[rows_R].long()
 
 
 def label_index(batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """The rows and targets of a batch's labels: those it planned on the host, or `label_rows`.
 
     A batch that has `label_rows` and `label_targets`, (R,) int64 each, made by
-    `omr_io.batches.labels.label_index`, spares the device a scan over all labels.
+    `omr_io.batches.labels`, spares the device a scan over all labels.
     """
     rows_R: Tensor | None = getattr(batch, "label_rows", None)
     if rows_R is None:
