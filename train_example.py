@@ -40,7 +40,7 @@ from omr_io.train.checkpoint import (
 )
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
 from omr_io.train.history import History
-from omr_io.train.model import label_logprobs, load_model
+from omr_io.train.model import label_log_probs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
 from omr_io.train.recipe import (
     RLRecipe,
@@ -165,7 +165,8 @@ def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | No
         loss, keys = 0.0, []
         for _ in range(loader.micro_steps):
             batch = next(batches).to(run.device)
-            part = sft_loss(label_logprobs(model, batch), batch.step_label_tokens)
+            labels = label_log_probs(model, batch, row_weights=1.0)
+            part = sft_loss(labels, batch.step_label_tokens)
             part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
             keys += [key for pack in batch.keys for key in pack]
@@ -298,7 +299,9 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
         advantages_C = group_advantages(totals, scale_by_std=rl.scale_by_std).flatten()
         rollout_seconds = time.perf_counter() - started
 
-        loss, mismatch = policy_gradient(run, reference_model, asked, completions, advantages_C)
+        loss, mismatch, entropy = policy_gradient(
+            run, reference_model, asked, completions, advantages_C
+        )
         keys = [sample.key for sample in asked]
         gradient_norm = update(model, optimizer, rl.max_grad_norm, loss, keys)
         seconds = time.perf_counter() - started
@@ -311,6 +314,7 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
             zero_variance_share=float((totals.amax(1) == totals.amin(1)).float().mean()),
             completion_tokens=float(np.mean([len(c.ids) for c in completions])),
             unfinished_share=float(np.mean([not c.finished for c in completions])),
+            entropy=entropy,
             rollout_mismatch=mismatch,
             gradient_norm=gradient_norm,
             rollout_seconds=rollout_seconds,
@@ -330,17 +334,18 @@ def policy_gradient(
     asked: Sequence[EncodedSample],
     completions: Sequence[Completion],
     advantages_C: torch.Tensor,
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Add up the gradient of a whole rollout, packed as the loader packs.
 
     Returns:
-        The loss, and the largest difference between a token's log-probability here and in the
-        sampler: both are the same policy, so it is rounding and nothing else.
+        The loss; the largest difference between a token's log-probability here and in the
+        sampler: both are the same policy, so it is rounding and nothing else; and the mean entropy,
+        in nats, of the distributions that the tokens were drawn from.
     """
     rl = run.recipe.rl
-    logprobs = partial(label_logprobs, temperature=rl.temperature, banned=run.ids.banned)
+    score_labels = partial(label_log_probs, temperature=rl.temperature, banned=run.ids.banned)
     tokens = sum(len(completion.ids) for completion in completions)
-    loss = mismatch = 0.0
+    loss = mismatch = entropy = 0.0
     run.model.train()
     for packed, members in pack_rollouts(
         asked,
@@ -352,11 +357,12 @@ def policy_gradient(
     ):
         batch = packed.to(run.device)
         lengths = torch.tensor([len(completions[i].ids) for i in members])
-        logprobs_R = logprobs(run.model, batch)
+        labels = score_labels(run.model, batch, entropy=True)
+        logprobs_R = labels.log_probs
         reference_R = None
         if reference_model is not None:
             with torch.no_grad():
-                reference_R = logprobs(reference_model, batch)
+                reference_R = score_labels(reference_model, batch).log_probs
         policy = grpo_loss(
             logprobs_R,
             logprobs_R.detach(),  # one update a rollout: the ratio is 1, its gradient is not
@@ -372,7 +378,9 @@ def policy_gradient(
         loss += float(policy.loss.detach())
         sampled_R = torch.from_numpy(np.concatenate([completions[i].logprobs for i in members]))
         mismatch = max(mismatch, float((logprobs_R.detach().cpu() - sampled_R).abs().max()))
-    return loss, mismatch
+        assert labels.entropy is not None
+        entropy += float(labels.entropy.detach().sum()) / tokens
+    return loss, mismatch, entropy
 
 
 # Evaluation

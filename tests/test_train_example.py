@@ -1,6 +1,7 @@
 """train_example.py as a user runs it: in a process of its own, killed, resumed, refused."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -88,6 +89,10 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(one_image_shards, t
     expected = lines(tmp_path, "whole")
     steps = [(row["phase"], row["step"]) for row in expected if "gradient_norm" in row]
     assert steps == [("sft", i) for i in range(1, 9)] + [("rl", i) for i in range(1, 4)]
+
+    entropies = [row["entropy"] for row in expected if "rollout_mismatch" in row]
+    assert len(entropies) == 3
+    assert all(0 < entropy < math.log(400) for entropy in entropies)
 
     path = recipe(tmp_path, "killed", one_image_shards)
     kill_after(tmp_path, path, "killed", 2)  # before the first checkpoint

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from omr_io.errors import ConfigError, TrainingError
 from omr_io.train.attention import use_varlen
-from omr_io.train.objectives import token_logprobs
+from omr_io.train.log_prob_backends import Backend
+from omr_io.train.log_probs import LogProbs, log_probs
 from omr_io.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def label_rows(labels_BT: Tensor, num_label_tokens: int) -> tuple[Tensor, Tensor
     every sample is never a label.
 
     Args:
-        labels_BT: (B, T) int64, unshifted, IGNORE_INDEX where there is no loss.
+        labels_BT: (B, T) int64 or int32, unshifted, IGNORE_INDEX where there is no loss.
         num_label_tokens: how many labels there are; from the host, so that nothing syncs.
 
     Returns:
@@ -269,26 +270,56 @@ def label_rows(labels_BT: Tensor, num_label_tokens: int) -> tuple[Tensor, Tensor
             mend="num_label_tokens counts labels that are not IGNORE_INDEX; a first token has none",
         )
     rows_R = torch.nonzero_static(trained, size=num_label_tokens).squeeze(1)
-    return rows_R, targets[rows_R]
+    return rows_R, targets[rows_R].long()
 
 
-def label_logprobs(
+def label_index(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """The rows and targets of a batch's labels: those it planned on the host, or `label_rows`.
+
+    A batch that has `label_rows` and `label_targets`, (R,) int64 each, made by
+    `omr_io.batches.labels`, spares the device a scan over all labels.
+    """
+    rows_R: Tensor | None = getattr(batch, "label_rows", None)
+    if rows_R is None:
+        return label_rows(batch.labels, batch.num_label_tokens)
+    targets_R: Tensor = batch.label_targets  # type: ignore[attr-defined]
+    if not len(rows_R) == len(targets_R) == batch.num_label_tokens:
+        raise TrainingError(
+            f"{len(rows_R)} label rows and {len(targets_R)} targets, but the batch counts "
+            f"{batch.num_label_tokens} labels",
+            mend="Make both by label_index from the batch's own labels",
+        )
+    return rows_R, targets_R
+
+
+def label_log_probs(
     model: Any,
     batch: PackedBatch,
     *,
+    row_weights: Tensor | float | None = None,
+    entropy: bool = False,
     temperature: float = 1.0,
     banned: tuple[int, ...] = (),
-) -> Tensor:
-    """Log-probabilities of a batch's labels, (R,) float32 in the order of the flattened labels.
+    backend: Backend = "torch",
+) -> LogProbs:
+    """Log-probabilities of a batch's labels, in the order of the flattened labels.
 
-    Only rows that carry a label meet the language-model head.
+    Only rows that carry a label meet the language-model head. Arguments and result are those of
+    `omr_io.train.log_probs.log_probs`; temperature and banned are the rollout's, for RL.
 
-    Args:
-        temperature, banned: as for `token_logprobs`; those of the rollout, for RL.
+    Raises:
+        ConfigError: the head is not a linear layer without bias: its weight alone would not be
+            what it computes (an adapter's part would silently be left out); and as `log_probs`.
+        TrainingError: see `log_probs` and `label_rows`.
     """
-    hidden_BTH = forward(model, batch)
-    rows_R, targets_R = label_rows(batch.labels, batch.num_label_tokens)
-    hidden_RH = hidden_BTH.flatten(0, 1)[rows_R]
-    return token_logprobs(
-        hidden_RH, model.lm_head.weight, targets_R, temperature=temperature, banned=banned
-    )
+    head: object = model.lm_head
+    if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
+        raise ConfigError(
+            f"lm_head is a {type(head).__name__} with more than a weight",
+            mend="Leave lm_head out of LoRA's target_modules and modules_to_save, or merge it",
+        )
+    rows_R, targets_R = label_index(batch)
+    return log_probs(
+        forward(model, batch), head.weight, targets_R, rows=rows_R, row_weights=row_weights,
+        entropy=entropy, temperature=temperature, banned=banned, backend=backend,
+    )  # fmt: skip

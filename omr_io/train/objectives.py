@@ -3,7 +3,7 @@
 A loss is a sum over this rank's tokens divided by the number of label tokens of the whole step,
 over all ranks and accumulation steps. Gradients then add up to the same however a step is cut.
 
-Legend: R rows that carry a label, H hidden width, V vocabulary, G completions of one prompt.
+Legend: R rows that carry a label, G completions of one prompt.
 """
 
 from __future__ import annotations
@@ -12,70 +12,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from omr_io.errors import ConfigError
-
-MAX_LOGITS = 2**26
-"""Logits held at a time, in numbers: 256 MiB of float32."""
+from omr_io.train.log_probs import LogProbs
 
 
-def token_logprobs(
-    hidden_RH: Tensor,
-    lm_head_weight_VH: Tensor,
-    targets_R: Tensor,
-    *,
-    chunk: int | None = None,
-    temperature: float = 1.0,
-    banned: tuple[int, ...] = (),
-) -> Tensor:
-    """log softmax(hidden @ weight.T / temperature)[target], (R,) float32.
-
-    The logits of at most `chunk` rows exist at a time; with several chunks the backward pass
-    computes them again instead of keeping them.
-
-    Args:
-        hidden_RH: (R, H) the last hidden states of rows that predict a label.
-        targets_R: (R,) int64 token ids.
-        chunk: rows at a time; None keeps to MAX_LOGITS numbers.
-        temperature: the sampler's, above 0.
-        banned: ids with probability 0, the sampler's; no target may be one of them.
-    """
-    if temperature <= 0:
-        raise ConfigError(f"temperature must be above 0, not {temperature}")
-    rows = chunk or max(1, MAX_LOGITS // lm_head_weight_VH.shape[0])
-    if hidden_RH.shape[0] <= rows:
-        return _chunk_logprobs(hidden_RH, lm_head_weight_VH, targets_R, temperature, banned)
-    chunks = zip(torch.split(hidden_RH, rows), torch.split(targets_R, rows), strict=True)
-    parts = [
-        checkpoint(
-            _chunk_logprobs, hidden, lm_head_weight_VH, targets, temperature, banned,
-            use_reentrant=False, preserve_rng_state=False,
-        )
-        for hidden, targets in chunks
-    ]  # fmt: skip
-    return torch.cat(parts)
-
-
-def _chunk_logprobs(
-    hidden_RH: Tensor,
-    weight_VH: Tensor,
-    targets_R: Tensor,
-    temperature: float,
-    banned: tuple[int, ...],
-) -> Tensor:
-    logits_RV = (hidden_RH @ weight_VH.to(hidden_RH.dtype).T).float() / temperature
-    if banned:
-        index = torch.tensor(banned, device=logits_RV.device)
-        logits_RV = logits_RV.index_fill(1, index, float("-inf"))
-    return logits_RV.gather(1, targets_R[:, None]).squeeze(1) - logits_RV.logsumexp(1)
-
-
-def sft_loss(logprobs_R: Tensor, global_label_tokens: int) -> Tensor:
+def sft_loss(labels: LogProbs, global_label_tokens: int) -> Tensor:
     """Cross entropy: minus the sum of this part's label log-probabilities over the step's labels.
 
     Args:
-        logprobs_R: (R,) from `label_logprobs`; R may be 0.
+        labels: from `label_log_probs`; R may be 0. With `row_weights` the sum is the weighted one,
+            and its gradient costs one product less: 1.0 gives every label the same weight.
         global_label_tokens: label tokens of the whole optimiser step, all ranks and accumulation
             steps together. Under data parallelism that *averages* gradients, multiply the loss by
             the number of ranks.
@@ -85,7 +32,8 @@ def sft_loss(logprobs_R: Tensor, global_label_tokens: int) -> Tensor:
         however the step is cut into parts.
     """
     _check_count(global_label_tokens)
-    return -logprobs_R.sum() / global_label_tokens
+    total = labels.weighted_sum if labels.weighted_sum is not None else labels.log_probs.sum()
+    return -total / global_label_tokens
 
 
 def group_advantages(rewards_G: Tensor, *, scale_by_std: bool = True) -> Tensor:

@@ -236,7 +236,7 @@ def pack_rollouts(
 
     Yields:
         a batch, and the completions in it in the order of its labels. Every token of a completion
-        is a label, so they are as many as `label_logprobs` returns.
+        is a label, so they are as many as `label_log_probs` returns.
     """
     chat = encoder.chat
     samples = [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from omr_io.batches import Batch, make_batch
+from omr_io.batches.labels import label_index as plan_labels
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, TrainingError
 from omr_io.ops import pack_implementation
@@ -17,7 +19,7 @@ from omr_io.train.model import (
     TokenIds,
     build_demo_model,
     forward,
-    label_logprobs,
+    label_log_probs,
     label_rows,
     load_model,
 )
@@ -68,14 +70,14 @@ def test_a_folder_gives_the_model_back(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_label_logprobs_equal_one_sample_at_a_time(family: str) -> None:
+def test_label_log_probs_equal_one_sample_at_a_time(family: str) -> None:
     oracle = tiny.tiny_model(family).eval()
     model = copy.deepcopy(oracle)
     use_varlen(model)
     samples = [tiny.tiny_sample([(4, 4 + 2 * i)], 3 + i, i) for i in range(4)]
     # Four rows of two packs; sample 1 ends its pack without padding.
     batch = tiny.pack(model, [samples[:2], samples[2:]])
-    got = label_logprobs(model, batch)
+    got = label_log_probs(model, batch).log_probs
     expected = []
     for sample in samples:
         logprobs = tiny.alone(oracle, sample).log_softmax(-1)
@@ -90,6 +92,58 @@ def test_label_rows_without_labels() -> None:
     assert rows.shape == targets.shape == (0,)
     with pytest.raises(TrainingError, match="0 labels can be predicted, but the batch counts 1"):
         label_rows(torch.full((2, 4), -100), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A batch whose label rows were planned on the host."""
+
+    batch: tiny.TinyBatch
+    label_rows: torch.Tensor
+    label_targets: torch.Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batch, name)
+
+
+def test_label_rows_planned_on_the_host_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.tiny_model("qwen3_vl")
+    use_varlen(model)
+    samples = [tiny.tiny_sample([(4, 4 + 2 * i)], 3 + i, i) for i in range(4)]
+    batch = tiny.pack(model, [samples[:2], samples[2:]])
+    expected = label_log_probs(model, batch).log_probs
+    monkeypatch.setattr("omr_io.train.model.label_rows", None)  # no scan of the labels
+    rows, targets = map(torch.from_numpy, plan_labels(batch.labels.numpy()))
+    got = label_log_probs(model, Planned(batch, rows, targets)).log_probs
+    assert torch.equal(got, expected)
+    with pytest.raises(TrainingError, match="1 label rows and 1 targets, but the batch counts"):
+        label_log_probs(model, Planned(batch, rows[:1], targets[:1]))
+
+
+class Adapted(torch.nn.Module):
+    """A head as peft wraps it: its weight is not all that it computes."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+
+def test_a_head_that_is_more_than_its_weight_is_refused() -> None:
+    model = tiny.tiny_model("qwen3_vl")
+    use_varlen(model)
+    batch = tiny.pack(model, [[tiny.tiny_sample([], 6, 0)]])
+    label_log_probs(model, batch)
+    plain = model.lm_head
+    model.lm_head = Adapted(plain)
+    with pytest.raises(ConfigError, match="lm_head is a Adapted with more than a weight"):
+        label_log_probs(model, batch)
+    model.lm_head = torch.nn.Linear(plain.in_features, plain.out_features)
+    with pytest.raises(ConfigError, match="lm_head is a Linear with more than a weight"):
+        label_log_probs(model, batch)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -145,7 +199,7 @@ def test_batches_of_the_loader_give_the_logprobs_of_single_samples(family: str) 
     samples = [tiny.tiny_sample([(4, 4 + 2 * i), (8, 4)][: 1 + i % 2], 3 + i, i) for i in range(4)]
     samples.append(tiny.tiny_sample([], 5, 9))
     batch = loader_batch([samples[:3], samples[3:]], family, seq_len=80)
-    got = label_logprobs(model, batch)
+    got = label_log_probs(model, batch).log_probs
     expected = []
     for sample in samples:
         logprobs = tiny.alone(oracle, sample).log_softmax(-1)
@@ -163,6 +217,6 @@ def test_the_loaders_dummy_batch_gives_zero_gradients(family: str) -> None:
     use_varlen(model)
     batch = loader_batch([[tiny.tiny_sample([], 6, 0)]], family, seq_len=16)
     assert batch.has_dummy_image
-    label_logprobs(model, batch).sum().backward()
+    label_log_probs(model, batch).log_probs.sum().backward()
     grads = [p.grad for p in model.model.visual.parameters()]
     assert all(g is not None and bool((g == 0).all()) for g in grads)

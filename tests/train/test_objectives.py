@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omr_io.errors import ConfigError
-from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss, token_logprobs
+from omr_io.train.log_probs import LogProbs, log_probs
+from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
 
 
 def head(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -18,52 +19,8 @@ def head(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return hidden, weight, torch.randint(4, 11, (rows,), generator=g)
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3, 7, 100])
-@pytest.mark.parametrize(("temperature", "banned"), [(1.0, ()), (0.7, ()), (1.3, (0, 3))])
-def test_token_logprobs_equal_a_loop(
-    chunk: int | None, temperature: float, banned: tuple[int, ...]
-) -> None:
-    hidden, weight, targets = head(7)
-    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
-    got = token_logprobs(
-        hidden, weight, targets, chunk=chunk, temperature=temperature, banned=banned
-    )
-    expected = []
-    for row, target in zip(hidden, targets.tolist(), strict=True):
-        scores = [float("-inf") if v in banned else (row @ weight[v]) / temperature
-                  for v in range(11)]  # fmt: skip
-        total = sum(torch.exp(s) for s in scores if isinstance(s, torch.Tensor))
-        expected.append(scores[target] - torch.log(torch.as_tensor(total)))
-    slow = torch.stack([torch.as_tensor(e) for e in expected])
-    assert torch.allclose(got, slow, atol=1e-6)
-    weights = torch.arange(7.0)
-    fast_grads = torch.autograd.grad((got * weights).sum(), leaves)
-    slow_grads = torch.autograd.grad((slow * weights).sum(), leaves)
-    for fast, reference in zip(fast_grads, slow_grads, strict=True):
-        assert torch.allclose(fast, reference, atol=1e-5)
-
-
-def test_logits_exist_a_chunk_at_a_time() -> None:
-    """What autograd keeps between forward and backward is far less than all logits."""
-    hidden, _, _ = head(64)
-    weight = torch.randn(5000, 6, requires_grad=True)
-    targets = torch.randint(0, 5000, (64,))
-    kept = 0
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal kept
-        kept += tensor.numel() if tensor.data_ptr() != weight.data_ptr() else 0
-        return tensor
-
-    for chunk, bound in ((8, 5000), (64, 10**9)):
-        kept = 0
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            token_logprobs(hidden.requires_grad_(), weight, targets, chunk=chunk)
-        assert kept < bound
-    assert kept > 64 * 5000  # without chunks they are kept: the count sees them
-
-
-def test_sft_loss_is_the_mean_however_it_is_cut() -> None:
+@pytest.mark.parametrize("row_weights", [None, 1.0])
+def test_sft_loss_is_the_mean_however_it_is_cut(row_weights: float | None) -> None:
     hidden, weight, targets = head(12)
     hidden.requires_grad_()
     mean = torch.nn.functional.cross_entropy(hidden @ weight.T, targets)
@@ -72,7 +29,7 @@ def test_sft_loss_is_the_mean_however_it_is_cut() -> None:
         hidden.grad = None
         total = 0.0
         for h, t in zip(hidden.split(cuts), targets.split(cuts), strict=True):
-            loss = sft_loss(token_logprobs(h, weight, t), 12)
+            loss = sft_loss(log_probs(h, weight, t, row_weights=row_weights), 12)
             loss.backward()
             total += loss.item()
         assert total == pytest.approx(mean.item(), abs=1e-6)
@@ -83,7 +40,7 @@ def test_sft_loss_is_the_mean_however_it_is_cut() -> None:
 def test_a_mean_of_means_would_be_wrong() -> None:
     """The test above can fail: averaging each part's mean gives another loss."""
     hidden, weight, targets = head(12)
-    logprobs = token_logprobs(hidden, weight, targets)
+    logprobs = log_probs(hidden, weight, targets).log_probs
     parts = logprobs.split([1, 11])
     assert abs(-sum(p.mean() for p in parts) / 2 + logprobs.mean()) > 0.05
 
@@ -169,6 +126,4 @@ def test_bad_arguments_are_errors() -> None:
     with pytest.raises(ConfigError, match="reference_logprobs"):
         grpo_loss(x, x, x, x, 2, reference_logprobs=x)
     with pytest.raises(ConfigError, match="at least one label"):
-        sft_loss(x, 0)
-    with pytest.raises(ConfigError, match="temperature"):
-        token_logprobs(x[None], x[None], torch.tensor([0]), temperature=0.0)
+        sft_loss(LogProbs(x, None, None), 0)

@@ -9,7 +9,7 @@ import torch
 
 from omr_io.errors import ConfigError
 from omr_io.train.attention import use_varlen
-from omr_io.train.model import label_logprobs
+from omr_io.train.model import label_log_probs
 from omr_io.train.rollout import Completion, generate
 from omr_io.types import EncodedSample
 from tests.train import tiny_models as tiny
@@ -92,7 +92,7 @@ def test_logprobs_are_those_of_the_training_forward(family: str, temperature: fl
         )
     with torch.no_grad():
         batch = tiny.pack(model, [rows[:4], rows[4:]])
-        again = label_logprobs(model, batch, temperature=temperature, banned=BANNED)
+        again = label_log_probs(model, batch, temperature=temperature, banned=BANNED).log_probs
     sampled = torch.from_numpy(np.concatenate([c.logprobs for c in made]))
     assert torch.allclose(again, sampled, atol=2e-5)
     assert sampled.std() > 0.3
@@ -167,7 +167,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.training
     assert model.model.language_model.config._attn_implementation == "omr_varlen"
     batch = tiny.pack(model, [SAMPLES[:2]])
-    assert label_logprobs(model, batch).requires_grad
+    assert label_log_probs(model, batch).log_probs.requires_grad
 
 
 @pytest.mark.parametrize(
