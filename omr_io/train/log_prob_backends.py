@@ -9,7 +9,7 @@ Liger's LigerFusedLinearScaledCrossEntropyFunction rounds its entropy to bfloat1
 8 nats), so it is not offered. It adds up the weight's gradient in bfloat16, by 512 or 1,024 rows;
 on compute capability 9.0 it needs its extra "cutedsl", elsewhere it runs chunked torch. It checks
 targets by a look from the host, so it syncs. The cut-cross-entropy on the package index (25.1.1,
-January 2025) is not Apple's: it adds up all gradients in bfloat16 and cannot be told otherwise.
+January 2025) differs from that repository: it adds up all gradients in bfloat16, always.
 
 So a kernel is tried out before its first use, on the GPU it is to run on: see `shortfall`. Neither
 was run on a GPU here.
