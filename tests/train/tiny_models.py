@@ -1,4 +1,4 @@
-"""Tiny random Qwen2.5-VL and Qwen3-VL, and packs for them built by hand, apart from the loader."""
+"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and packs for them built by hand, apart from the loader."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 IMAGE, VIDEO, START, END, EOS, PAD = 5, 6, 7, 8, 1, 0
 VOCAB = 99
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+EVERY_FAMILY = (*FAMILIES, "qwen2_vl")
 
 
 def tiny_model(family: str, seed: int = 0) -> Any:
@@ -38,6 +39,14 @@ def tiny_model(family: str, seed: int = 0) -> Any:
         vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
         config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
         kind: Any = transformers.Qwen3VLForConditionalGeneration
+    elif family == "qwen2_vl":
+        # Here hidden_size is the width after merging.
+        vision = {
+            "depth": 3, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2, "num_heads": 2,
+            "patch_size": 4, "initializer_range": 0.15,
+        }  # fmt: skip
+        config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+        kind = transformers.Qwen2VLForConditionalGeneration
     else:
         # A window of 2 x 2 merged patches, so that images of this size have several.
         vision |= {"fullatt_block_indexes": [2], "window_size": 16}

@@ -1,0 +1,358 @@
+"""Rollouts in packs that hold each prompt, with its images, once a group instead of once a
+completion.
+
+    [prompt A][completion 1][completion 2] ... [prompt B][completion 1] ... [padding]
+
+Completions see their prompt and themselves (`omr_io.train.attention.prefixes`), and their positions
+go on from the prompt's end, so hidden states are those of the unshared layout. A prompt's last
+token predicts the first token of every completion: no row of labels can say so, and rows and
+targets are listed instead.
+
+Legend: B packs, T seq_len, R tokens of completions, n tokens of one completion, p of a prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omr_io.batches import Batch, make_batch
+from omr_io.errors import ConfigError, DataError, SampleTooLongError, Where
+from omr_io.loader.samples import SampleEncoder
+from omr_io.ops import pack_implementation
+from omr_io.packing import Lengths, plan_epoch
+from omr_io.packing.binning import best_fit
+from omr_io.train.attention import TEXT_ATTENTION, SharedPrefixes, share_prefixes
+from omr_io.train.model import forward
+from omr_io.train.objectives import token_logprobs
+from omr_io.train.rollout import Completion
+from omr_io.types import IGNORE_INDEX, EncodedSample, Int64Array, PackedArrays
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedPrefixBatch:
+    """Packs of groups for one forward pass.
+
+    Attributes:
+        batch: tokens, positions and pixels. `num_tokens` counts what is computed; each prompt is
+            one of `keys`, once for each of its copies. Its labels are all IGNORE_INDEX.
+        prefixes: which segment sees which.
+        rows: (R,) int64 places in the flattened B x T of the hidden states that predict a token of
+            a completion; a prompt's last row occurs once for each of its completions.
+        targets: (R,) int64, the tokens they should predict.
+    """
+
+    batch: Batch
+    prefixes: SharedPrefixes
+    rows: Tensor
+    targets: Tensor
+
+    def model_inputs(self) -> dict[str, Any]:
+        """The keyword arguments of the model's forward, which must be under our attention.
+
+        There is no cu_seq_lens_q: an attention that does not know shared_prefixes must not take
+        completions for samples of their own.
+        """
+        return self.batch.model_inputs(varlen=False) | {"shared_prefixes": self.prefixes}
+
+    def vision_inputs(
+        self, *, window_size: int | None = None, num_position_embeddings: int | None = None
+    ) -> dict[str, Any]:
+        """See `Batch.vision_inputs`."""
+        return self.batch.vision_inputs(
+            window_size=window_size, num_position_embeddings=num_position_embeddings
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> SharedPrefixBatch:
+        """The batch with all tensors on `device`. Non-blocking copies need `pin_memory` first."""
+        return SharedPrefixBatch(
+            self.batch.to(device, non_blocking),
+            self.prefixes.to(device, non_blocking),
+            self.rows.to(device, non_blocking=non_blocking),
+            self.targets.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> SharedPrefixBatch:
+        """The batch with all tensors in page-locked memory; needs a CUDA device."""
+        return SharedPrefixBatch(
+            self.batch.pin_memory(),
+            self.prefixes.pin_memory(),
+            self.rows.pin_memory(),
+            self.targets.pin_memory(),
+        )
+
+
+def shared_logprobs(
+    model: Any,
+    batch: SharedPrefixBatch,
+    *,
+    temperature: float = 1.0,
+    banned: tuple[int, ...] = (),
+) -> Tensor:
+    """Log-probabilities of a batch's completions, (R,) float32 in the order of its targets.
+
+    Args:
+        model: a Qwen VLM under `use_varlen`.
+        temperature, banned: those of the rollout; as for `token_logprobs`.
+
+    Raises:
+        ConfigError: the text model is under another attention, which would let a completion see all
+            that stands before it.
+    """
+    name = model.model.language_model.config._attn_implementation
+    if name != TEXT_ATTENTION:
+        raise ConfigError(
+            f"packs with shared prompts need {TEXT_ATTENTION} attention, the model has {name}",
+            mend="Call omr_io.train.attention.use_varlen(model) first",
+        )
+    hidden_BTH = forward(model, batch)  # type: ignore[arg-type]  # labels are rows and targets
+    hidden_RH = hidden_BTH.flatten(0, 1).index_select(0, batch.rows)
+    return token_logprobs(
+        hidden_RH, model.lm_head.weight, batch.targets, temperature=temperature, banned=banned
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A copy of a prompt, and the numbers of the completions that share it."""
+
+    prompt: int
+    members: tuple[int, ...]
+
+
+def pack_shared_rollouts(
+    prompts: Sequence[EncodedSample],
+    completions: Sequence[Completion],
+    *,
+    group: int,
+    seq_len: int,
+    packs_per_batch: int,
+    encoder: SampleEncoder,
+) -> Iterator[tuple[SharedPrefixBatch, list[int]]]:
+    """Pack each prompt once with all its completions, by the loader's own plan.
+
+    The same arguments as `omr_io.train.run.pack_rollouts`, and the same tokens are trained. A group
+    that does not fit into seq_len is spread over as few copies of its prompt as will do.
+
+    Args:
+        completions: `group` of each prompt, groups together.
+
+    Yields:
+        a batch, and the completions in it in the order of its targets. All tokens of a completion
+        are targets, so they are as many as `shared_logprobs` returns.
+
+    Raises:
+        ConfigError: completions are not `group` of each prompt.
+        SampleTooLongError: a prompt with one of its completions is longer than seq_len.
+        DataError: a prompt has no tokens, or a completion holds an image token.
+    """
+    _check(prompts, completions, group, encoder.chat.image_token_id)
+    groups = [
+        _Group(number, members)
+        for number, prompt in enumerate(prompts)
+        for members in _copies(prompt, completions, number * group, group, seq_len)
+    ]
+    plan = plan_epoch(
+        _lengths(groups, prompts, completions, encoder.chat.image_token_id),
+        epoch=0,
+        seed=0,
+        seq_len=seq_len,
+        packs_per_step=1,
+        keys=[prompts[g.prompt].key for g in groups],
+    )
+    step_label_tokens = sum(len(completion.ids) for completion in completions)
+    for first in range(0, plan.num_packs, packs_per_batch):
+        numbers = range(first, min(first + packs_per_batch, plan.num_packs))
+        packs = [[groups[i] for i in plan.pack(n)] for n in numbers]
+        layout = _Layout.of(packs, prompts, completions, seq_len, encoder)
+        batch = make_batch(
+            layout.arrays,
+            [[prompts[g.prompt] for g in pack] for pack in packs],
+            vision=encoder.vision,
+            step_label_tokens=step_label_tokens,
+            epoch=0,
+            step=0,
+            micro_step=first // packs_per_batch,
+        )
+        yield (
+            SharedPrefixBatch(
+                dataclasses.replace(batch, num_tokens=layout.num_tokens),
+                layout.prefixes,
+                torch.from_numpy(layout.rows),
+                torch.from_numpy(layout.targets),
+            ),
+            [i for pack in packs for g in pack for i in g.members],
+        )
+
+
+def _check(
+    prompts: Sequence[EncodedSample],
+    completions: Sequence[Completion],
+    group: int,
+    image_token_id: int,
+) -> None:
+    if group < 1 or len(completions) != group * len(prompts):
+        raise ConfigError(
+            f"{len(completions)} completions are not {group} of each of {len(prompts)} prompts"
+        )
+    for prompt in prompts:
+        if not len(prompt.input_ids):
+            raise DataError("a prompt has no tokens", where=Where(key=prompt.key))
+    for number, completion in enumerate(completions):
+        if bool((completion.ids == image_token_id).any()):
+            raise DataError(
+                f"completion {number % group} of its prompt holds an image token without an image",
+                where=Where(key=prompts[number // group].key),
+                mend="Ban TokenIds.banned when sampling",
+            )
+
+
+def _copies(
+    prompt: EncodedSample,
+    completions: Sequence[Completion],
+    first: int,
+    group: int,
+    seq_len: int,
+) -> list[tuple[int, ...]]:
+    """The completions of a prompt, divided so that each part fits into a pack with the prompt."""
+    lengths = [len(completions[first + i].ids) for i in range(group)]
+    room = seq_len - len(prompt.input_ids)
+    if max(lengths) > room:
+        raise SampleTooLongError(
+            f"a prompt of {len(prompt.input_ids)} tokens and its completion of {max(lengths)} are "
+            f"longer than seq_len {seq_len}",
+            where=Where(key=prompt.key),
+            mend="Raise data: seq_len, or lower rl: max_new_tokens or the pixel budget",
+        )
+    if sum(lengths) <= room:
+        return [tuple(range(first, first + group))]
+    order = sorted(range(group), key=lambda i: -lengths[i])
+    bins = best_fit([lengths[i] for i in order], room)
+    parts: list[list[int]] = [[] for _ in range(max(bins) + 1)]
+    for i, number in zip(order, bins, strict=True):
+        parts[number].append(first + i)
+    return [tuple(sorted(part)) for part in parts]
+
+
+def _lengths(
+    groups: Sequence[_Group],
+    prompts: Sequence[EncodedSample],
+    completions: Sequence[Completion],
+    image_token_id: int,
+) -> Lengths:
+    answered = [sum(len(completions[i].ids) for i in g.members) for g in groups]
+    asked = [prompts[g.prompt] for g in groups]
+    images = [int((prompt.input_ids == image_token_id).sum()) for prompt in asked]
+    texts = [
+        len(prompt.input_ids) - image + answer
+        for prompt, image, answer in zip(asked, images, answered, strict=True)
+    ]
+    patches = [int(prompt.image_grid_thw.prod(axis=1).sum()) for prompt in asked]
+    return Lengths(*(np.asarray(c, np.int64) for c in (texts, images, answered, patches)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """Where everything stands in a batch's rows."""
+
+    arrays: PackedArrays
+    prefixes: SharedPrefixes
+    rows: Int64Array
+    targets: Int64Array
+    num_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        packs: Sequence[Sequence[_Group]],
+        prompts: Sequence[EncodedSample],
+        completions: Sequence[Completion],
+        seq_len: int,
+        encoder: SampleEncoder,
+    ) -> _Layout:
+        shape = (len(packs), seq_len)
+        input_ids_BT = np.full(shape, encoder.chat.pad_token_id, np.int64)
+        position_ids_4BT = np.zeros((4, *shape), np.int64)
+        positions = _prompt_positions(packs, prompts, encoder)
+        lengths: list[int] = []
+        seen: list[int | None] = []
+        rows: list[Int64Array] = []
+        targets: list[Any] = []
+        num_tokens = 0
+        for b, pack in enumerate(packs):
+            start = 0
+            for g in pack:
+                positions_4p = positions[g.prompt]
+                prefix, end = len(lengths), start + len(prompts[g.prompt].input_ids)
+                last, following_4 = b * seq_len + end - 1, positions_4p[:, -1:]
+                input_ids_BT[b, start:end] = prompts[g.prompt].input_ids
+                position_ids_4BT[:, b, start:end] = positions_4p[:, :-1]
+                lengths.append(end - start)
+                seen.append(None)
+                for i in g.members:
+                    start, end = end, end + len(completions[i].ids)
+                    input_ids_BT[b, start:end] = completions[i].ids
+                    position_ids_4BT[:, b, start:end] = following_4 + np.arange(end - start)
+                    lengths.append(end - start)
+                    seen.append(prefix)
+                    places = b * seq_len + np.arange(start - 1, end - 1)
+                    places[:1] = last
+                    rows.append(places)
+                    targets.append(completions[i].ids)
+                start = end
+            position_ids_4BT[:, b, start:] = np.arange(seq_len - start)
+            lengths.append(seq_len - start)
+            seen.append(None)
+            num_tokens += start
+        prefixes = share_prefixes(lengths, seen)
+        all_rows = np.concatenate([np.empty(0, np.int64), *rows])
+        return cls(
+            arrays=PackedArrays(
+                input_ids=input_ids_BT,
+                labels=np.full(shape, IGNORE_INDEX, np.int64),
+                position_ids=position_ids_4BT,
+                mm_token_type_ids=(input_ids_BT == encoder.chat.image_token_id).astype(np.int64),
+                cu_seqlens=np.asarray(prefixes.bounds, np.int32),
+                max_seqlen=prefixes.max_seqlen,
+                num_label_tokens=len(all_rows),
+            ),
+            prefixes=prefixes,
+            rows=all_rows,
+            targets=np.concatenate([np.empty(0, np.int64), *targets]),
+            num_tokens=num_tokens,
+        )
+
+
+def _prompt_positions(
+    packs: Sequence[Sequence[_Group]], prompts: Sequence[EncodedSample], encoder: SampleEncoder
+) -> dict[int, Int64Array]:
+    """(4, p + 1) for each prompt: its positions, and that of the first token after it."""
+    chat = encoder.chat
+    numbers = sorted({g.prompt for pack in packs for g in pack})
+    longer = [
+        dataclasses.replace(
+            prompts[i],
+            input_ids=np.append(prompts[i].input_ids, chat.pad_token_id).astype(np.int32),
+            trained=np.zeros(len(prompts[i].input_ids) + 1, np.bool_),
+        )
+        for i in numbers
+    ]
+    if not longer:
+        return {}
+    packed = pack_implementation()(
+        [[sample] for sample in longer],
+        seq_len=max(len(sample.input_ids) for sample in longer),
+        pad_id=chat.pad_token_id,
+        image_token_id=chat.image_token_id,
+        merge_size=encoder.vision.merge_size,
+    )
+    return {
+        i: packed.position_ids[:, row, : len(sample.input_ids)]
+        for row, (i, sample) in enumerate(zip(numbers, longer, strict=True))
+    }

@@ -1,0 +1,343 @@
+"""Groups with one copy of their prompt against transformers, each completion by itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omr_io.config import VisionConfig
+from omr_io.errors import ConfigError, DataError, SampleTooLongError
+from omr_io.train.attention import use_varlen
+from omr_io.train.model import label_logprobs
+from omr_io.train.rollout import Completion
+from omr_io.train.run import pack_rollouts
+from omr_io.train.shared_prefix import SharedPrefixBatch, pack_shared_rollouts, shared_logprobs
+from omr_io.types import EncodedSample
+from tests.train import tiny_models as tiny
+
+GROUP = 3
+# One image, two images, none: prompts of 2 words, images and one more word.
+PROMPTS = [
+    tiny.tiny_sample([(4, 6)], 1, seed=1),
+    tiny.tiny_sample([(8, 4), (4, 4)], 2, seed=2),
+    tiny.tiny_sample([], 4, seed=3),
+    tiny.tiny_sample([(6, 4)], 1, seed=4),
+]
+LENGTHS = [5, 1, 9, 4, 4, 2, 1, 7, 3, 6, 1, 1]
+ENCODER: Any = SimpleNamespace(
+    chat=SimpleNamespace(image_token_id=tiny.IMAGE, pad_token_id=tiny.PAD),
+    vision=VisionConfig(patch_size=4),
+)
+
+
+def encoded(sample: tiny.Sample, key: str) -> EncodedSample:
+    return EncodedSample(
+        key=key,
+        input_ids=sample.input_ids.int().numpy(),
+        trained=np.zeros(len(sample.input_ids), np.bool_),
+        pixel_values=sample.pixel_values.numpy() if len(sample.pixel_values) else None,
+        image_grid_thw=sample.image_grid_thw.numpy(),
+    )
+
+
+ASKED = [encoded(sample, f"case-{i}") for i, sample in enumerate(PROMPTS)]
+
+
+def completions_of(lengths: list[int], seed: int = 0) -> list[Completion]:
+    rng = np.random.default_rng(seed)
+    return [
+        Completion(rng.integers(10, tiny.VOCAB, n).astype(np.int32), np.zeros(n, np.float32), True)
+        for n in lengths
+    ]
+
+
+COMPLETIONS = completions_of(LENGTHS)
+
+
+def shared(**changes: Any) -> list[tuple[SharedPrefixBatch, list[int]]]:
+    options: dict[str, Any] = {
+        "prompts": ASKED, "completions": COMPLETIONS, "group": GROUP, "seq_len": 80,
+        "packs_per_batch": 2, "encoder": ENCODER,
+    }  # fmt: skip
+    return list(pack_shared_rollouts(**(options | changes)))
+
+
+def models(family: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    oracle = tiny.tiny_model(family).to(dtype)
+    model = copy.deepcopy(oracle)
+    use_varlen(model)
+    return oracle, model
+
+
+def sample_of(number: int) -> tiny.Sample:
+    prompt = PROMPTS[number // GROUP]
+    ids = torch.cat([prompt.input_ids, torch.from_numpy(COMPLETIONS[number].ids).long()])
+    return tiny.Sample(ids, prompt.pixel_values, prompt.image_grid_thw, len(prompt.input_ids))
+
+
+def alone(oracle: Any, number: int) -> torch.Tensor:
+    """(n, V): logits that predict a completion, by transformers' defaults, without packing."""
+    sample = sample_of(number)
+    pixels = sample.pixel_values.to(oracle.dtype)
+    sample = tiny.Sample(sample.input_ids, pixels, sample.image_grid_thw, sample.num_prompt_tokens)
+    return tiny.alone(oracle, sample)[sample.num_prompt_tokens - 1 : -1]
+
+
+def logits_of(model: Any, batch: SharedPrefixBatch) -> torch.Tensor:
+    logits_BTV = model(**batch.model_inputs()).logits
+    return logits_BTV.flatten(0, 1)[batch.rows]
+
+
+def weights_of(members: list[int]) -> torch.Tensor:
+    """(R,) a different weight for each token, as advantages are."""
+    parts = [torch.randn(LENGTHS[i], generator=torch.Generator().manual_seed(i)) for i in members]
+    return torch.cat(parts)
+
+
+def gradients(model: Any, losses: list[Callable[[], torch.Tensor]]) -> dict[str, Any]:
+    model.zero_grad(set_to_none=True)
+    for loss in losses:
+        loss().backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def worst_relative(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """The largest difference of any gradient, in units of the largest of all gradients."""
+    assert found.keys() == expected.keys()
+    compared = [name for name in expected if expected[name] is not None]
+    assert compared == [name for name in found if found[name] is not None]
+    assert sum(float(expected[name].abs().max()) > 0 for name in compared) > 0.9 * len(expected)
+    scale = max(float(expected[name].abs().max()) for name in compared)
+    worst = max(float((found[name] - expected[name]).abs().max()) for name in compared)
+    return worst / scale
+
+
+@pytest.mark.parametrize("family", tiny.EVERY_FAMILY)
+@torch.no_grad()
+def test_logits_are_those_of_each_completion_alone(family: str) -> None:
+    oracle, model = models(family)
+    seen: list[int] = []
+    for batch, members in shared():
+        expected = torch.cat([alone(oracle, i) for i in members])
+        assert expected.std() > 0.5  # a model with an opinion
+        assert float((logits_of(model, batch) - expected).abs().max()) < 1e-5
+        seen += members
+    assert sorted(seen) == list(range(len(COMPLETIONS)))
+
+
+@pytest.mark.parametrize("family", tiny.EVERY_FAMILY)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)]
+)
+def test_gradients_are_those_of_each_completion_alone(
+    family: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """In float64 it is equal to float64's rounding: float32's difference is rounding too."""
+    oracle, model = models(family, dtype)
+
+    def of_batch(batch: SharedPrefixBatch, members: list[int]) -> torch.Tensor:
+        inputs = batch.model_inputs()
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        scores_RV = model(**inputs).logits.flatten(0, 1)[batch.rows].log_softmax(1)
+        scores_R = scores_RV.gather(1, batch.targets[:, None]).squeeze(1)
+        return (weights_of(members) * scores_R).sum()
+
+    def of_one(number: int) -> torch.Tensor:
+        targets = torch.from_numpy(COMPLETIONS[number].ids).long()
+        scores = alone(oracle, number).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+        return (weights_of([number]) * scores).sum()
+
+    found = gradients(model, [lambda b=b, m=m: of_batch(b, m) for b, m in shared()])
+    expected = gradients(oracle, [lambda i=i: of_one(i) for i in range(len(COMPLETIONS))])
+    assert worst_relative(found, expected) < tolerance
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_log_probs_and_gradients_are_those_of_the_unshared_packs(family: str) -> None:
+    """Through the functions that the recipe calls, with temperature and bans."""
+    _, model = models(family)
+    options: dict[str, Any] = {"temperature": 0.7, "banned": (tiny.IMAGE, tiny.VIDEO)}
+    scores: dict[str, dict[int, torch.Tensor]] = {"shared": {}, "unshared": {}}
+
+    def of(kind: str, score: Any, batch: Any, members: list[int]) -> torch.Tensor:
+        scores_R = score(model, batch, **options)
+        parts = scores_R.detach().split([LENGTHS[i] for i in members])
+        scores[kind] |= dict(zip(members, parts, strict=True))
+        return (weights_of(members) * scores_R).sum()
+
+    unshared = pack_rollouts(
+        ASKED, COMPLETIONS, group=GROUP, seq_len=80, packs_per_batch=2, encoder=ENCODER
+    )
+    found = gradients(
+        model, [lambda b=b, m=m: of("shared", shared_logprobs, b, m) for b, m in shared()]
+    )
+    expected = gradients(
+        model, [lambda b=b, m=m: of("unshared", label_logprobs, b, m) for b, m in unshared]
+    )
+    assert scores["shared"].keys() == scores["unshared"].keys() == set(range(len(COMPLETIONS)))
+    for i in range(len(COMPLETIONS)):
+        assert torch.allclose(scores["shared"][i], scores["unshared"][i], rtol=0, atol=1e-5)
+    assert worst_relative(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("seq_len", [24, 33, 80, 200])
+@torch.no_grad()
+def test_groups_that_do_not_fit_are_spread_over_copies(seq_len: int) -> None:
+    oracle, model = models("qwen3_vl")
+    seen: list[int] = []
+    copies = 0
+    for batch, members in shared(seq_len=seq_len):
+        assert batch.batch.input_ids.shape[1] == seq_len
+        expected = torch.cat([alone(oracle, i) for i in members])
+        assert float((logits_of(model, batch) - expected).abs().max()) < 1e-5
+        copies += sum(len(keys) for keys in batch.batch.keys)
+        seen += members
+    assert sorted(seen) == list(range(len(COMPLETIONS)))
+    assert (copies > len(PROMPTS)) == (seq_len < 34)
+
+
+@torch.no_grad()
+def test_a_completion_is_not_seen_by_another() -> None:
+    _, model = models("qwen3_vl")
+    (batch, members), *_ = shared(seq_len=200, packs_per_batch=1)
+    before = logits_of(model, batch)
+    changed = completions_of(LENGTHS)
+    first = members[0]
+    changed[first] = completions_of([LENGTHS[first]], seed=9)[0]
+    (other, _), *_ = shared(seq_len=200, packs_per_batch=1, completions=changed)
+    after = logits_of(model, other)
+    own = LENGTHS[first]
+    assert own > 1
+    assert torch.equal(before[own:], after[own:])
+    assert not torch.equal(before[1:own], after[1:own])
+
+
+@torch.no_grad()
+def test_the_comparison_would_see_a_wrong_plan() -> None:
+    """Completions that see nothing of their prompt, or too much, differ by far."""
+    from omr_io.train.attention import share_prefixes
+
+    oracle, model = models("qwen3_vl")
+    batch, members = shared()[0]
+    expected = torch.cat([alone(oracle, i) for i in members])
+    lengths = np.diff(batch.prefixes.bounds).tolist()
+    nothing = share_prefixes(lengths, [None] * len(lengths))
+    everything = share_prefixes([sum(lengths)], [None])
+    for prefixes in (nothing, everything):
+        inputs = batch.model_inputs() | {"shared_prefixes": prefixes}
+        logits = model(**inputs).logits.flatten(0, 1)[batch.rows]
+        assert float((logits - expected).abs().max()) > 0.5
+
+
+def test_what_a_batch_holds() -> None:
+    total = sum(LENGTHS)
+    for batch, members in shared():
+        inner = batch.batch
+        groups = sorted({i // GROUP for i in members})
+        asked = [ASKED[g] for g in groups]
+        assert sorted(key for keys in inner.keys for key in keys) == [p.key for p in asked]
+        assert inner.num_images == sum(len(p.image_grid_thw) for p in asked)
+        assert inner.pixel_values.shape[0] == sum(
+            p.image_grid_thw.prod(axis=1).sum() for p in asked
+        )
+        wanted = np.concatenate([COMPLETIONS[i].ids for i in members])
+        np.testing.assert_array_equal(batch.targets.numpy(), wanted)
+        assert inner.num_label_tokens == len(batch.rows) == len(wanted)
+        assert inner.step_label_tokens == total
+        tokens = sum(len(p.input_ids) for p in asked) + len(wanted)
+        assert inner.num_tokens == tokens
+        assert int((inner.input_ids != tiny.PAD).sum()) == tokens
+        inputs = batch.model_inputs()
+        assert "cu_seq_lens_q" not in inputs
+        assert inputs["use_cache"] is False
+        moved = batch.to("cpu")
+        assert torch.equal(moved.prefixes.key_rows, batch.prefixes.key_rows)
+
+
+def test_an_empty_completion_has_no_target() -> None:
+    made = completions_of([3, 0, 2, *LENGTHS[3:]])
+    rows = {i: 0 for i in range(len(made))}
+    for batch, members in shared(completions=made):
+        assert len(batch.rows) == sum(len(made[i].ids) for i in members)
+        for i in members:
+            rows[i] += 1
+    assert set(rows.values()) == {1}
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_rows_and_positions_for_any_groups(data: st.DataObject) -> None:
+    """Every target's row, position and visible keys against the unshared sequence, spelled out."""
+    group = data.draw(st.integers(1, 5))
+    numbers = data.draw(st.lists(st.integers(0, len(ASKED) - 1), min_size=1, max_size=4))
+    lengths = data.draw(
+        st.lists(st.integers(0, 8), min_size=group * len(numbers), max_size=group * len(numbers))
+    )
+    made = completions_of(lengths)
+    seq_len = data.draw(st.integers(26, 120))
+    packs_per_batch = data.draw(st.integers(1, 3))
+    model = tiny.tiny_model("qwen3_vl")
+    seen: list[int] = []
+    for batch, members in shared(
+        prompts=[ASKED[n] for n in numbers], completions=made, group=group, seq_len=seq_len,
+        packs_per_batch=packs_per_batch,
+    ):  # fmt: skip
+        ids = batch.batch.input_ids.flatten()
+        positions = batch.batch.position_ids.flatten(1)
+        p = batch.prefixes
+        assert p.bounds[-1] == len(ids)
+        assert p.max_seqlen == max(np.diff(p.bounds))
+        assert p.max_key_seqlen == max(np.diff(p.key_bounds))
+        place = 0
+        for i in members:
+            prompt = PROMPTS[numbers[i // group]]
+            whole = torch.cat([prompt.input_ids, torch.from_numpy(made[i].ids).long()])
+            sample = tiny.Sample(whole, prompt.pixel_values, prompt.image_grid_thw, 0)
+            expected = tiny.rope_positions(model, sample)
+            n, start = len(made[i].ids), len(prompt.input_ids)
+            rows = batch.rows[place : place + n]
+            for j, row in enumerate(rows.tolist()):
+                assert ids[row] == whole[start + j - 1]
+                assert torch.equal(positions[:, row], expected[:, start + j - 1])
+                segment = int(np.searchsorted(p.bounds, row, side="right")) - 1
+                keys = p.key_rows[p.key_bounds[segment] : p.key_bounds[segment + 1]]
+                visible = keys[: int((keys <= row).sum())]
+                assert torch.equal(ids[visible], whole[: start + j])
+            place += n
+        assert place == len(batch.rows)
+        seen += members
+    assert sorted(seen) == list(range(len(made)))
+
+
+def test_what_cannot_be_packed_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="11 completions are not 3 of each of 4 prompts"):
+        shared(completions=COMPLETIONS[:-1])
+    with pytest.raises(SampleTooLongError, match=r"case-0.*11 tokens and its completion of 9"):
+        shared(seq_len=19)
+    bad = completions_of(LENGTHS)
+    bad[4].ids[1] = tiny.IMAGE
+    with pytest.raises(DataError, match=r"case-1.*completion 1 .* image token"):
+        shared(completions=bad)
+    empty = [*ASKED[:3], encoded(tiny.Sample(*[torch.empty(0)] * 2, torch.empty(0, 3).long(), 0), "e")]
+    with pytest.raises(DataError, match="no tokens"):
+        shared(prompts=empty)
+
+
+def test_another_attention_is_refused() -> None:
+    oracle, _ = models("qwen3_vl")
+    batch, _ = shared()[0]
+    with pytest.raises(ConfigError, match="the model has sdpa"):
+        shared_logprobs(oracle, batch)
+
+
+def test_no_prompts_make_no_batches() -> None:
+    assert shared(prompts=[], completions=[]) == []
