@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -70,8 +71,11 @@ def shared(**changes: Any) -> list[tuple[SharedPrefixBatch, list[int]]]:
     return list(pack_shared_rollouts(**(options | changes)))
 
 
-def models(family: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    oracle = tiny.tiny_model(family).to(dtype)
+ROPE_MODEL = tiny.tiny_model("qwen3_vl")
+
+
+def models(family: str) -> tuple[Any, Any]:
+    oracle = tiny.tiny_model(family)
     model = copy.deepcopy(oracle)
     use_varlen(model)
     return oracle, model
@@ -86,8 +90,6 @@ def sample_of(number: int) -> tiny.Sample:
 def alone(oracle: Any, number: int) -> torch.Tensor:
     """(n, V): logits that predict a completion, by transformers' defaults, without packing."""
     sample = sample_of(number)
-    pixels = sample.pixel_values.to(oracle.dtype)
-    sample = tiny.Sample(sample.input_ids, pixels, sample.image_grid_thw, sample.num_prompt_tokens)
     return tiny.alone(oracle, sample)[sample.num_prompt_tokens - 1 : -1]
 
 
@@ -109,15 +111,19 @@ def gradients(model: Any, losses: list[Callable[[], torch.Tensor]]) -> dict[str,
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def worst_relative(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    """The largest difference of any gradient, in units of the largest of all gradients."""
+def assert_equal_gradients(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Within 1e-5 of each parameter's largest gradient, down to 1e-3 of the largest of all.
+
+    A key bias shifts all scores of a row alike: its gradient is rounding noise, far below that.
+    """
     assert found.keys() == expected.keys()
-    compared = [name for name in expected if expected[name] is not None]
-    assert compared == [name for name in found if found[name] is not None]
-    assert sum(float(expected[name].abs().max()) > 0 for name in compared) > 0.9 * len(expected)
-    scale = max(float(expected[name].abs().max()) for name in compared)
-    worst = max(float((found[name] - expected[name]).abs().max()) for name in compared)
-    return worst / scale
+    compared = {name: g for name, g in expected.items() if g is not None}
+    assert compared.keys() == {name for name, g in found.items() if g is not None}
+    scales = {name: float(g.abs().max()) for name, g in compared.items()}
+    assert sum(scale > 0 for scale in scales.values()) > 0.9 * len(expected)
+    for name, scale in scales.items():
+        difference = float((found[name] - compared[name]).abs().max())
+        assert difference < 1e-5 * max(scale, 1e-3 * max(scales.values())), name
 
 
 @pytest.mark.parametrize("family", tiny.EVERY_FAMILY)
@@ -134,20 +140,11 @@ def test_logits_are_those_of_each_completion_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", tiny.EVERY_FAMILY)
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)]
-)
-def test_gradients_are_those_of_each_completion_alone(
-    family: str, dtype: torch.dtype, tolerance: float
-) -> None:
-    """In float64 it is equal to float64's rounding: float32's difference is rounding too."""
-    oracle, model = models(family, dtype)
+def test_gradients_are_those_of_each_completion_alone(family: str) -> None:
+    oracle, model = models(family)
 
     def of_batch(batch: SharedPrefixBatch, members: list[int]) -> torch.Tensor:
-        inputs = batch.model_inputs()
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        scores_RV = model(**inputs).logits.flatten(0, 1)[batch.rows].log_softmax(1)
+        scores_RV = logits_of(model, batch).log_softmax(1)
         scores_R = scores_RV.gather(1, batch.targets[:, None]).squeeze(1)
         return (weights_of(members) * scores_R).sum()
 
@@ -158,7 +155,7 @@ def test_gradients_are_those_of_each_completion_alone(
 
     found = gradients(model, [lambda b=b, m=m: of_batch(b, m) for b, m in shared()])
     expected = gradients(oracle, [lambda i=i: of_one(i) for i in range(len(COMPLETIONS))])
-    assert worst_relative(found, expected) < tolerance
+    assert_equal_gradients(found, expected)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -186,7 +183,7 @@ def test_log_probs_and_gradients_are_those_of_the_unshared_packs(family: str) ->
     assert scores["shared"].keys() == scores["unshared"].keys() == set(range(len(COMPLETIONS)))
     for i in range(len(COMPLETIONS)):
         assert torch.allclose(scores["shared"][i], scores["unshared"][i], rtol=0, atol=1e-5)
-    assert worst_relative(found, expected) < 1e-5
+    assert_equal_gradients(found, expected)
 
 
 @pytest.mark.parametrize("seq_len", [24, 33, 80, 200])
@@ -202,7 +199,7 @@ def test_groups_that_do_not_fit_are_spread_over_copies(seq_len: int) -> None:
         copies += sum(len(keys) for keys in batch.batch.keys)
         seen += members
     assert sorted(seen) == list(range(len(COMPLETIONS)))
-    assert (copies > len(PROMPTS)) == (seq_len < 34)
+    assert (copies > len(PROMPTS)) == (seq_len < 30)
 
 
 @torch.no_grad()
@@ -283,9 +280,8 @@ def test_rows_and_positions_for_any_groups(data: st.DataObject) -> None:
         st.lists(st.integers(0, 8), min_size=group * len(numbers), max_size=group * len(numbers))
     )
     made = completions_of(lengths)
-    seq_len = data.draw(st.integers(26, 120))
+    seq_len = data.draw(st.integers(30, 120))
     packs_per_batch = data.draw(st.integers(1, 3))
-    model = tiny.tiny_model("qwen3_vl")
     seen: list[int] = []
     for batch, members in shared(
         prompts=[ASKED[n] for n in numbers], completions=made, group=group, seq_len=seq_len,
@@ -302,7 +298,7 @@ def test_rows_and_positions_for_any_groups(data: st.DataObject) -> None:
             prompt = PROMPTS[numbers[i // group]]
             whole = torch.cat([prompt.input_ids, torch.from_numpy(made[i].ids).long()])
             sample = tiny.Sample(whole, prompt.pixel_values, prompt.image_grid_thw, 0)
-            expected = tiny.rope_positions(model, sample)
+            expected = tiny.rope_positions(ROPE_MODEL, sample)
             n, start = len(made[i].ids), len(prompt.input_ids)
             rows = batch.rows[place : place + n]
             for j, row in enumerate(rows.tolist()):
@@ -321,15 +317,17 @@ def test_rows_and_positions_for_any_groups(data: st.DataObject) -> None:
 def test_what_cannot_be_packed_is_an_error() -> None:
     with pytest.raises(ConfigError, match="11 completions are not 3 of each of 4 prompts"):
         shared(completions=COMPLETIONS[:-1])
-    with pytest.raises(SampleTooLongError, match=r"case-0.*11 tokens and its completion of 9"):
+    with pytest.raises(SampleTooLongError, match=r"11 tokens and its completion of 9.*case-0"):
         shared(seq_len=19)
     bad = completions_of(LENGTHS)
     bad[4].ids[1] = tiny.IMAGE
-    with pytest.raises(DataError, match=r"case-1.*completion 1 .* image token"):
+    with pytest.raises(DataError, match=r"completion 1 .* image token.*case-1"):
         shared(completions=bad)
-    empty = [*ASKED[:3], encoded(tiny.Sample(*[torch.empty(0)] * 2, torch.empty(0, 3).long(), 0), "e")]
+    nothing = dataclasses.replace(ASKED[2], input_ids=np.empty(0, np.int32))
     with pytest.raises(DataError, match="no tokens"):
-        shared(prompts=empty)
+        shared(prompts=[*ASKED[:3], nothing])
+    with pytest.raises(DataError, match="no sample to plan"):  # as pack_rollouts says
+        shared(prompts=[], completions=[])
 
 
 def test_another_attention_is_refused() -> None:
@@ -337,7 +335,3 @@ def test_another_attention_is_refused() -> None:
     batch, _ = shared()[0]
     with pytest.raises(ConfigError, match="the model has sdpa"):
         shared_logprobs(oracle, batch)
-
-
-def test_no_prompts_make_no_batches() -> None:
-    assert shared(prompts=[], completions=[]) == []
