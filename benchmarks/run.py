@@ -1,6 +1,6 @@
 """Run the benchmarks, each measurement in its own process on one core, and write the results.
 
-    python -m benchmarks.run [loader] [plan] [convert] [tokenizer] [--rounds 5]
+    python -m benchmarks.run [loader] [plan] [convert] [tokenizer] [shared_prefix] [--rounds 5]
 
 Sides of a comparison take turns (A B A B ...), so that both see the machine's drift; what counts is
 the median ratio of neighbouring runs. Results go to benchmarks/results/*.json.
@@ -97,6 +97,20 @@ def bench_plan(rounds: int) -> None:
     )
 
 
+def bench_shared_prefix(rounds: int) -> None:
+    """Prompts laid out once a group against once a completion."""
+    runs = [measure("bench_shared_prefix") for _ in range(rounds)]
+    ratio = statistics.median(run["step"]["times_faster"] for run in runs)
+    write("shared_prefix", {"times_faster": ratio, "rounds": runs})
+    tokens, step = runs[0]["counts"][0], runs[0]["step"]
+    print(
+        f"shared_prefix: {tokens['ratio_of_tokens']:.2f} times fewer tokens, "
+        f"{tokens['ratio_of_patches']:.0f} times fewer patches; a small model's step is "
+        f"{ratio:.2f} times as fast (median of {rounds}) in {step['times_less_memory']:.2f} times "
+        "less memory"
+    )
+
+
 def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_python: str) -> None:
     """Parquet to shards against the peers and the machine's own limit, side by side."""
     sides = ["limit", "omr_io", "omr_io-decode", "omr_io-cores", "datasets", "datasets-raw", "nemo"]
@@ -129,7 +143,7 @@ def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_pytho
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    every = ["loader", "plan", "convert", "tokenizer"]
+    every = ["loader", "plan", "convert", "tokenizer", "shared_prefix"]
     parser.add_argument("benchmarks", nargs="*", choices=[*every, []], default=[])
     parser.add_argument("--rows", type=int, default=20_000, help="of the convert benchmark")
     parser.add_argument("--folder", type=Path, help="where convert reads and writes")
@@ -146,6 +160,8 @@ def main() -> None:
         bench_loader(arguments.shards, arguments.samples, arguments.rounds)
     if "plan" in chosen:
         bench_plan(arguments.rounds)
+    if "shared_prefix" in chosen:
+        bench_shared_prefix(arguments.rounds)
     if "convert" in chosen:
         folder, python = arguments.folder, arguments.img2dataset_python
         bench_convert(arguments.rows, arguments.rounds, folder, python)

@@ -43,15 +43,20 @@ class SharedPrefixBatch:
         batch: tokens, positions and pixels. `num_tokens` counts what is computed; each prompt is
             one of `keys`, once for each of its copies. Its labels are all IGNORE_INDEX.
         prefixes: which segment sees which.
-        rows: (R,) int64 places in the flattened B x T of the hidden states that predict a token of
-            a completion; a prompt's last row occurs once for each of its completions.
-        targets: (R,) int64, the tokens they should predict.
+        label_rows: (R,) int64 places in the flattened B x T of the hidden states that predict a
+            token of a completion; a prompt's last row occurs once for each of its completions.
+        label_targets: (R,) int64, the tokens they should predict.
     """
 
     batch: Batch
     prefixes: SharedPrefixes
-    rows: Tensor
-    targets: Tensor
+    label_rows: Tensor
+    label_targets: Tensor
+
+    @property
+    def num_label_tokens(self) -> int:
+        """R."""
+        return len(self.label_rows)
 
     def model_inputs(self) -> dict[str, Any]:
         """The keyword arguments of the model's forward, which must be under our attention.
@@ -74,8 +79,8 @@ class SharedPrefixBatch:
         return SharedPrefixBatch(
             self.batch.to(device, non_blocking),
             self.prefixes.to(device, non_blocking),
-            self.rows.to(device, non_blocking=non_blocking),
-            self.targets.to(device, non_blocking=non_blocking),
+            self.label_rows.to(device, non_blocking=non_blocking),
+            self.label_targets.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> SharedPrefixBatch:
@@ -83,8 +88,8 @@ class SharedPrefixBatch:
         return SharedPrefixBatch(
             self.batch.pin_memory(),
             self.prefixes.pin_memory(),
-            self.rows.pin_memory(),
-            self.targets.pin_memory(),
+            self.label_rows.pin_memory(),
+            self.label_targets.pin_memory(),
         )
 
 
@@ -112,9 +117,9 @@ def shared_logprobs(
             mend="Call omr_io.train.attention.use_varlen(model) first",
         )
     hidden_BTH = forward(model, batch)  # type: ignore[arg-type]  # labels are rows and targets
-    hidden_RH = hidden_BTH.flatten(0, 1).index_select(0, batch.rows)
+    hidden_RH = hidden_BTH.flatten(0, 1).index_select(0, batch.label_rows)
     return token_logprobs(
-        hidden_RH, model.lm_head.weight, batch.targets, temperature=temperature, banned=banned
+        hidden_RH, model.lm_head.weight, batch.label_targets, temperature=temperature, banned=banned
     )
 
 

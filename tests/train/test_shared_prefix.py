@@ -95,7 +95,7 @@ def alone(oracle: Any, number: int) -> torch.Tensor:
 
 def logits_of(model: Any, batch: SharedPrefixBatch) -> torch.Tensor:
     logits_BTV = model(**batch.model_inputs()).logits
-    return logits_BTV.flatten(0, 1)[batch.rows]
+    return logits_BTV.flatten(0, 1)[batch.label_rows]
 
 
 def weights_of(members: list[int]) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_gradients_are_those_of_each_completion_alone(family: str) -> None:
 
     def of_batch(batch: SharedPrefixBatch, members: list[int]) -> torch.Tensor:
         scores_RV = logits_of(model, batch).log_softmax(1)
-        scores_R = scores_RV.gather(1, batch.targets[:, None]).squeeze(1)
+        scores_R = scores_RV.gather(1, batch.label_targets[:, None]).squeeze(1)
         return (weights_of(members) * scores_R).sum()
 
     def of_one(number: int) -> torch.Tensor:
@@ -231,7 +231,7 @@ def test_the_comparison_would_see_a_wrong_plan() -> None:
     everything = share_prefixes([sum(lengths)], [None])
     for prefixes in (nothing, everything):
         inputs = batch.model_inputs() | {"shared_prefixes": prefixes}
-        logits = model(**inputs).logits.flatten(0, 1)[batch.rows]
+        logits = model(**inputs).logits.flatten(0, 1)[batch.label_rows]
         assert float((logits - expected).abs().max()) > 0.5
 
 
@@ -247,8 +247,8 @@ def test_what_a_batch_holds() -> None:
             p.image_grid_thw.prod(axis=1).sum() for p in asked
         )
         wanted = np.concatenate([COMPLETIONS[i].ids for i in members])
-        np.testing.assert_array_equal(batch.targets.numpy(), wanted)
-        assert inner.num_label_tokens == len(batch.rows) == len(wanted)
+        np.testing.assert_array_equal(batch.label_targets.numpy(), wanted)
+        assert inner.num_label_tokens == batch.num_label_tokens == len(batch.label_rows) == len(wanted)
         assert inner.step_label_tokens == total
         tokens = sum(len(p.input_ids) for p in asked) + len(wanted)
         assert inner.num_tokens == tokens
@@ -264,7 +264,7 @@ def test_an_empty_completion_has_no_target() -> None:
     made = completions_of([3, 0, 2, *LENGTHS[3:]])
     rows = {i: 0 for i in range(len(made))}
     for batch, members in shared(completions=made):
-        assert len(batch.rows) == sum(len(made[i].ids) for i in members)
+        assert len(batch.label_rows) == sum(len(made[i].ids) for i in members)
         for i in members:
             rows[i] += 1
     assert set(rows.values()) == {1}
@@ -300,7 +300,7 @@ def test_rows_and_positions_for_any_groups(data: st.DataObject) -> None:
             sample = tiny.Sample(whole, prompt.pixel_values, prompt.image_grid_thw, 0)
             expected = tiny.rope_positions(ROPE_MODEL, sample)
             n, start = len(made[i].ids), len(prompt.input_ids)
-            rows = batch.rows[place : place + n]
+            rows = batch.label_rows[place : place + n]
             for j, row in enumerate(rows.tolist()):
                 assert ids[row] == whole[start + j - 1]
                 assert torch.equal(positions[:, row], expected[:, start + j - 1])
@@ -309,7 +309,7 @@ def test_rows_and_positions_for_any_groups(data: st.DataObject) -> None:
                 visible = keys[: int((keys <= row).sum())]
                 assert torch.equal(ids[visible], whole[: start + j])
             place += n
-        assert place == len(batch.rows)
+        assert place == len(batch.label_rows)
         seen += members
     assert sorted(seen) == list(range(len(made)))
 
