@@ -92,7 +92,7 @@ def counts(seq_len: int) -> dict[str, Any]:
 
 
 def rows_and_targets(batch: Any) -> tuple[Tensor, Tensor]:
-    """Which hidden states predict what: planned in the shared layout, by the labels in the other."""
+    """Which hidden states predict what: planned where prompts are shared, else by the labels."""
     if hasattr(batch, "prefixes"):
         return batch.label_rows, batch.label_targets
     targets = batch.labels.flatten()[1:]

@@ -41,7 +41,7 @@ def dense(
     """The definition: one mask over all rows, spelled out."""
     segment = [s for s, length in enumerate(lengths) for _ in range(length)]
     sees = [
-        [a == b and j <= i or prefixes[a] == b for j, b in enumerate(segment)]
+        [(a == b and j <= i) or prefixes[a] == b for j, b in enumerate(segment)]
         for i, a in enumerate(segment)
     ]
     share = q.shape[1] // k.shape[1]
@@ -187,11 +187,11 @@ def test_gathered_gradients_are_summed_in_float32() -> None:
 
 # The kernels' calls, with doubles in their place that do what the kernels' documents say.
 
-FLASH_ATTN = '''
+FLASH_ATTN = """
 __version__ = "{version}"
 from .flash_attn_interface import flash_attn_varlen_func
-'''
-INTERFACE = '''
+"""
+INTERFACE = """
 calls = []
 
 def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
@@ -200,7 +200,7 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
     calls.append((dropout_p, softmax_scale, causal))
     return kernel_double(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
                          softmax_scale, causal)
-'''
+"""
 
 
 def kernel_double(
@@ -227,6 +227,7 @@ def kernel_double(
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Forget which kernel was found, before and after."""
+
     def forget() -> None:
         kernels.flash_attn_function.cache_clear()
         for name in [n for n in sys.modules if n.split(".")[0] == "flash_attn"]:

@@ -248,7 +248,9 @@ def test_what_a_batch_holds() -> None:
         )
         wanted = np.concatenate([COMPLETIONS[i].ids for i in members])
         np.testing.assert_array_equal(batch.label_targets.numpy(), wanted)
-        assert inner.num_label_tokens == batch.num_label_tokens == len(batch.label_rows) == len(wanted)
+        assert (
+            inner.num_label_tokens == batch.num_label_tokens == len(batch.label_rows) == len(wanted)
+        )
         assert inner.step_label_tokens == total
         tokens = sum(len(p.input_ids) for p in asked) + len(wanted)
         assert inner.num_tokens == tokens
@@ -262,7 +264,7 @@ def test_what_a_batch_holds() -> None:
 
 def test_an_empty_completion_has_no_target() -> None:
     made = completions_of([3, 0, 2, *LENGTHS[3:]])
-    rows = {i: 0 for i in range(len(made))}
+    rows = dict.fromkeys(range(len(made)), 0)
     for batch, members in shared(completions=made):
         assert len(batch.label_rows) == sum(len(made[i].ids) for i in members)
         for i in members:

@@ -211,7 +211,7 @@ def flash_attn_function() -> Callable[..., Any] | None:
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < (2, 1):
         raise ConfigError(
             f"flash-attn {version} aligns causal masks to the top left",
-            mend="Install flash-attn 2.1 or later, or uninstall it: torch's own kernel is used then",
+            mend="Install 2.1 or later, or uninstall it: torch's own kernel is used then",
         )
     return function
 
