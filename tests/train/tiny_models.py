@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL, and packs for them built by hand, apart from the loader."""
+"""Tiny random Qwen2-VL, 2.5-VL and 3-VL, and packs built by hand, apart from the loader."""
 
 from __future__ import annotations
 

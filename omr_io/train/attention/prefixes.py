@@ -82,8 +82,12 @@ class SharedPrefixes:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> SharedPrefixes:
-        names = ("key_rows", "cu_seqlens", "cu_key_seqlens")
-        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in names})
+        return dataclasses.replace(
+            self,
+            key_rows=change(self.key_rows),
+            cu_seqlens=change(self.cu_seqlens),
+            cu_key_seqlens=change(self.cu_key_seqlens),
+        )
 
 
 def share_prefixes(lengths: Sequence[int], prefixes: Sequence[int | None]) -> SharedPrefixes:

@@ -125,9 +125,9 @@ def segment_attention(
     start = key_start = 0
     for count, length, key_length in plan.groups:
         end, key_end = start + count * length, key_start + count * key_length
-        q = query_NHD[start:end].unflatten(0, (count, length)).transpose(1, 2)
+        q = query_NHD[start:end].reshape(count, length, *query_NHD.shape[1:]).transpose(1, 2)
         k, v = (
-            rows[key_start:key_end].unflatten(0, (count, key_length)).transpose(1, 2)
+            rows[key_start:key_end].reshape(count, key_length, *rows.shape[1:]).transpose(1, 2)
             for rows in (key_MKD, value_MKD)
         )
         mask_LE = None
