@@ -8,7 +8,7 @@ go on from the prompt's end, so hidden states are those of the unshared layout. 
 token predicts the first token of every completion: no row of labels can say so, and rows and
 targets are listed instead.
 
-Legend: B packs, T seq_len, R tokens of completions, n tokens of one completion, p of a prompt.
+Legend: B packs, T seq_len, R tokens of completions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from omr_io.train.attention import TEXT_ATTENTION, SharedPrefixes, share_prefixe
 from omr_io.train.model import forward
 from omr_io.train.objectives import token_logprobs
 from omr_io.train.rollout import Completion
-from omr_io.types import IGNORE_INDEX, EncodedSample, Int64Array, PackedArrays
+from omr_io.types import EncodedSample, Int32Array, Int64Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,10 +125,17 @@ def shared_logprobs(
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A copy of a prompt, and the numbers of the completions that share it."""
+    """A copy of a prompt and the completions that share it, laid out as if they were one sample.
 
-    prompt: int
+    Attributes:
+        members: the numbers of the completions.
+        sample: the prompt's tokens, then those of the completions; its images are the prompt's.
+        lengths: tokens of the prompt, then of each completion.
+    """
+
     members: tuple[int, ...]
+    sample: EncodedSample
+    lengths: tuple[int, ...]
 
 
 def pack_shared_rollouts(
@@ -157,43 +164,42 @@ def pack_shared_rollouts(
         SampleTooLongError: a prompt with one of its completions is longer than seq_len.
         DataError: a prompt has no tokens, or a completion holds an image token.
     """
-    _check(prompts, completions, group, encoder.chat.image_token_id)
+    chat = encoder.chat
+    _check(prompts, completions, group, chat.image_token_id)
     groups = [
-        _Group(number, members)
+        _Group(members, *_as_one_sample(prompt, [completions[i].ids for i in members]))
         for number, prompt in enumerate(prompts)
         for members in _copies(prompt, completions, number * group, group, seq_len)
     ]
     plan = plan_epoch(
-        _lengths(groups, prompts, completions, encoder.chat.image_token_id),
+        _lengths(groups, chat.image_token_id),
         epoch=0,
         seed=0,
         seq_len=seq_len,
         packs_per_step=1,
-        keys=[prompts[g.prompt].key for g in groups],
+        keys=[g.sample.key for g in groups],
     )
-    step_label_tokens = sum(len(completion.ids) for completion in completions)
     for first in range(0, plan.num_packs, packs_per_batch):
         numbers = range(first, min(first + packs_per_batch, plan.num_packs))
         packs = [[groups[i] for i in plan.pack(n)] for n in numbers]
-        layout = _Layout.of(packs, prompts, completions, seq_len, encoder)
+        samples = [[g.sample for g in pack] for pack in packs]
+        arrays = pack_implementation()(
+            samples,
+            seq_len=seq_len,
+            pad_id=chat.pad_token_id,
+            image_token_id=chat.image_token_id,
+            merge_size=encoder.vision.merge_size,
+        )
         batch = make_batch(
-            layout.arrays,
-            [[prompts[g.prompt] for g in pack] for pack in packs],
+            arrays,
+            samples,
             vision=encoder.vision,
-            step_label_tokens=step_label_tokens,
+            step_label_tokens=sum(len(completion.ids) for completion in completions),
             epoch=0,
             step=0,
             micro_step=first // packs_per_batch,
         )
-        yield (
-            SharedPrefixBatch(
-                dataclasses.replace(batch, num_tokens=layout.num_tokens),
-                layout.prefixes,
-                torch.from_numpy(layout.rows),
-                torch.from_numpy(layout.targets),
-            ),
-            [i for pack in packs for g in pack for i in g.members],
-        )
+        yield _share(batch, packs, seq_len), [i for pack in packs for g in pack for i in g.members]
 
 
 def _check(
@@ -245,119 +251,71 @@ def _copies(
     return [tuple(sorted(part)) for part in parts]
 
 
-def _lengths(
-    groups: Sequence[_Group],
-    prompts: Sequence[EncodedSample],
-    completions: Sequence[Completion],
-    image_token_id: int,
-) -> Lengths:
-    answered = [sum(len(completions[i].ids) for i in g.members) for g in groups]
-    asked = [prompts[g.prompt] for g in groups]
-    images = [int((prompt.input_ids == image_token_id).sum()) for prompt in asked]
-    texts = [
-        len(prompt.input_ids) - image + answer
-        for prompt, image, answer in zip(asked, images, answered, strict=True)
-    ]
-    patches = [int(prompt.image_grid_thw.prod(axis=1).sum()) for prompt in asked]
-    return Lengths(*(np.asarray(c, np.int64) for c in (texts, images, answered, patches)))
+def _as_one_sample(
+    prompt: EncodedSample, completions: Sequence[Int32Array]
+) -> tuple[EncodedSample, tuple[int, ...]]:
+    parts = [prompt.input_ids, *completions]
+    input_ids = np.concatenate(parts).astype(np.int32)
+    untrained = np.zeros(len(input_ids), np.bool_)
+    sample = dataclasses.replace(prompt, input_ids=input_ids, trained=untrained)
+    return sample, tuple(len(part) for part in parts)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Layout:
-    """Where everything stands in a batch's rows."""
-
-    arrays: PackedArrays
-    prefixes: SharedPrefixes
-    rows: Int64Array
-    targets: Int64Array
-    num_tokens: int
-
-    @classmethod
-    def of(
-        cls,
-        packs: Sequence[Sequence[_Group]],
-        prompts: Sequence[EncodedSample],
-        completions: Sequence[Completion],
-        seq_len: int,
-        encoder: SampleEncoder,
-    ) -> _Layout:
-        shape = (len(packs), seq_len)
-        input_ids_BT = np.full(shape, encoder.chat.pad_token_id, np.int64)
-        position_ids_4BT = np.zeros((4, *shape), np.int64)
-        positions = _prompt_positions(packs, prompts, encoder)
-        lengths: list[int] = []
-        seen: list[int | None] = []
-        rows: list[Int64Array] = []
-        targets: list[Any] = []
-        num_tokens = 0
-        for b, pack in enumerate(packs):
-            start = 0
-            for g in pack:
-                positions_4p = positions[g.prompt]
-                prefix, end = len(lengths), start + len(prompts[g.prompt].input_ids)
-                last, following_4 = b * seq_len + end - 1, positions_4p[:, -1:]
-                input_ids_BT[b, start:end] = prompts[g.prompt].input_ids
-                position_ids_4BT[:, b, start:end] = positions_4p[:, :-1]
-                lengths.append(end - start)
-                seen.append(None)
-                for i in g.members:
-                    start, end = end, end + len(completions[i].ids)
-                    input_ids_BT[b, start:end] = completions[i].ids
-                    position_ids_4BT[:, b, start:end] = following_4 + np.arange(end - start)
-                    lengths.append(end - start)
-                    seen.append(prefix)
-                    places = b * seq_len + np.arange(start - 1, end - 1)
-                    places[:1] = last
-                    rows.append(places)
-                    targets.append(completions[i].ids)
-                start = end
-            position_ids_4BT[:, b, start:] = np.arange(seq_len - start)
-            lengths.append(seq_len - start)
-            seen.append(None)
-            num_tokens += start
-        prefixes = share_prefixes(lengths, seen)
-        all_rows = np.concatenate([np.empty(0, np.int64), *rows])
-        return cls(
-            arrays=PackedArrays(
-                input_ids=input_ids_BT,
-                labels=np.full(shape, IGNORE_INDEX, np.int64),
-                position_ids=position_ids_4BT,
-                mm_token_type_ids=(input_ids_BT == encoder.chat.image_token_id).astype(np.int64),
-                cu_seqlens=np.asarray(prefixes.bounds, np.int32),
-                max_seqlen=prefixes.max_seqlen,
-                num_label_tokens=len(all_rows),
-            ),
-            prefixes=prefixes,
-            rows=all_rows,
-            targets=np.concatenate([np.empty(0, np.int64), *targets]),
-            num_tokens=num_tokens,
-        )
-
-
-def _prompt_positions(
-    packs: Sequence[Sequence[_Group]], prompts: Sequence[EncodedSample], encoder: SampleEncoder
-) -> dict[int, Int64Array]:
-    """(4, p + 1) for each prompt: its positions, and that of the first token after it."""
-    chat = encoder.chat
-    numbers = sorted({g.prompt for pack in packs for g in pack})
-    longer = [
-        dataclasses.replace(
-            prompts[i],
-            input_ids=np.append(prompts[i].input_ids, chat.pad_token_id).astype(np.int32),
-            trained=np.zeros(len(prompts[i].input_ids) + 1, np.bool_),
-        )
-        for i in numbers
-    ]
-    if not longer:
-        return {}
-    packed = pack_implementation()(
-        [[sample] for sample in longer],
-        seq_len=max(len(sample.input_ids) for sample in longer),
-        pad_id=chat.pad_token_id,
-        image_token_id=chat.image_token_id,
-        merge_size=encoder.vision.merge_size,
+def _lengths(groups: Sequence[_Group], image_token_id: int) -> Lengths:
+    samples = [g.sample for g in groups]
+    images = [int((sample.input_ids == image_token_id).sum()) for sample in samples]
+    columns = (
+        [len(s.input_ids) - image for s, image in zip(samples, images, strict=True)],
+        images,
+        [sum(g.lengths[1:]) for g in groups],
+        [int(sample.image_grid_thw.prod(axis=1).sum()) for sample in samples],
     )
-    return {
-        i: packed.position_ids[:, row, : len(sample.input_ids)]
-        for row, (i, sample) in enumerate(zip(numbers, longer, strict=True))
-    }
+    return Lengths(*(np.asarray(column, np.int64) for column in columns))
+
+
+def _share(batch: Batch, packs: Sequence[Sequence[_Group]], seq_len: int) -> SharedPrefixBatch:
+    """Turn a batch whose samples are whole groups into one whose completions do not see each other.
+
+    All positions count on by one from token to token after a prompt's last image, so a completion's
+    are put right by subtracting the tokens that stand between it and its prompt.
+    """
+    lengths: list[int] = []
+    prefixes: list[int | None] = []
+    rows: list[Int64Array] = [np.empty(0, np.int64)]
+    targets: list[Int32Array] = [np.empty(0, np.int32)]
+    between_BT = np.zeros((len(packs), seq_len), np.int64)
+    for b, pack in enumerate(packs):
+        start = 0
+        for g in pack:
+            prefix, first = len(lengths), start
+            start += g.lengths[0]
+            last_of_prompt, end_of_prompt = b * seq_len + start - 1, start
+            lengths.append(g.lengths[0])
+            prefixes.append(None)
+            for length in g.lengths[1:]:
+                end = start + length
+                between_BT[b, start:end] = start - end_of_prompt
+                places = b * seq_len + np.arange(start - 1, end - 1, dtype=np.int64)
+                places[:1] = last_of_prompt
+                rows.append(places)
+                targets.append(g.sample.input_ids[start - first : end - first])
+                lengths.append(length)
+                prefixes.append(prefix)
+                start = end
+        lengths.append(seq_len - start)
+        prefixes.append(None)
+    shared = share_prefixes(lengths, prefixes)
+    label_rows = np.concatenate(rows)
+    batch = dataclasses.replace(
+        batch,
+        position_ids=batch.position_ids - torch.from_numpy(between_BT),
+        cu_seqlens=shared.cu_seqlens,
+        max_seqlen=shared.max_seqlen,
+        num_label_tokens=len(label_rows),
+    )
+    return SharedPrefixBatch(
+        batch,
+        shared,
+        torch.from_numpy(label_rows),
+        torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+    )

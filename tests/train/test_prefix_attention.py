@@ -174,7 +174,7 @@ def test_boundaries_from_the_host_are_used_as_they_are() -> None:
 
 
 def test_gathered_gradients_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 and 256 times 2^-9: added one by one in bfloat16, as a GPU would, all but the first is lost.
+    """1 and 256 times 2^-9: added one by one in bfloat16, as on a GPU, all but the 1 is lost.
 
     The CPU's sum hides that, so the sum's dtype is looked at too.
     """
