@@ -28,20 +28,18 @@ from omr_io.loader.samples import SampleEncoder
 from omr_io.ops import pack_implementation
 from omr_io.packing import Lengths, plan_epoch
 from omr_io.packing.binning import best_fit
-from omr_io.train.attention import TEXT_ATTENTION, SharedPrefixes, share_prefixes
-from omr_io.train.model import forward
-from omr_io.train.objectives import token_logprobs
+from omr_io.train.attention import SharedPrefixes, share_prefixes
 from omr_io.train.rollout import Completion
 from omr_io.types import EncodedSample, Int32Array, Int64Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedPrefixBatch:
-    """Packs of groups for one forward pass.
+    """Packs of groups for one forward pass; `omr_io.train.model.label_log_probs` takes it.
 
     Attributes:
         batch: tokens, positions and pixels. `num_tokens` counts what is computed; each prompt is
-            one of `keys`, once for each of its copies. Its labels are all IGNORE_INDEX.
+            one of `keys`, once for each of its copies.
         prefixes: which segment sees which.
         label_rows: (R,) int64 places in the flattened B x T of the hidden states that predict a
             token of a completion; a prompt's last row occurs once for each of its completions.
@@ -52,6 +50,11 @@ class SharedPrefixBatch:
     prefixes: SharedPrefixes
     label_rows: Tensor
     label_targets: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """(B, T) int64, IGNORE_INDEX all over: `label_rows` and `label_targets` stand for them."""
+        return self.batch.labels
 
     @property
     def num_label_tokens(self) -> int:
@@ -93,36 +96,6 @@ class SharedPrefixBatch:
         )
 
 
-def shared_logprobs(
-    model: Any,
-    batch: SharedPrefixBatch,
-    *,
-    temperature: float = 1.0,
-    banned: tuple[int, ...] = (),
-) -> Tensor:
-    """Log-probabilities of a batch's completions, (R,) float32 in the order of its targets.
-
-    Args:
-        model: a Qwen VLM under `use_varlen`.
-        temperature, banned: those of the rollout; as for `token_logprobs`.
-
-    Raises:
-        ConfigError: the text model is under another attention, which would let a completion see all
-            that stands before it.
-    """
-    name = model.model.language_model.config._attn_implementation
-    if name != TEXT_ATTENTION:
-        raise ConfigError(
-            f"packs with shared prompts need {TEXT_ATTENTION} attention, the model has {name}",
-            mend="Call omr_io.train.attention.use_varlen(model) first",
-        )
-    hidden_BTH = forward(model, batch)  # type: ignore[arg-type]  # labels are rows and targets
-    hidden_RH = hidden_BTH.flatten(0, 1).index_select(0, batch.label_rows)
-    return token_logprobs(
-        hidden_RH, model.lm_head.weight, batch.label_targets, temperature=temperature, banned=banned
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Group:
     """A copy of a prompt and the completions that share it, laid out as if they were one sample.
@@ -157,7 +130,7 @@ def pack_shared_rollouts(
 
     Yields:
         a batch, and the completions in it in the order of its targets. All tokens of a completion
-        are targets, so they are as many as `shared_logprobs` returns.
+        are targets, so they are as many as `label_log_probs` returns.
 
     Raises:
         ConfigError: completions are not `group` of each prompt.

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DataError, SampleTooLongError
 from omr_io.train.attention import use_varlen
-from omr_io.train.model import label_logprobs
+from omr_io.train.model import label_log_probs
 from omr_io.train.rollout import Completion
 from omr_io.train.run import pack_rollouts
-from omr_io.train.shared_prefix import SharedPrefixBatch, pack_shared_rollouts, shared_logprobs
+from omr_io.train.shared_prefix import SharedPrefixBatch, pack_shared_rollouts
 from omr_io.types import EncodedSample
 from tests.train import tiny_models as tiny
 
@@ -165,8 +165,8 @@ def test_log_probs_and_gradients_are_those_of_the_unshared_packs(family: str) ->
     options: dict[str, Any] = {"temperature": 0.7, "banned": (tiny.IMAGE, tiny.VIDEO)}
     scores: dict[str, dict[int, torch.Tensor]] = {"shared": {}, "unshared": {}}
 
-    def of(kind: str, score: Any, batch: Any, members: list[int]) -> torch.Tensor:
-        scores_R = score(model, batch, **options)
+    def of(kind: str, batch: Any, members: list[int]) -> torch.Tensor:
+        scores_R = label_log_probs(model, batch, **options).log_probs
         parts = scores_R.detach().split([LENGTHS[i] for i in members])
         scores[kind] |= dict(zip(members, parts, strict=True))
         return (weights_of(members) * scores_R).sum()
@@ -174,12 +174,8 @@ def test_log_probs_and_gradients_are_those_of_the_unshared_packs(family: str) ->
     unshared = pack_rollouts(
         ASKED, COMPLETIONS, group=GROUP, seq_len=80, packs_per_batch=2, encoder=ENCODER
     )
-    found = gradients(
-        model, [lambda b=b, m=m: of("shared", shared_logprobs, b, m) for b, m in shared()]
-    )
-    expected = gradients(
-        model, [lambda b=b, m=m: of("unshared", label_logprobs, b, m) for b, m in unshared]
-    )
+    found = gradients(model, [lambda b=b, m=m: of("shared", b, m) for b, m in shared()])
+    expected = gradients(model, [lambda b=b, m=m: of("unshared", b, m) for b, m in unshared])
     assert scores["shared"].keys() == scores["unshared"].keys() == set(range(len(COMPLETIONS)))
     for i in range(len(COMPLETIONS)):
         assert torch.allclose(scores["shared"][i], scores["unshared"][i], rtol=0, atol=1e-5)
@@ -336,4 +332,4 @@ def test_another_attention_is_refused() -> None:
     oracle, _ = models("qwen3_vl")
     batch, _ = shared()[0]
     with pytest.raises(ConfigError, match="the model has sdpa"):
-        shared_logprobs(oracle, batch)
+        label_log_probs(oracle, batch)

@@ -16,6 +16,7 @@ from omr_io.train.attention.setting import (
     TEXT_ATTENTION,
     VISION_ATTENTION,
     register_varlen,
+    require_varlen,
     text_attention,
     use_varlen,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "SharedPrefixes",
     "plan_segments",
     "register_varlen",
+    "require_varlen",
     "segment_attention",
     "share_prefixes",
     "text_attention",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from omr_io.errors import ConfigError
 from omr_io.train.attention.varlen import varlen_attention
 
 TEXT_ATTENTION = "omr_varlen"
@@ -35,6 +36,23 @@ def use_varlen(model: Any) -> None:
     """
     register_varlen()
     _set_attention(model, TEXT_ATTENTION, VISION_ATTENTION)
+
+
+def require_varlen(model: Any) -> None:
+    """Refuse a model whose text part is not under our attention.
+
+    Others take no notice of `shared_prefixes`: a completion would silently see the ones before it,
+    or nothing of its prompt.
+
+    Raises:
+        ConfigError: it is under another.
+    """
+    name = model.model.language_model.config._attn_implementation
+    if name != TEXT_ATTENTION:
+        raise ConfigError(
+            f"packs with shared prompts need {TEXT_ATTENTION} attention, the model has {name}",
+            mend="Call omr_io.train.attention.use_varlen(model) first",
+        )
 
 
 @contextmanager
