@@ -82,26 +82,6 @@ def kill_after(folder: Path, path: Path, name: str, count: int, *options: str) -
 
 
 @pytest.mark.slow
-def test_shared_prompts_change_rounding_and_nothing_else(one_image_shards, tmp_path) -> None:
-    """With a reference model too; SFT is the same to the bit, so RL starts from one model."""
-    logs = []
-    for name, option in (("plain", "beta: 0.1"), ("shared", "beta: 0.1, shared_prefix: true")):
-        edit = ("prompts_per_step: 3", f"{option}, prompts_per_step: 3")
-        done = run(tmp_path, recipe(tmp_path, name, one_image_shards, edit))
-        assert done.returncode == 0, done.stderr
-        logs.append([row for row in lines(tmp_path, name) if "gradient_norm" in row])
-    plain, shared = logs
-    assert plain[:8] == shared[:8]
-    assert [row["phase"] for row in plain[8:]] == ["rl"] * 3
-    # Of one model and one seed, so of the same completions; later steps may drift apart.
-    first, other = plain[8], shared[8]
-    assert first["gradient_norm"] > 0
-    for key in ("gradient_norm", "entropy", "reward", "completion_tokens"):
-        assert other[key] == pytest.approx(first[key], rel=1e-4), key
-    assert all(row["rollout_mismatch"] < 1e-4 for row in shared[8:])
-
-
-@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(one_image_shards, tmp_path) -> None:
     whole = run(tmp_path, recipe(tmp_path, "whole", one_image_shards))
     assert whole.returncode == 0, whole.stderr

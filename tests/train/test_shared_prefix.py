@@ -18,11 +18,13 @@ from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DataError, SampleTooLongError
 from omr_io.train.attention import use_varlen
 from omr_io.train.model import label_log_probs
+from omr_io.train.recipe import RLRecipe
 from omr_io.train.rollout import Completion
 from omr_io.train.run import pack_rollouts
 from omr_io.train.shared_prefix import SharedPrefixBatch, pack_shared_rollouts
 from omr_io.types import EncodedSample
 from tests.train import tiny_models as tiny
+from train_example import policy_gradient
 
 GROUP = 3
 # One image, two images, none: prompts of 2 words, images and one more word.
@@ -180,6 +182,43 @@ def test_log_probs_and_gradients_are_those_of_the_unshared_packs(family: str) ->
     for i in range(len(COMPLETIONS)):
         assert torch.allclose(scores["shared"][i], scores["unshared"][i], rtol=0, atol=1e-5)
     assert_equal_gradients(found, expected)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_recipes_policy_gradient_is_the_same(beta: float) -> None:
+    """train_example.py's own function, with and without the option, against a reference model."""
+    _, model = models("qwen3_vl")
+    reference_model = tiny.tiny_model("qwen3_vl", seed=1) if beta else None
+    if reference_model is not None:
+        use_varlen(reference_model)
+    results, grads, patches = [], [], [0, 0]
+
+    def count(_module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        patches[len(results)] += len(arguments[0])
+
+    handle = model.model.visual.register_forward_pre_hook(count)
+    for option in (True, False):
+        rl = RLRecipe(
+            steps=1, lr=1, prompts_per_step=4, group=GROUP, max_new_tokens=9, temperature=0.7,
+            beta=beta, shared_prefix=option,
+        )  # fmt: skip
+        run: Any = SimpleNamespace(
+            recipe=SimpleNamespace(rl=rl, data=SimpleNamespace(seq_len=80)),
+            model=model,
+            ids=SimpleNamespace(banned=(tiny.IMAGE, tiny.VIDEO)),
+            loader=SimpleNamespace(packs_per_batch=2),
+            prompts=ENCODER,
+            device=torch.device("cpu"),
+        )
+        advantages = torch.randn(len(COMPLETIONS), generator=torch.Generator().manual_seed(5))
+        model.zero_grad(set_to_none=True)
+        results.append(policy_gradient(run, reference_model, ASKED, COMPLETIONS, advantages))
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    handle.remove()
+    assert patches[1] == GROUP * patches[0] > 0
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert abs(results[0][0]) > 1e-3
+    assert_equal_gradients(*grads)
 
 
 @pytest.mark.parametrize("seq_len", [24, 33, 80, 200])
