@@ -97,20 +97,6 @@ def bench_plan(rounds: int) -> None:
     )
 
 
-def bench_shared_prefix(rounds: int) -> None:
-    """Prompts laid out once a group against once a completion."""
-    runs = [measure("bench_shared_prefix") for _ in range(rounds)]
-    ratio = statistics.median(run["step"]["times_faster"] for run in runs)
-    write("shared_prefix", {"times_faster": ratio, "rounds": runs})
-    tokens, step = runs[0]["counts"][0], runs[0]["step"]
-    print(
-        f"shared_prefix: {tokens['ratio_of_tokens']:.2f} times fewer tokens, "
-        f"{tokens['ratio_of_patches']:.0f} times fewer patches; a small model's step is "
-        f"{ratio:.2f} times as fast (median of {rounds}) in {step['times_less_memory']:.2f} times "
-        "less memory"
-    )
-
-
 def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_python: str) -> None:
     """Parquet to shards against the peers and the machine's own limit, side by side."""
     sides = ["limit", "omr_io", "omr_io-decode", "omr_io-cores", "datasets", "datasets-raw", "nemo"]
@@ -140,6 +126,20 @@ def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_pytho
         print(f"convert, {side}: {rates[side]:.0f} rows/s; omr_io is {ratios[side]:.2f} times it")
 
 
+def bench_shared_prefix(rounds: int) -> None:
+    """Prompts laid out once a group against once a completion."""
+    runs = [measure("bench_shared_prefix") for _ in range(rounds)]
+    ratio = statistics.median(run["step"]["times_faster"] for run in runs)
+    write("shared_prefix", {"times_faster": ratio, "rounds": runs})
+    tokens, step = runs[0]["counts"][0], runs[0]["step"]
+    print(
+        f"shared_prefix: {tokens['ratio_of_tokens']:.2f} times fewer tokens, "
+        f"{tokens['ratio_of_patches']:.0f} times fewer patches; a small model's step is "
+        f"{ratio:.2f} times as fast (median of {rounds}) in {step['times_less_memory']:.2f} times "
+        "less memory"
+    )
+
+
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -160,8 +160,6 @@ def main() -> None:
         bench_loader(arguments.shards, arguments.samples, arguments.rounds)
     if "plan" in chosen:
         bench_plan(arguments.rounds)
-    if "shared_prefix" in chosen:
-        bench_shared_prefix(arguments.rounds)
     if "convert" in chosen:
         folder, python = arguments.folder, arguments.img2dataset_python
         bench_convert(arguments.rows, arguments.rounds, folder, python)
@@ -170,6 +168,8 @@ def main() -> None:
         bench_tokenizer.report(
             given.peers_python, given.text, given.ranks, given.rounds, given.clock
         )
+    if "shared_prefix" in chosen:
+        bench_shared_prefix(arguments.rounds)
 
 
 if __name__ == "__main__":

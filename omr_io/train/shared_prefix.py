@@ -119,6 +119,7 @@ def pack_shared_rollouts(
     seq_len: int,
     packs_per_batch: int,
     encoder: SampleEncoder,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[SharedPrefixBatch, list[int]]]:
     """Pack each prompt once with all its completions, by the loader's own plan.
 
@@ -127,6 +128,7 @@ def pack_shared_rollouts(
 
     Args:
         completions: `group` of each prompt, groups together.
+        device: where the batches are; to CUDA they go through pinned memory, without waiting.
 
     Yields:
         a batch, and the completions in it in the order of its targets. All tokens of a completion
@@ -172,7 +174,10 @@ def pack_shared_rollouts(
             step=0,
             micro_step=first // packs_per_batch,
         )
-        yield _share(batch, packs, seq_len), [i for pack in packs for g in pack for i in g.members]
+        shared = _share(batch, packs, seq_len)
+        if torch.device(device).type == "cuda":
+            shared = shared.pin_memory()
+        yield shared.to(device), [i for pack in packs for g in pack for i in g.members]
 
 
 def _check(
