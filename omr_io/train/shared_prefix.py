@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from omr_io.batches import Batch, make_batch
+from omr_io.batches.boundaries import HostBoundaries
 from omr_io.errors import ConfigError, DataError, SampleTooLongError, Where
 from omr_io.loader.samples import SampleEncoder
 from omr_io.ops import pack_implementation
@@ -289,6 +290,7 @@ def _share(batch: Batch, packs: Sequence[Sequence[_Group]], seq_len: int) -> Sha
         position_ids=batch.position_ids - torch.from_numpy(between_BT),
         cu_seqlens=shared.cu_seqlens,
         max_seqlen=shared.max_seqlen,
+        boundaries=HostBoundaries((shared.bounds,)),
         num_label_tokens=len(label_rows),
     )
     return SharedPrefixBatch(

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from omr_io.train.attention import HostBoundaries, share_prefixes, use_varlen
+from omr_io.batches.boundaries import HostBoundaries
+from omr_io.train.attention import share_prefixes, use_varlen
 from omr_io.train.attention import varlen as kernels
 from tests.train import tiny_models as tiny
 from tests.train.test_attention import planned_vision
@@ -104,7 +105,7 @@ def batch_of(form: str, model: Any, dtype: torch.dtype) -> tuple[dict[str, Any],
         name: value.to("cuda") if isinstance(value, Tensor) else value
         for name, value in packed.model_inputs().items()
     }
-    inputs["host_boundaries"] = HostBoundaries(text=tuple(packed.cu_seqlens.tolist()))
+    inputs["text_boundaries"] = HostBoundaries((tuple(packed.cu_seqlens.tolist()),))
     return inputs, torch.arange(20, device="cuda")
 
 
@@ -138,7 +139,7 @@ def test_the_vision_tower_never_waits_for_the_gpu(family: str, dtype: torch.dtyp
     grids = torch.tensor([[1, 4, 6], [1, 8, 4], [1, 4, 4]])
     planned = planned_vision(model, grids)
     names = [name for name in planned if name.endswith(("_cu_seqlens", "_cu_window_seqlens"))]
-    host = HostBoundaries(text=(), vision=tuple(tuple(planned[name].tolist()) for name in names))
+    host = HostBoundaries(tuple(tuple(planned[name].tolist()) for name in names))
     arguments = {
         name.removeprefix("image_"): x.to("cuda") if isinstance(x, Tensor) else x
         for name, x in planned.items()

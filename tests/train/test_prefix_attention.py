@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from omr_io.batches.boundaries import HostBoundaries
 from omr_io.errors import ConfigError
 from omr_io.train.attention import (
-    HostBoundaries,
     SharedPrefixes,
     segment_attention,
     share_prefixes,
@@ -158,7 +158,10 @@ class HostOnly(torch.Tensor):
 
 
 def test_boundaries_from_the_host_are_used_as_they_are() -> None:
-    known = HostBoundaries(text=(0, 4, 6), vision=((0, 2, 4, 6), (0, 6)))
+    known: dict[str, Any] = {
+        "text_boundaries": HostBoundaries(((0, 4, 6),)),
+        "host_boundaries": HostBoundaries(((0, 2, 4, 6), (0, 6))),
+    }
     module = torch.nn.Module()
     x = torch.randn(1, 2, 6, 4)
     for bounds, causal in (((0, 4, 6), None), ((0, 2, 4, 6), False), ((0, 6), False)):
@@ -166,7 +169,7 @@ def test_boundaries_from_the_host_are_used_as_they_are() -> None:
         expected = varlen_attention(module, x, x, x, None, is_causal=causal, cu_seq_lens_q=cu)[0]
         unread = cu.as_subclass(HostOnly)
         found = varlen_attention(
-            module, x, x, x, None, is_causal=causal, cu_seq_lens_q=unread, host_boundaries=known
+            module, x, x, x, None, is_causal=causal, cu_seq_lens_q=unread, **known
         )[0]
         assert torch.equal(found, expected)
         with pytest.raises(AssertionError, match="copied to the host"):

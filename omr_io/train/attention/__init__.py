@@ -10,7 +10,7 @@ image, when its implementation's name contains "flash".
 `varlen`: the registered function, and the kernels it chooses from. `setting`: put it on a model.
 """
 
-from omr_io.train.attention.prefixes import HostBoundaries, SharedPrefixes, share_prefixes
+from omr_io.train.attention.prefixes import SharedPrefixes, share_prefixes
 from omr_io.train.attention.sdpa import plan_segments, segment_attention
 from omr_io.train.attention.setting import (
     TEXT_ATTENTION,
@@ -25,7 +25,6 @@ from omr_io.train.attention.varlen import varlen_attention
 __all__ = [
     "TEXT_ATTENTION",
     "VISION_ATTENTION",
-    "HostBoundaries",
     "SharedPrefixes",
     "plan_segments",
     "register_varlen",

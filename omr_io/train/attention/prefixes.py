@@ -30,27 +30,6 @@ from omr_io.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HostBoundaries:
-    """Boundaries of segments as Python integers, so that no attention asks the GPU for them.
-
-    The keyword argument `host_boundaries` of the model's forward; only attention without a
-    FlashAttention kernel (float32) needs it.
-
-    Attributes:
-        text: S + 1 bounds over the flattened B x T rows.
-        vision: the same over patches, one for each kind of layer: whole frames and, in Qwen2.5-VL,
-            windows. Windows divide frames, so two kinds with as many segments are equal.
-    """
-
-    text: tuple[int, ...]
-    vision: tuple[tuple[int, ...], ...] = ()
-
-    def vision_of(self, count: int) -> tuple[int, ...] | None:
-        """The bounds of a vision layer that has `count` of them; None if they are not known."""
-        return next((bounds for bounds in self.vision if len(bounds) == count), None)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class SharedPrefixes:
     """Segments of queries and the keys of each; made by `share_prefixes`.
 

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omr_io.batches.boundaries import HostBoundaries
 from omr_io.errors import ConfigError
-from omr_io.train.attention.prefixes import HostBoundaries, SharedPrefixes, gather_rows
+from omr_io.train.attention.prefixes import SharedPrefixes, gather_rows
 from omr_io.train.attention.sdpa import segment_attention
 
 
@@ -46,14 +47,15 @@ def varlen_attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     shared_prefixes: SharedPrefixes | None = None,
+    text_boundaries: HostBoundaries | None = None,
     host_boundaries: HostBoundaries | None = None,
     **_kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function behind both registered names; causal if `module.is_causal` (text) says so.
 
     On CUDA in bf16 or fp16 one FlashAttention call and no sync; otherwise `segment_attention`
-    (on CUDA in fp32 that copies the boundaries to the host once a layer unless `host_boundaries`
-    or `shared_prefixes` bring them).
+    (on CUDA in fp32 that copies the boundaries to the host once a layer unless the batch
+    brings them).
 
     Args:
         is_causal: False from the vision tower, which shares the forward's keyword arguments with
@@ -62,7 +64,9 @@ def varlen_attention(
             model needs either these or `shared_prefixes`.
         max_length_q: the longest segment; needed on CUDA only.
         shared_prefixes: segments of which some see another before themselves.
-        host_boundaries: cu_seq_lens_q of all layers on the host.
+        text_boundaries: cu_seq_lens_q of the text model on the host.
+        host_boundaries: those of the vision tower, which the model's forward takes as
+            `image_host_boundaries`.
 
     Returns:
         (B, T, H, D) and no weights, as transformers expects.
@@ -97,10 +101,8 @@ def varlen_attention(
         length = int(max_length_q)
         output_NHD = flash_varlen(q, k, v, Boundaries(cu, cu, length, length), **options)
     elif cu_seq_lens_q is not None:
-        bounds = None
-        if host_boundaries is not None:
-            count = cu_seq_lens_q.shape[0]
-            bounds = host_boundaries.text if text else host_boundaries.vision_of(count)
+        known = text_boundaries if text else host_boundaries
+        bounds = None if known is None else known.of(len(cu_seq_lens_q))
         output_NHD = segment_attention(q, k, v, bounds or tuple(cu_seq_lens_q.tolist()), **options)
     batch, _, tokens, _ = query_BHTD.shape
     return output_NHD.reshape(batch, tokens, *output_NHD.shape[1:]), None
