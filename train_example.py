@@ -67,6 +67,7 @@ from omr_io.train.run import (
     split_for_rl,
     start_folder,
 )
+from omr_io.train.shared_prefix import pack_shared_rollouts
 from omr_io.train.statistics import majority_letters
 from omr_io.train.summary import make_report
 from omr_io.types import EncodedSample
@@ -347,7 +348,8 @@ def policy_gradient(
     tokens = sum(len(completion.ids) for completion in completions)
     loss = mismatch = entropy = 0.0
     run.model.train()
-    for packed, members in pack_rollouts(
+    pack = pack_shared_rollouts if rl.shared_prefix else pack_rollouts
+    for packed, members in pack(
         asked,
         completions,
         group=rl.group,

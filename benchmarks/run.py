@@ -1,6 +1,6 @@
 """Run the benchmarks, each measurement in its own process on one core, and write the results.
 
-    python -m benchmarks.run [loader] [plan] [convert] [tokenizer] [--rounds 5]
+    python -m benchmarks.run [loader] [plan] [convert] [tokenizer] [shared_prefix] [--rounds 5]
 
 Sides of a comparison take turns (A B A B ...), so that both see the machine's drift; what counts is
 the median ratio of neighbouring runs. Results go to benchmarks/results/*.json.
@@ -126,10 +126,24 @@ def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_pytho
         print(f"convert, {side}: {rates[side]:.0f} rows/s; omr_io is {ratios[side]:.2f} times it")
 
 
+def bench_shared_prefix(rounds: int) -> None:
+    """Prompts laid out once a group against once a completion."""
+    runs = [measure("bench_shared_prefix") for _ in range(rounds)]
+    ratio = statistics.median(run["step"]["times_faster"] for run in runs)
+    write("shared_prefix", {"times_faster": ratio, "rounds": runs})
+    tokens, step = runs[0]["counts"][0], runs[0]["step"]
+    print(
+        f"shared_prefix: {tokens['ratio_of_tokens']:.2f} times fewer tokens, "
+        f"{tokens['ratio_of_patches']:.0f} times fewer patches; a small model's step is "
+        f"{ratio:.2f} times as fast (median of {rounds}) in {step['times_less_memory']:.2f} times "
+        "less memory"
+    )
+
+
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    every = ["loader", "plan", "convert", "tokenizer"]
+    every = ["loader", "plan", "convert", "tokenizer", "shared_prefix"]
     parser.add_argument("benchmarks", nargs="*", choices=[*every, []], default=[])
     parser.add_argument("--rows", type=int, default=20_000, help="of the convert benchmark")
     parser.add_argument("--folder", type=Path, help="where convert reads and writes")
@@ -154,6 +168,8 @@ def main() -> None:
         bench_tokenizer.report(
             given.peers_python, given.text, given.ranks, given.rounds, given.clock
         )
+    if "shared_prefix" in chosen:
+        bench_shared_prefix(arguments.rounds)
 
 
 if __name__ == "__main__":

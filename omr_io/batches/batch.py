@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omr_io.batches.vision_tower import Grid, vision_arrays
+from omr_io.batches.boundaries import HostBoundaries, pack_boundaries
+from omr_io.batches.vision_tower import VISION_BOUNDARIES, Grid, vision_arrays
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DataError, Where
 from omr_io.types import EncodedSample, Float32Array, PackedArrays
@@ -52,6 +53,7 @@ class Batch:
         has_dummy_image: no sample here has an image, and pixel_values and image_grid_thw hold one
             blank image instead that has no placeholder. See `model_inputs`.
         grids: image_grid_thw on the host.
+        boundaries: cu_seqlens on the host.
         keys: the keys of each pack's samples, in order.
         num_tokens: real tokens, padding left out.
         num_label_tokens: labels that are not IGNORE_INDEX.
@@ -73,6 +75,7 @@ class Batch:
     mm_token_type_ids: Tensor
     has_dummy_image: bool
     grids: tuple[Grid, ...]
+    boundaries: HostBoundaries
     keys: tuple[tuple[str, ...], ...]
     num_tokens: int
     num_label_tokens: int
@@ -106,7 +109,8 @@ class Batch:
         pixel_values and image_grid_thw, and add 0 x the sum of all its outputs to the loss.
 
         Args:
-            varlen: include cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k.
+            varlen: include cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k and
+                text_boundaries.
         """
         inputs: dict[str, Any] = {
             "input_ids": self.input_ids,
@@ -120,6 +124,7 @@ class Batch:
         if varlen:
             inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = self.cu_seqlens
             inputs["max_length_q"] = inputs["max_length_k"] = self.max_seqlen
+            inputs["text_boundaries"] = self.boundaries
         return inputs
 
     def vision_inputs(
@@ -153,10 +158,15 @@ class Batch:
             self.grids, merge_size=self.vision.merge_size, window=window, side=side
         )
         device = self.input_ids.device
-        return {
+        inputs: dict[str, Any] = {
             name: value if isinstance(value, int) else torch.from_numpy(value).to(device)
             for name, value in arrays.items()
         }
+        kinds = (arrays[name] for name in VISION_BOUNDARIES if name in arrays)
+        inputs["image_host_boundaries"] = HostBoundaries(
+            tuple(tuple(kind.tolist()) for kind in kinds if not isinstance(kind, int))
+        )
+        return inputs
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The batch with all tensors on `device`. Non-blocking copies need `pin_memory` first."""
@@ -213,6 +223,10 @@ def make_batch(
         mm_token_type_ids=torch.from_numpy(arrays.mm_token_type_ids),
         has_dummy_image=has_dummy_image,
         grids=tuple((frames, rows, columns) for frames, rows, columns in grids_N3.tolist()),
+        boundaries=pack_boundaries(
+            [[len(sample.input_ids) for sample in pack] for pack in packs],
+            arrays.input_ids.shape[1],
+        ),
         keys=tuple(tuple(sample.key for sample in pack) for pack in packs),
         num_tokens=sum(len(sample.input_ids) for sample in samples),
         num_label_tokens=arrays.num_label_tokens,

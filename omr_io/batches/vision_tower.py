@@ -18,6 +18,9 @@ from omr_io.types import Float32Array, Int32Array, Int64Array
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches of one image."""
 
+VISION_BOUNDARIES = ("image_cu_seqlens", "image_cu_window_seqlens")
+"""The names of boundaries among `vision_arrays`."""
+
 
 def vision_arrays(
     grids: Sequence[Grid],

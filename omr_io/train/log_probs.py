@@ -74,7 +74,8 @@ def log_probs(
         targets_R: (R,) int64 token ids, none of them banned. On the CPU that is checked; on CUDA a
             look would sync: there a banned target's log-probability is minus infinity, and an id
             outside the vocabulary is a device-side assertion.
-        rows: (R,) int64 places in the flattened positions, each at most once; see
+        rows: (R,) int64 places in the flattened positions, which may occur repeatedly (a prompt's
+            last one does where completions share it); see
             `omr_io.batches.labels.label_index`.
         row_weights: (R,) float32, or one for all rows: what each row counts in `weighted_sum`.
         entropy: whether to compute it: one more pass over the logits.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omr_io.errors import ConfigError, TrainingError
-from omr_io.train.attention import use_varlen
+from omr_io.train.attention import require_varlen, use_varlen
 from omr_io.train.log_prob_backends import Backend
 from omr_io.train.log_probs import LogProbs, log_probs
 from omr_io.types import IGNORE_INDEX
@@ -213,8 +213,13 @@ def forward(model: Any, batch: PackedBatch) -> Tensor:
     A batch without images still runs the vision tower, on a small dummy image whose features are
     multiplied by zero: its parameters get zero gradients rather than none, and the
     collectives of sharded training match between ranks.
+
+    Raises:
+        ConfigError: prompts are shared and the model is not under our attention.
     """
     inputs = batch.model_inputs()
+    if "shared_prefixes" in inputs:
+        require_varlen(model)
     has_images = "pixel_values" in inputs
     if has_images:
         vision = model.config.vision_config

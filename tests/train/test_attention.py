@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from omr_io.batches.vision_tower import vision_arrays
 from omr_io.errors import ConfigError
 from omr_io.train.attention import (
     plan_segments,
@@ -77,7 +78,7 @@ def test_trap_matrix_on_sdpa(family: str, trap: str, right: bool) -> None:
     assert difference < 1e-5 if right else difference > WRONG
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.EVERY_FAMILY)
 @pytest.mark.parametrize("packs", [1, 2])
 @torch.no_grad()
 def test_registered_attention_is_equal(family: str, packs: int) -> None:
@@ -107,7 +108,7 @@ def test_a_lost_boundary_is_seen(family: str) -> None:
     assert worst_difference(model, model(**inputs).logits[0], oracle) > WRONG
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.EVERY_FAMILY)
 def test_gradients_packed_equal_unpacked(family: str) -> None:
     oracle = tiny.tiny_model(family)
     model = copy.deepcopy(oracle)
@@ -133,30 +134,60 @@ def test_gradients_packed_equal_unpacked(family: str) -> None:
     assert compared > 0.9 * len(expected)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+def planned_vision(model: Any, grids: torch.Tensor) -> dict[str, Any]:
+    """The vision tower's metadata as a batch plans it on the host."""
+    config = model.config.vision_config
+    window = getattr(config, "window_size", None)
+    side = getattr(config, "num_position_embeddings", None)
+    arrays = vision_arrays(
+        [(t, h, w) for t, h, w in grids.tolist()],
+        merge_size=2,
+        window=None if window is None else window // 2 // config.patch_size,
+        side=None if side is None else round(side**0.5),
+    )
+    return {k: v if isinstance(v, int) else torch.from_numpy(v) for k, v in arrays.items()}
+
+
+@pytest.mark.parametrize("family", tiny.EVERY_FAMILY)
+@pytest.mark.parametrize("planned", [True, False])
 @torch.no_grad()
 def test_the_vision_tower_makes_one_call_a_layer(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, planned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In Qwen2.5-VL's layers within windows too, and on the very boundaries that were planned."""
     from transformers import AttentionInterface
 
-    model = tiny.tiny_model(family).eval()
+    oracle = tiny.tiny_model(family).eval()
+    model = copy.deepcopy(oracle)
     use_varlen(model)
-    calls: list[int] = []
+    calls: list[torch.Tensor] = []
+    longest: list[int] = []
 
     def counting(module: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(len(kwargs["cu_seq_lens_q"]) - 1)
+        calls.append(kwargs["cu_seq_lens_q"])
+        longest.append(int(kwargs["max_length_q"]))
         return varlen_attention(module, *args, **kwargs)
 
     AttentionInterface.register("omr_flash_varlen", counting)
     try:
         batch = tiny.pack(model, [samples()])
         assert batch.image_grid_thw is not None
-        model.model.visual(batch.pixel_values, grid_thw=batch.image_grid_thw)
+        arrays = planned_vision(model, batch.image_grid_thw)
+        logits = model(**batch.model_inputs(), **(arrays if planned else {})).logits[0]
     finally:
         use_varlen(model)
+    assert worst_difference(model, logits, oracle) < 1e-5
+    whole = [0, *(h * w for _, h, w in batch.image_grid_thw.tolist())]
     assert len(calls) == 3
-    assert calls[-1] == len(batch.image_grid_thw) == 4
+    assert calls[-1].tolist() == torch.tensor(whole).cumsum(0).tolist()
+    windows = family == "qwen2_5_vl"
+    # Windows of 2 x 2 merged patches: 4 x 6, 8 x 4, 4 x 4, 6 x 4 patches have 2, 2, 1 and 2.
+    assert [len(cu) - 1 for cu in calls] == ([7, 7, 4] if windows else [4, 4, 4])
+    assert longest == ([16, 16, 32] if windows else [32, 32, 32])
+    if planned:
+        name = "image_cu_window_seqlens" if windows else "image_cu_seqlens"
+        assert calls[0] is calls[1] is arrays[name]
+        assert calls[2] is arrays["image_cu_seqlens"]
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -183,13 +214,28 @@ def test_segments_equal_a_loop(causal: bool, lengths: list[int], key_heads: int)
 
 def test_equal_segments_share_a_call() -> None:
     plan = plan_segments((0, 4, 8, 12))
-    assert plan.groups == ((3, 4),)
+    assert plan.groups == ((3, 4, 4),)
     assert plan.order is None
     mixed = plan_segments((0, 4, 6, 10, 12))
-    assert mixed.groups == ((2, 2), (2, 4))
+    assert mixed.groups == ((2, 2, 2), (2, 4, 4))
     assert mixed.order is not None
     assert mixed.order.tolist() == [4, 5, 10, 11, 0, 1, 2, 3, 6, 7, 8, 9]
     assert plan_segments((0, 2, 6)).order is None  # sorted already
+    keys = plan_segments((0, 2, 3, 5), (0, 6, 8, 10))
+    assert keys.groups == ((1, 1, 2), (1, 2, 2), (1, 2, 6))
+    assert keys.order is not None
+    assert keys.key_order is not None
+    assert keys.order.tolist() == [2, 3, 4, 0, 1]
+    assert keys.key_order.tolist() == [6, 7, 8, 9, 0, 1, 2, 3, 4, 5]
+
+
+def test_plans_are_cached_within_bounds() -> None:
+    """A plan a step: an unbounded cache would hold every batch of a month's run."""
+    assert plan_segments.cache_info().maxsize == 64
+    for length in range(1, 100):
+        plan_segments((0, length))
+    assert plan_segments.cache_info().currsize == 64
+    assert plan_segments((0, 99)) is plan_segments((0, 99))
 
 
 def test_a_plan_made_in_inference_mode_serves_training() -> None:

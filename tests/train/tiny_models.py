@@ -1,4 +1,4 @@
-"""Tiny random Qwen2.5-VL and Qwen3-VL, and packs for them built by hand, apart from the loader."""
+"""Tiny random Qwen2-VL, 2.5-VL and 3-VL, and packs built by hand, apart from the loader."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from torch import Tensor
 IMAGE, VIDEO, START, END, EOS, PAD = 5, 6, 7, 8, 1, 0
 VOCAB = 99
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+EVERY_FAMILY = (*FAMILIES, "qwen2_vl")
 
 
-def tiny_model(family: str, seed: int = 0) -> Any:
-    """A float32 model with grouped query heads, on transformers' own SDPA attention."""
+def tiny_model(family: str, seed: int = 0, head_dim: int = 12) -> Any:
+    """A float32 model with grouped query heads, on transformers' own SDPA attention.
+
+    GPU kernels need a `head_dim` that is a multiple of 8.
+    """
     import transformers
 
+    width = 4 * head_dim
     text = {
         "vocab_size": VOCAB, "bos_token_id": EOS, "eos_token_id": EOS,
-        "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3,
+        "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.15,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]},
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [head_dim // 2 - 4, 2, 2],
+        },
     }  # fmt: skip
     vision = {
         "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2,
-        "out_hidden_size": 48, "patch_size": 4, "initializer_range": 0.15,
+        "out_hidden_size": width, "patch_size": 4, "initializer_range": 0.15,
     }  # fmt: skip
     ids = {
         "image_token_id": IMAGE, "video_token_id": VIDEO,
@@ -33,11 +40,19 @@ def tiny_model(family: str, seed: int = 0) -> Any:
     }  # fmt: skip
     config: Any
     if family == "qwen3_vl":
-        text |= {"head_dim": 12}
+        text |= {"head_dim": head_dim}
         text["rope_parameters"] |= {"mrope_interleaved": True}  # type: ignore[operator]
         vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
         config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
         kind: Any = transformers.Qwen3VLForConditionalGeneration
+    elif family == "qwen2_vl":
+        # Here hidden_size is the width after merging.
+        vision = {
+            "depth": 3, "embed_dim": 32, "hidden_size": width, "mlp_ratio": 2, "num_heads": 2,
+            "patch_size": 4, "initializer_range": 0.15,
+        }  # fmt: skip
+        config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+        kind = transformers.Qwen2VLForConditionalGeneration
     else:
         # A window of 2 x 2 merged patches, so that images of this size have several.
         vision |= {"fullatt_block_indexes": [2], "window_size": 16}
