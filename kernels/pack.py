@@ -1,6 +1,6 @@
 """Pack assembly in one launch: from a span table to every integer tensor of a batch.
 
-Legend: B packs, T seq_len, N = B x T positions, K spans, V tokens, S segments, L words.
+Legend: B packs, T seq_len, N = B x T positions, K spans, V tokens, S segments, L words, R stride.
 
 The host writes the span table (`omr_io.types.SpanTable`, about 3 rows a sample) with all tokens into
 one pinned buffer, which goes to the device in one transfer; one launch writes all outputs into one
@@ -10,9 +10,9 @@ Each program owns BLOCK neighbouring positions, so that stores are contiguous an
 the spans. A coarse table says in which spans a block begins and ends; within it each position finds
 its span by binary search in as many steps as the block has spans, mostly two or three, in rows that
 stay in L1. Everything that varies from batch to batch (the number of spans, where the parts of the
-buffer begin, ids) is read from the buffer's head and no argument, so that nothing is recompiled: the
-kernel has one variant for each dtype, and whether N is a multiple of 16 decides on the width of
-stores. Three arguments, because Triton's launch takes the host some tenths of a microsecond for each.
+buffer begin, ids) is read from the buffer's head and no argument, and rows of the outputs begin at multiples of 16 positions (R, the
+stride), so that nothing is ever recompiled: the kernel has one variant for each dtype. Three
+arguments, because Triton's launch takes the host some tenths of a microsecond for each.
 
 Expected on an H100, and not measured: at 64k tokens 4.2 MB are written, some 1.5 us at 3 TB/s, under
 a latency of four dependent loads and of a launch; so the host's part decides.
@@ -28,24 +28,25 @@ import triton
 import triton.language as tl
 
 from omr_io.errors import ConfigError
-from omr_io.types import IGNORE_INDEX, SPAN_FIELDS, IdType, PackedTensors, SpanTable
+from omr_io.types import IGNORE_INDEX, SPAN_FIELDS, IdType, Int32Array, PackedTensors, SpanTable
 
 BLOCK = 512
-"""Positions of a program. At 64k tokens 128 programs: one for nearly each processor of an H100, and
-4 positions a thread, whose ids are two stores of 16 bytes in int64 and one in int32."""
+"""Positions of a program: at 64k tokens 128 programs, one for nearly each processor of an H100."""
 
-_HEAD = 4  # words: the padding id, where spans begin, where tokens begin, one unused
+NUM_WARPS = {"int64": 8, "int32": 4}  # so that a thread has as many positions as 16 bytes hold ids
+_HEAD = 4  # words: the padding id, where spans begin, where tokens begin, 0
+_ALIGNMENT = 16  # positions
 _FIELDS = tl.constexpr(SPAN_FIELDS)
 _IGNORE_INDEX = tl.constexpr(IGNORE_INDEX)
 _BLOCKS_AT = tl.constexpr(_HEAD)
 
 
 @triton.jit
-def pack_kernel(buffer_L, out, num_positions, BLOCK: tl.constexpr):
+def pack_kernel(buffer_L, out, stride, BLOCK: tl.constexpr):
     """One block of positions of every output; see `upload` and `pack_spans` for the layouts."""
     block = tl.program_id(0)
     at = block * BLOCK + tl.arange(0, BLOCK)
-    inside = at < num_positions
+    inside = at < stride
     padding_id = tl.load(buffer_L)
     spans_KF = buffer_L + tl.load(buffer_L + 1)
     tokens_V = buffer_L + tl.load(buffer_L + 2)
@@ -86,15 +87,21 @@ def pack_kernel(buffer_L, out, num_positions, BLOCK: tl.constexpr):
     id_type = out.dtype.element_ty
     ids = out + at
     tl.store(ids, token.to(id_type), mask=inside)
-    tl.store(ids + num_positions, label.to(id_type), mask=inside)
-    tl.store(ids + 2 * num_positions, text_position.to(id_type), mask=inside)
-    tl.store(ids + 3 * num_positions, t.to(id_type), mask=inside)
-    tl.store(ids + 4 * num_positions, h.to(id_type), mask=inside)
-    tl.store(ids + 5 * num_positions, w.to(id_type), mask=inside)
-    tl.store(ids + 6 * num_positions, image.to(id_type), mask=inside)
-    segments = (out + 7 * num_positions).to(tl.pointer_type(tl.int32), bitcast=True) + at
+    tl.store(ids + stride, label.to(id_type), mask=inside)
+    tl.store(ids + 2 * stride, text_position.to(id_type), mask=inside)
+    tl.store(ids + 3 * stride, t.to(id_type), mask=inside)
+    tl.store(ids + 4 * stride, h.to(id_type), mask=inside)
+    tl.store(ids + 5 * stride, w.to(id_type), mask=inside)
+    tl.store(ids + 6 * stride, image.to(id_type), mask=inside)
+
+    # 4 neighbours a thread would be 16 bytes here too, but beside int64 ids, which are stored by 2,
+    # Triton then changes the layout of everything through shared memory. Of an address that is known
+    # only to be a multiple of PER_THREAD it stores no more at once, and all layouts are the same.
+    PER_THREAD: tl.constexpr = 128 // id_type.primitive_bitwidth
+    nothing = tl.multiple_of(tl.load(buffer_L + 3), PER_THREAD)
+    segments = (out + 7 * stride).to(tl.pointer_type(tl.int32), bitcast=True) + nothing + at
     tl.store(segments, segment, mask=inside)
-    weights = (segments + num_positions).to(tl.pointer_type(tl.float32), bitcast=True)
+    weights = (segments + stride).to(tl.pointer_type(tl.float32), bitcast=True)
     tl.store(weights, tl.where(labelled, weight, 0.0), mask=inside)
 
 
@@ -120,42 +127,47 @@ def upload(table: SpanTable, device: torch.device) -> Uploaded:
     The buffer is pinned where the device is a GPU; torch's allocator keeps it until the transfer on
     the current stream is over.
 
-    Raises:
-        ConfigError: the buffer would be over the range of int32.
     """
     num_positions = table.num_packs * table.seq_len
-    blocks = _blocks(table.spans[:, 0], num_positions)
+    blocks = _blocks(table.spans[:, 0], num_positions, _stride(num_positions))
     head = np.zeros(_HEAD, np.int32)
     parts = (head, blocks, table.spans.reshape(-1), table.cu_seqlens, table.tokens)
+    # Under 2^31 words, since there are at most as many spans as MAX_PACKED_TOKENS.
     starts = np.cumsum([0, *(-(-part.size // 4) * 4 for part in parts)])
-    if starts[-1] >= 2**31:
-        raise ConfigError(f"{num_positions} positions are too many for one batch")
     head[:3] = table.pad_id, starts[2], starts[4]
     pinned = device.type == "cuda"
-    staging = torch.empty(int(starts[-1]), dtype=torch.int32, pin_memory=pinned)
-    words = staging.numpy()
+    # The kernel also fills what stands between N and R, from what follows the tokens.
+    words = int(starts[-1]) + _ALIGNMENT
+    staging = torch.empty(words, dtype=torch.int32, pin_memory=pinned)
+    host_L = staging.numpy()
+    host_L[-_ALIGNMENT:] = 0
     for part, start in zip(parts, starts, strict=False):
-        words[start : start + part.size] = part
+        host_L[start : start + part.size] = part
     buffer = staging.to(device, non_blocking=True)
     cu_seqlens = buffer[int(starts[3]) : int(starts[3]) + table.cu_seqlens.size]
     return Uploaded(buffer, cu_seqlens, table)
 
 
-def _blocks(destinations_K: np.ndarray, num_positions: int) -> np.ndarray:
+def _stride(num_positions: int) -> int:
+    """R: from one row of the outputs to the next, in positions."""
+    return -(-num_positions // _ALIGNMENT) * _ALIGNMENT
+
+
+def _blocks(destinations_K: Int32Array, num_positions: int, stride: int) -> Int32Array:
     """(2 x (blocks + 1),) int32: first span and first step of the search, for each block."""
-    bounds = np.append(np.arange(0, num_positions, BLOCK), max(num_positions - 1, 0))
+    bounds = np.minimum(np.arange(0, stride + BLOCK, BLOCK), max(num_positions - 1, 0))
     first = np.searchsorted(destinations_K, bounds, side="right") - 1
-    # `last` of a block is the first span of the next: one more than it may need, and harmless.
-    most = np.append(first[1:], first[-1]) - first
-    step = np.where(most > 0, 2 ** np.frexp(np.maximum(most, 1))[1] // 2, 0)
+    # A block's last span is taken to be the first of the next: one more than it may need.
+    more = np.append(np.diff(first), 0)
+    step = np.where(more > 0, 2 ** np.frexp(more)[1] // 2, 0)  # the largest power of 2 up to it
     return np.stack([first, step], axis=1).astype(np.int32).reshape(-1)
 
 
 def pack_spans(uploaded: Uploaded, *, dtype: IdType = "int64") -> PackedTensors:
     """Launch `pack_kernel` over a whole batch, on the current stream; the host does not wait.
 
-    All tensors are views of one allocation on the buffer's device: 7 x N ids, then N segment ids
-    and N weights.
+    All tensors are views of one allocation on the buffer's device: 7 rows of ids, then one of segment
+    ids and one of weights. Where N is no multiple of 16, position_ids is not contiguous.
 
     Raises:
         ConfigError: neither a CUDA device nor Triton's interpreter is there to run it.
@@ -168,22 +180,26 @@ def pack_spans(uploaded: Uploaded, *, dtype: IdType = "int64") -> PackedTensors:
         )
     shape = (table.num_packs, table.seq_len)
     num_positions = table.num_packs * table.seq_len
+    stride = _stride(num_positions)
     element = torch.int64 if dtype == "int64" else torch.int32
-    words = 7 * num_positions + 8 * num_positions // element.itemsize
-    out = torch.empty(words, dtype=element, device=device)
+    size = 7 * stride + 8 * stride // element.itemsize
+    out = torch.empty(size, dtype=element, device=device)
     if num_positions:
-        grid = (triton.cdiv(num_positions, BLOCK),)
+        grid = (triton.cdiv(stride, BLOCK),)
         with torch.cuda.device(device if device.type == "cuda" else -1):
-            pack_kernel[grid](uploaded.buffer, out, num_positions, BLOCK=BLOCK)
-    ids_7BT = out[: 7 * num_positions].view(7, *shape)
-    rest_2BT = out[7 * num_positions :].view(torch.int32).view(2, *shape)
+            pack_kernel[grid](
+                uploaded.buffer, out, stride, BLOCK=BLOCK, num_warps=NUM_WARPS[dtype]
+            )
+    ids_7BT = out[: 7 * stride].view(7, stride)[:, :num_positions].unflatten(1, shape)
+    rest_2R = out[7 * stride :].view(torch.int32).view(2, stride)
+    segment_ids_BT, weight_bits_BT = rest_2R[:, :num_positions].unflatten(1, shape)
     return PackedTensors(
         input_ids=ids_7BT[0],
         labels=ids_7BT[1],
         position_ids=ids_7BT[2:6],
         mm_token_type_ids=ids_7BT[6],
-        segment_ids=rest_2BT[0],
-        loss_weights=rest_2BT[1].view(torch.float32),
+        segment_ids=segment_ids_BT,
+        loss_weights=weight_bits_BT.view(torch.float32),
         cu_seqlens=uploaded.cu_seqlens,
         max_seqlen=table.max_seqlen,
         num_tokens=table.num_tokens,
