@@ -2,20 +2,21 @@
 
 Legend: B packs, T seq_len, N = B x T positions, K spans, V tokens, S segments, L words, R stride.
 
-The host writes the span table (`omr_io.types.SpanTable`, about 3 rows a sample) with all tokens into
-one pinned buffer, which goes to the device in one transfer; one launch writes all outputs into one
-allocation, each element once. There is no scan, no atomic and no synchronisation.
+The host writes the span table (`omr_io.types.SpanTable`, about 3 rows a sample) with all tokens
+into one pinned buffer, which goes to the device in one transfer; one launch writes all outputs into
+one allocation, each element once. There is no scan, no atomic and no synchronisation.
 
 Each program owns BLOCK neighbouring positions, so that stores are contiguous and aligned whatever
 the spans. A coarse table says in which spans a block begins and ends; within it each position finds
 its span by binary search in as many steps as the block has spans, mostly two or three, in rows that
 stay in L1. Everything that varies from batch to batch (the number of spans, where the parts of the
-buffer begin, ids) is read from the buffer's head and no argument, and rows of the outputs begin at multiples of 16 positions (R, the
-stride), so that nothing is ever recompiled: the kernel has one variant for each dtype. Three
-arguments, because Triton's launch takes the host some tenths of a microsecond for each.
+buffer begin, the padding's id) is read from the buffer's head and is no argument, and rows of the
+outputs begin at multiples of 16 positions (R, the stride): so nothing is ever recompiled, and there
+is one variant of the kernel for each dtype. Three arguments, because each costs the host some
+tenths of a microsecond in Triton's launch.
 
-Expected on an H100, and not measured: at 64k tokens 4.2 MB are written, some 1.5 us at 3 TB/s, under
-a latency of four dependent loads and of a launch; so the host's part decides.
+Expected on an H100, and not measured: at 64k tokens 4.2 MB are written, some 1.5 us at 3 TB/s, on
+top of four dependent loads (2 us) and the launch; so the host's part decides.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ def pack_kernel(buffer_L, out, stride, BLOCK: tl.constexpr):
     tl.store(ids + 5 * stride, w.to(id_type), mask=inside)
     tl.store(ids + 6 * stride, image.to(id_type), mask=inside)
 
-    # 4 neighbours a thread would be 16 bytes here too, but beside int64 ids, which are stored by 2,
-    # Triton then changes the layout of everything through shared memory. Of an address that is known
-    # only to be a multiple of PER_THREAD it stores no more at once, and all layouts are the same.
+    # 4 neighbours a thread would be 16 bytes here too, but beside int64 ids, which are stored by
+    # 2, Triton then changes the layout of all ids through shared memory. To an address that it
+    # knows to be a multiple of PER_THREAD only, it stores no more at once, and layouts agree.
     PER_THREAD: tl.constexpr = 128 // id_type.primitive_bitwidth
     nothing = tl.multiple_of(tl.load(buffer_L + 3), PER_THREAD)
     segments = (out + 7 * stride).to(tl.pointer_type(tl.int32), bitcast=True) + nothing + at
@@ -166,8 +167,8 @@ def _blocks(destinations_K: Int32Array, num_positions: int, stride: int) -> Int3
 def pack_spans(uploaded: Uploaded, *, dtype: IdType = "int64") -> PackedTensors:
     """Launch `pack_kernel` over a whole batch, on the current stream; the host does not wait.
 
-    All tensors are views of one allocation on the buffer's device: 7 rows of ids, then one of segment
-    ids and one of weights. Where N is no multiple of 16, position_ids is not contiguous.
+    All tensors are views of one allocation on the buffer's device: 7 rows of ids, then one of
+    segment ids and one of weights. Where N is no multiple of 16, position_ids is not contiguous.
 
     Raises:
         ConfigError: neither a CUDA device nor Triton's interpreter is there to run it.
@@ -187,12 +188,10 @@ def pack_spans(uploaded: Uploaded, *, dtype: IdType = "int64") -> PackedTensors:
     if num_positions:
         grid = (triton.cdiv(stride, BLOCK),)
         with torch.cuda.device(device if device.type == "cuda" else -1):
-            pack_kernel[grid](
-                uploaded.buffer, out, stride, BLOCK=BLOCK, num_warps=NUM_WARPS[dtype]
-            )
-    ids_7BT = out[: 7 * stride].view(7, stride)[:, :num_positions].unflatten(1, shape)
+            pack_kernel[grid](uploaded.buffer, out, stride, BLOCK=BLOCK, num_warps=NUM_WARPS[dtype])
+    ids_7BT = out[: 7 * stride].view(7, stride)[:, :num_positions].view(7, *shape)
     rest_2R = out[7 * stride :].view(torch.int32).view(2, stride)
-    segment_ids_BT, weight_bits_BT = rest_2R[:, :num_positions].unflatten(1, shape)
+    segment_ids_BT, weight_bits_BT = rest_2R[:, :num_positions].view(2, *shape)
     return PackedTensors(
         input_ids=ids_7BT[0],
         labels=ids_7BT[1],

@@ -229,8 +229,8 @@ def make_batch(
     """Wrap packs and what was assembled from them as a batch; shares their memory.
 
     Where the integers are on a GPU, patches and grids follow them there through pinned memory, on
-    the current stream and without waiting. Without images it gets a dummy: one of 2 x 2 merged patches (a 4 x 4 grid at merge_size 2), all
-    zeros.
+    the current stream and without waiting. Without images the batch gets a dummy: one of 2 x 2
+    merged patches (a 4 x 4 grid at merge_size 2), all zeros.
 
     Raises:
         DataError: a sample's patches are not as many as its grids ask for.

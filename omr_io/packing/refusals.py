@@ -28,7 +28,9 @@ def check_options(
         )
     for name, token in (("pad_id", pad_id), ("image_token_id", image_token_id)):
         if not 0 <= token < 2**31:
-            raise ConfigError(f"{name} {token} is no token id", mend="It must be from 0 to 2**31 - 1")
+            raise ConfigError(
+                f"{name} {token} is no token id", mend="It must be from 0 to 2**31 - 1"
+            )
 
 
 def check_sample(sample: EncodedSample) -> None:
