@@ -24,8 +24,6 @@ namespace {
 
 static_assert(sizeof(std::array<std::int64_t, 3>) == 3 * sizeof(std::int64_t));
 
-constexpr std::int64_t kMaxPositions = (std::int64_t{1} << 27) - 1;
-
 using Int32s = py::array_t<std::int32_t, py::array::c_style>;
 
 // The sample's array of this name, C-contiguous, of exactly this dtype.

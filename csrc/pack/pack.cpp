@@ -74,6 +74,8 @@ void write(const Span& span, std::size_t stop, const std::int32_t* tokens,
     std::fill_n(out.loss_weights + to, stop - to, 0.0F);
 }
 
+bool is_position(std::int32_t value) { return value >= 0 && value <= kMaxPositions; }
+
 std::int64_t stop_of(std::span<const Span> spans, std::size_t i, std::size_t num_positions) {
     return i + 1 < spans.size() ? std::int64_t{spans[i + 1].destination}
                                 : static_cast<std::int64_t>(num_positions);
@@ -98,7 +100,8 @@ bool spans_are_sound(std::span<const Span> spans, std::size_t num_tokens,
         const bool within = span.destination <= span.label_from &&
                             span.label_from <= span.label_to && span.label_to <= stop;
         const bool padding = span.source < 0;
-        if (size < 1 || !within || (padding && labelled) || span.rows < 0 || span.columns < 0 ||
+        if (size < 1 || !within || !is_position(span.text_position) ||
+            !is_position(span.mrope_position) || (padding && labelled) || span.rows < 0 || span.columns < 0 ||
             (span.columns != 0 && (area == 0 || size % area != 0)) ||
             (!padding && span.source + size > static_cast<std::int64_t>(num_tokens))) {
             return false;

@@ -11,6 +11,9 @@
 
 namespace omr {
 
+// B x T is at most this: MAX_PACKED_TOKENS of omr_io.types.
+inline constexpr std::int64_t kMaxPositions = (std::int64_t{1} << 27) - 1;
+
 // One row of the table: SPAN_FIELDS int32.
 struct Span {
     std::int32_t destination;    // first position in the flattened B x T
@@ -33,7 +36,7 @@ struct PackSample {
 };
 
 struct PackOptions {
-    std::int64_t seq_len;  // with the number of packs: at most 2^27 - 1 positions
+    std::int64_t seq_len;  // times the packs: at most kMaxPositions
     std::int32_t image_token_id;
     std::int64_t merge_size;
 };
