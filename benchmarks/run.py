@@ -100,23 +100,19 @@ def bench_plan(rounds: int) -> None:
 
 def bench_packing(rounds: int) -> None:
     """One batch of 64k tokens laid out, by each side in turn; a process's least time counts."""
-    runs = [
-        {side: measure("bench_pack", [side]) for side in bench_pack.SIDES} for _ in range(rounds)
-    ]
+    sides = bench_pack.sides()
+    runs = [{side: measure("bench_pack", [side]) for side in sides} for _ in range(rounds)]
     first = runs[0]["omr_io-cpu"]
-    times = {
-        side: statistics.median(run[side]["milliseconds"] for run in runs)
-        for side in bench_pack.SIDES
-    }
+    times = {side: statistics.median(run[side]["milliseconds"] for run in runs) for side in sides}
     ratios = {
         side: statistics.median(
             run[side]["milliseconds"] / run["omr_io-cpu"]["milliseconds"] for run in runs
         )
-        for side in bench_pack.SIDES
+        for side in sides
     }
     result = {"tokens": first["tokens"], "milliseconds": times, "omr_io-cpu_is_faster_by": ratios}
     write("pack", result | {"rounds": runs})
-    for side in bench_pack.SIDES:
+    for side in sides:
         print(f"pack, {side}: {times[side]:.2f} ms; omr_io-cpu is {ratios[side]:.1f} times as fast")
 
 

@@ -155,8 +155,9 @@ def test_each_element_is_stored_once(dtype: str, seq_len: int, monkeypatch) -> N
                 assert stored[first + tensor.element_size() * place + 4 * word] == 1, name
 
 
-def test_the_table_goes_over_in_one_transfer(monkeypatch) -> None:
-    packs = [[sample(np.random.default_rng(0), [3, 9], [(1, 4, 4)])] * 3, []]
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
+def test_the_table_goes_over_in_one_transfer(count: int, monkeypatch) -> None:
+    packs = [[sample(np.random.default_rng(0), [3, 9], [(1, 4, 4)])] * count, []]
     table = span_table(packs, seq_len=300, **OPTIONS)
     moved = []
     to = torch.Tensor.to
