@@ -34,8 +34,11 @@ from omr_io.types import IGNORE_INDEX, SPAN_FIELDS, IdType, Int32Array, PackedTe
 BLOCK = 512
 """Positions of a program: at 64k tokens 128 programs, one for nearly each processor of an H100."""
 
-NUM_WARPS = {"int64": 8, "int32": 4}  # so that a thread has as many positions as 16 bytes hold ids
-_HEAD = 4  # words: the padding id, where spans begin, where tokens begin, 0
+NUM_WARPS = {"int64": 8, "int32": 4}
+"""So that a thread has as many positions as 16 bytes hold ids. With more, Triton gives the int32
+outputs beside int64 ids a layout of their own, and changes layouts through shared memory."""
+
+_HEAD = 4  # words: the padding id, where spans begin, where tokens begin, one unused
 _ALIGNMENT = 16  # positions
 _FIELDS = tl.constexpr(SPAN_FIELDS)
 _IGNORE_INDEX = tl.constexpr(IGNORE_INDEX)
@@ -95,12 +98,7 @@ def pack_kernel(buffer_L, out, stride, BLOCK: tl.constexpr):
     tl.store(ids + 5 * stride, w.to(id_type), mask=inside)
     tl.store(ids + 6 * stride, image.to(id_type), mask=inside)
 
-    # 4 neighbours a thread would be 16 bytes here too, but beside int64 ids, which are stored by
-    # 2, Triton then changes the layout of all ids through shared memory. To an address that it
-    # knows to be a multiple of PER_THREAD only, it stores no more at once, and layouts agree.
-    PER_THREAD: tl.constexpr = 128 // id_type.primitive_bitwidth
-    nothing = tl.multiple_of(tl.load(buffer_L + 3), PER_THREAD)
-    segments = (out + 7 * stride).to(tl.pointer_type(tl.int32), bitcast=True) + nothing + at
+    segments = (out + 7 * stride).to(tl.pointer_type(tl.int32), bitcast=True) + at
     tl.store(segments, segment, mask=inside)
     weights = (segments + stride).to(tl.pointer_type(tl.float32), bitcast=True)
     tl.store(weights, tl.where(labelled, weight, 0.0), mask=inside)
