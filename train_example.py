@@ -117,6 +117,7 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             decoder=decoder,
             num_threads=recipe.data.num_threads,
             seed=recipe.seed,
+            device=device,
         )
         run = Run(
             recipe=recipe,
@@ -356,6 +357,7 @@ def policy_gradient(
         seq_len=run.recipe.data.seq_len,
         packs_per_batch=run.loader.packs_per_batch,
         encoder=run.prompts,
+        device=run.device,
     ):
         batch = packed.to(run.device)
         lengths = torch.tensor([len(completions[i].ids) for i in members])

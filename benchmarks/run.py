@@ -1,6 +1,7 @@
 """Run the benchmarks, each measurement in its own process on one core, and write the results.
 
-    python -m benchmarks.run [loader] [plan] [convert] [tokenizer] [shared_prefix] [--rounds 5]
+    python -m benchmarks.run [loader] [plan] [pack] [convert] [tokenizer] [shared_prefix]
+                             [--rounds 5]
 
 Sides of a comparison take turns (A B A B ...), so that both see the machine's drift; what counts is
 the median ratio of neighbouring runs. Results go to benchmarks/results/*.json.
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import bench_tokenizer
+from benchmarks import bench_pack, bench_tokenizer
 from benchmarks.bench_convert import IMAGE_BYTES
 from benchmarks.bench_loader import SEQ_LEN, VISION, tokenizer_for
 
@@ -97,6 +98,24 @@ def bench_plan(rounds: int) -> None:
     )
 
 
+def bench_packing(rounds: int) -> None:
+    """One batch of 64k tokens laid out, by each side in turn; a process's least time counts."""
+    sides = bench_pack.sides()
+    runs = [{side: measure("bench_pack", [side]) for side in sides} for _ in range(rounds)]
+    first = runs[0]["omr_io-cpu"]
+    times = {side: statistics.median(run[side]["milliseconds"] for run in runs) for side in sides}
+    ratios = {
+        side: statistics.median(
+            run[side]["milliseconds"] / run["omr_io-cpu"]["milliseconds"] for run in runs
+        )
+        for side in sides
+    }
+    result = {"tokens": first["tokens"], "milliseconds": times, "omr_io-cpu_is_faster_by": ratios}
+    write("pack", result | {"rounds": runs})
+    for side in sides:
+        print(f"pack, {side}: {times[side]:.2f} ms; omr_io-cpu is {ratios[side]:.1f} times as fast")
+
+
 def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_python: str) -> None:
     """Parquet to shards against the peers and the machine's own limit, side by side."""
     sides = ["limit", "omr_io", "omr_io-decode", "omr_io-cores", "datasets", "datasets-raw", "nemo"]
@@ -143,7 +162,7 @@ def bench_shared_prefix(rounds: int) -> None:
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    every = ["loader", "plan", "convert", "tokenizer", "shared_prefix"]
+    every = ["loader", "plan", "pack", "convert", "tokenizer", "shared_prefix"]
     parser.add_argument("benchmarks", nargs="*", choices=[*every, []], default=[])
     parser.add_argument("--rows", type=int, default=20_000, help="of the convert benchmark")
     parser.add_argument("--folder", type=Path, help="where convert reads and writes")
@@ -160,6 +179,8 @@ def main() -> None:
         bench_loader(arguments.shards, arguments.samples, arguments.rounds)
     if "plan" in chosen:
         bench_plan(arguments.rounds)
+    if "pack" in chosen:
+        bench_packing(arguments.rounds)
     if "convert" in chosen:
         folder, python = arguments.folder, arguments.img2dataset_python
         bench_convert(arguments.rows, arguments.rounds, folder, python)

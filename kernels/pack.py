@@ -1,206 +1,204 @@
 """Pack assembly in one launch: from a span table to every integer tensor of a batch.
 
-Legend: B packs, T seq_len, K spans, V tokens in the source buffer.
+Legend: B packs, T seq_len, N = B x T positions, K spans, V tokens, S segments, L words, R stride.
 
-A span is a run of tokens of one sample that share a rule (text with a loss, text without, one
-image, padding). The host writes some five rows a sample and the padding of each pack; the kernel
-needs no scan and no synchronisation, and writes each output element exactly once.
+The host writes the span table (`omr_io.types.SpanTable`, about 3 rows a sample) with all tokens
+into one pinned buffer, which goes to the device in one transfer; one launch writes all outputs into
+one allocation, each element once. There is no scan, no atomic and no synchronisation.
 
-Each program owns BLOCK neighbouring positions of the flattened (B, T) outputs, so that stores are
-contiguous and aligned whatever the spans; it finds each position's span by binary search in the
-table, which stays in cache (K is a few hundred).
+Each program owns BLOCK neighbouring positions, so that stores are contiguous and aligned whatever
+the spans. A coarse table says in which spans a block begins and ends; within it each position finds
+its span by binary search in as many steps as the block has spans, mostly two or three, in rows that
+stay in L1. Everything that varies from batch to batch (the number of spans, where the parts of the
+buffer begin, the padding's id) is read from the buffer's head and is no argument, and rows of the
+outputs begin at multiples of 16 positions (R, the stride): so nothing is ever recompiled, and there
+is one variant of the kernel for each dtype. Three arguments, because each costs the host some
+tenths of a microsecond in Triton's launch.
+
+Expected on an H100, and not measured: at 64k tokens 4.2 MB are written, some 1.5 us at 3 TB/s, on
+top of four dependent loads (2 us) and the launch; so the host's part decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from omr_io.types import EncodedSample, Int32Array
+from omr_io.errors import ConfigError
+from omr_io.types import IGNORE_INDEX, SPAN_FIELDS, IdType, Int32Array, PackedTensors, SpanTable
 
-SPAN_FIELDS = 9
-"""Columns of a span, int32: destination (first flat position), source (first token in the buffer),
-text_position, mrope_position (both of its first token), kind, trained (0 or 1), merged grid height,
-merged grid width, segment."""
+BLOCK = 512
+"""Positions of a program: at 64k tokens 128 programs, one for nearly each processor of an H100."""
 
-_TEXT, _IMAGE, _PADDING = 0, 1, 2
+NUM_WARPS = {"int64": 8, "int32": 4}
+"""So that a thread has as many positions as 16 bytes hold ids. With more, Triton gives the int32
+outputs beside int64 ids a layout of their own, and changes layouts through shared memory."""
+
+_HEAD = 4  # words: the padding id, where spans begin, where tokens begin, one unused
+_ALIGNMENT = 16  # positions
+_FIELDS = tl.constexpr(SPAN_FIELDS)
+_IGNORE_INDEX = tl.constexpr(IGNORE_INDEX)
+_BLOCKS_AT = tl.constexpr(_HEAD)
 
 
 @triton.jit
-def pack_kernel(
-    tokens_V,
-    spans_KF,
-    input_ids_BT,
-    labels_BT,
-    position_ids_4BT,
-    mm_token_type_ids_BT,
-    segment_ids_BT,
-    num_positions,
-    num_spans,
-    padding_id,
-    FIELDS: tl.constexpr,
-    SEARCH_STEPS: tl.constexpr,
-    IGNORE_INDEX: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One block of positions of every output; see `pack` for shapes and dtypes."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < num_positions
+def pack_kernel(buffer_L, out, stride, BLOCK: tl.constexpr):
+    """One block of positions of every output; see `upload` and `pack_spans` for the layouts."""
+    block = tl.program_id(0)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    inside = at < stride
+    padding_id = tl.load(buffer_L)
+    spans_KF = buffer_L + tl.load(buffer_L + 1)
+    tokens_V = buffer_L + tl.load(buffer_L + 2)
 
-    # The last span that starts at or before `at`: 2^SEARCH_STEPS >= num_spans.
-    span = tl.zeros((BLOCK,), dtype=tl.int32)
-    for step in tl.static_range(SEARCH_STEPS):
-        probe = span + (1 << (SEARCH_STEPS - 1 - step))
-        start = tl.load(spans_KF + probe * FIELDS, mask=probe < num_spans, other=num_positions)
+    # The last span that begins at or before `at`, from those that the block meets.
+    first = tl.load(buffer_L + _BLOCKS_AT + 2 * block)
+    step = tl.load(buffer_L + _BLOCKS_AT + 2 * block + 1)
+    last = tl.load(buffer_L + _BLOCKS_AT + 2 * block + 2)
+    span = tl.zeros((BLOCK,), dtype=tl.int32) + first
+    while step > 0:
+        probe = span + step
+        start = tl.load(spans_KF + probe * _FIELDS, mask=probe <= last, other=0x7FFFFFFF)
         span = tl.where(start <= at, probe, span)
+        step = step // 2
 
-    row = spans_KF + span * FIELDS
-    offset = at - tl.load(row, mask=inside, other=0)
-    source = tl.load(row + 1, mask=inside, other=0)
-    text_position = tl.load(row + 2, mask=inside, other=0) + offset
-    mrope_position = tl.load(row + 3, mask=inside, other=0)
-    kind = tl.load(row + 4, mask=inside, other=0)
-    trained = tl.load(row + 5, mask=inside, other=0)
-    height = tl.load(row + 6, mask=inside, other=1)
-    width = tl.load(row + 7, mask=inside, other=1)
-    segment = tl.load(row + 8, mask=inside, other=0)
+    row = spans_KF + span * _FIELDS
+    offset = at - tl.load(row)
+    source = tl.load(row + 1)
+    text_position = tl.load(row + 2) + offset
+    mrope_position = tl.load(row + 3)
+    labelled = (tl.load(row + 4) <= at) & (at < tl.load(row + 5))
+    rows = tl.load(row + 6)
+    columns = tl.load(row + 7)
+    segment = tl.load(row + 8)
+    weight = tl.load(row + 9).to(tl.float32, bitcast=True)
 
-    real = inside & (kind != 2)
-    token = tl.load(tokens_V + source + offset, mask=real, other=0)
-    token = tl.where(real, token, padding_id)
-    # The first token of a sample has no predecessor to be predicted from.
-    labelled = (trained != 0) & (kind == 0) & (text_position > 0)
+    token = tl.load(tokens_V + source + offset, mask=inside & (source >= 0), other=0)
+    token = tl.where(source >= 0, token, padding_id)
+    label = tl.where(labelled, token, _IGNORE_INDEX)
 
-    image = kind == 1
-    frame = offset // (height * width)
-    down = (offset // width) % height
-    right = offset % width
-
-    id_type = input_ids_BT.dtype.element_ty
-    tl.store(input_ids_BT + at, token.to(id_type), mask=inside)
-    tl.store(labels_BT + at, tl.where(labelled, token, IGNORE_INDEX).to(id_type), mask=inside)
-    tl.store(mm_token_type_ids_BT + at, image.to(id_type), mask=inside)
-    tl.store(segment_ids_BT + at, segment, mask=inside)
-    rows = position_ids_4BT + at
-    tl.store(rows, text_position.to(id_type), mask=inside)
+    image = columns > 0
+    line = offset // tl.maximum(columns, 1)
+    frame = line // tl.maximum(rows, 1)
     t = mrope_position + tl.where(image, frame, offset)
-    h = mrope_position + tl.where(image, down, offset)
-    w = mrope_position + tl.where(image, right, offset)
-    tl.store(rows + num_positions, t.to(id_type), mask=inside)
-    tl.store(rows + 2 * num_positions, h.to(id_type), mask=inside)
-    tl.store(rows + 3 * num_positions, w.to(id_type), mask=inside)
+    h = mrope_position + tl.where(image, line - frame * rows, offset)
+    w = mrope_position + tl.where(image, offset - line * columns, offset)
+
+    id_type = out.dtype.element_ty
+    ids = out + at
+    tl.store(ids, token.to(id_type), mask=inside)
+    tl.store(ids + stride, label.to(id_type), mask=inside)
+    tl.store(ids + 2 * stride, text_position.to(id_type), mask=inside)
+    tl.store(ids + 3 * stride, t.to(id_type), mask=inside)
+    tl.store(ids + 4 * stride, h.to(id_type), mask=inside)
+    tl.store(ids + 5 * stride, w.to(id_type), mask=inside)
+    tl.store(ids + 6 * stride, image.to(id_type), mask=inside)
+
+    segments = (out + 7 * stride).to(tl.pointer_type(tl.int32), bitcast=True) + at
+    tl.store(segments, segment, mask=inside)
+    weights = (segments + stride).to(tl.pointer_type(tl.float32), bitcast=True)
+    tl.store(weights, tl.where(labelled, weight, 0.0), mask=inside)
 
 
-def span_table(
-    packs: Sequence[Sequence[EncodedSample]], *, seq_len: int, image_token_id: int, merge_size: int
-) -> tuple[Int32Array, Int32Array]:
-    """The host's part: all samples' tokens one after another, and the spans that place them.
+@dataclass(frozen=True, slots=True, eq=False)
+class Uploaded:
+    """A span table on a device.
 
-    Args:
-        packs: B packs of samples that fit into seq_len tokens.
-
-    Returns:
-        tokens_V (V,) int32 and spans_KF (K, SPAN_FIELDS) int32, ordered by destination.
+    Attributes:
+        buffer: (L,) int32: the head; for each block and one past the last, its first span and the
+            first step of the search; the spans; cu_seqlens; the tokens. All begin at 16 bytes.
+        cu_seqlens: (S + 1,) int32, a view of it.
+        table: where it comes from.
     """
-    spans: list[tuple[int, ...]] = []
-    tokens: list[Int32Array] = [np.empty(0, np.int32)]
-    source = segment = 0
-    for number, samples in enumerate(packs):
-        at = number * seq_len
-        for sample in samples:
-            for first, mrope, kind, trained, height, width in _runs(
-                sample, image_token_id, merge_size
-            ):
-                place = (at + first, source + first, first, mrope)
-                spans.append((*place, kind, trained, height, width, segment))
-            tokens.append(sample.input_ids)
-            at += len(sample.input_ids)
-            source += len(sample.input_ids)
-            segment += 1
-        if at < (number + 1) * seq_len:
-            spans.append((at, 0, 0, 0, _PADDING, 0, 1, 1, segment))
-            segment += 1
-    return np.concatenate(tokens), np.asarray(spans, np.int32).reshape(-1, SPAN_FIELDS)
+
+    buffer: torch.Tensor
+    cu_seqlens: torch.Tensor
+    table: SpanTable
 
 
-def _runs(
-    sample: EncodedSample, image_token_id: int, merge_size: int
-) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """(first token, M-RoPE position, kind, trained, height, width) of a sample's runs, in order."""
-    image = sample.input_ids == image_token_id
-    rule = np.where(image, 2, sample.trained.astype(np.int8))
-    starts = [0, *(np.flatnonzero(np.diff(rule)) + 1).tolist()]
-    grids = iter(sample.image_grid_thw.tolist())
-    mrope = 0
-    for first, stop in zip(starts, [*starts[1:], len(rule)], strict=True):
-        if not image[first]:
-            yield first, mrope, _TEXT, int(sample.trained[first]), 1, 1
-            mrope += stop - first
-            continue
-        while first < stop:  # images may follow one another without a token between them
-            frames, height, width = next(grids)
-            height, width = height // merge_size, width // merge_size
-            yield first, mrope, _IMAGE, 0, height, width
-            first += frames * height * width
-            mrope += max(height, width)
+def upload(table: SpanTable, device: torch.device) -> Uploaded:
+    """Bring a span table to a device in one transfer, which the host does not wait for.
 
+    The buffer is pinned where the device is a GPU; torch's allocator keeps it until the transfer on
+    the current stream is over.
 
-def pack(
-    tokens_V: torch.Tensor,
-    spans_KF: torch.Tensor,
-    *,
-    packs: int,
-    seq_len: int,
-    padding_id: int,
-    ignore_index: int = -100,
-    dtype: torch.dtype = torch.int64,
-    block: int = 1024,
-) -> dict[str, torch.Tensor]:
-    """Launch `pack_kernel` over a whole batch.
-
-    Args:
-        tokens_V: (V,) int32, all samples' ids one after another, image placeholders expanded.
-        spans_KF: (K, SPAN_FIELDS) int32, ordered by destination, covering all packs * seq_len
-            positions without gaps; on the same device as `tokens_V`.
-        packs, seq_len: B and T.
-        padding_id: the id of padding.
-        ignore_index: the label where no loss is wanted.
-        dtype: of ids, labels and positions, int32 or int64.
-        block: positions a program.
-
-    Returns:
-        input_ids, labels, mm_token_type_ids (B, T) and position_ids (4, B, T) of `dtype`, and
-        segment_ids (B, T) int32.
     """
-    num_positions, num_spans = packs * seq_len, spans_KF.shape[0]
-    if 4 * num_positions >= 2**31:
-        raise ValueError("offsets are int32: packs * seq_len must stay under 2**29")
-    device = tokens_V.device
-    out = {
-        "input_ids": torch.empty((packs, seq_len), dtype=dtype, device=device),
-        "labels": torch.empty((packs, seq_len), dtype=dtype, device=device),
-        "position_ids": torch.empty((4, packs, seq_len), dtype=dtype, device=device),
-        "mm_token_type_ids": torch.empty((packs, seq_len), dtype=dtype, device=device),
-        "segment_ids": torch.empty((packs, seq_len), dtype=torch.int32, device=device),
-    }
-    pack_kernel[(triton.cdiv(num_positions, block),)](
-        tokens_V,
-        spans_KF,
-        out["input_ids"],
-        out["labels"],
-        out["position_ids"],
-        out["mm_token_type_ids"],
-        out["segment_ids"],
-        num_positions,
-        num_spans,
-        padding_id,
-        FIELDS=SPAN_FIELDS,
-        SEARCH_STEPS=max(1, (num_spans - 1).bit_length()),
-        IGNORE_INDEX=ignore_index,
-        BLOCK=block,
+    num_positions = table.num_packs * table.seq_len
+    blocks = _blocks(table.spans[:, 0], num_positions, _stride(num_positions))
+    head = np.zeros(_HEAD, np.int32)
+    parts = (head, blocks, table.spans.reshape(-1), table.cu_seqlens, table.tokens)
+    # Under 2^31 words, since there are at most as many spans as MAX_PACKED_TOKENS.
+    starts = np.cumsum([0, *(-(-part.size // 4) * 4 for part in parts)])
+    head[:3] = table.pad_id, starts[2], starts[4]
+    pinned = device.type == "cuda"
+    # The kernel also fills what stands between N and R, from what follows the tokens.
+    words = int(starts[-1]) + _ALIGNMENT
+    staging = torch.empty(words, dtype=torch.int32, pin_memory=pinned)
+    host_L = staging.numpy()
+    host_L[-_ALIGNMENT:] = 0
+    for part, start in zip(parts, starts, strict=False):
+        host_L[start : start + part.size] = part
+    buffer = staging.to(device, non_blocking=True)
+    cu_seqlens = buffer[int(starts[3]) : int(starts[3]) + table.cu_seqlens.size]
+    return Uploaded(buffer, cu_seqlens, table)
+
+
+def _stride(num_positions: int) -> int:
+    """R: from one row of the outputs to the next, in positions."""
+    return -(-num_positions // _ALIGNMENT) * _ALIGNMENT
+
+
+def _blocks(destinations_K: Int32Array, num_positions: int, stride: int) -> Int32Array:
+    """(2 x (blocks + 1),) int32: first span and first step of the search, for each block."""
+    bounds = np.minimum(np.arange(0, stride + BLOCK, BLOCK), max(num_positions - 1, 0))
+    first = np.searchsorted(destinations_K, bounds, side="right") - 1
+    # A block's last span is taken to be the first of the next: one more than it may need.
+    more = np.append(np.diff(first), 0)
+    step = np.where(more > 0, 2 ** np.frexp(more)[1] // 2, 0)  # the largest power of 2 up to it
+    return np.stack([first, step], axis=1).astype(np.int32).reshape(-1)
+
+
+def pack_spans(uploaded: Uploaded, *, dtype: IdType = "int64") -> PackedTensors:
+    """Launch `pack_kernel` over a whole batch, on the current stream; the host does not wait.
+
+    All tensors are views of one allocation on the buffer's device: 7 rows of ids, then one of
+    segment ids and one of weights. Where N is no multiple of 16, position_ids is not contiguous.
+
+    Raises:
+        ConfigError: neither a CUDA device nor Triton's interpreter is there to run it.
+    """
+    table, device = uploaded.table, uploaded.buffer.device
+    if device.type != "cuda" and isinstance(pack_kernel, triton.JITFunction):
+        raise ConfigError(
+            f'"triton" cannot pack on {device}',
+            mend='Use a CUDA device, or implementation="cpu"; tests set TRITON_INTERPRET=1',
+        )
+    shape = (table.num_packs, table.seq_len)
+    num_positions = table.num_packs * table.seq_len
+    stride = _stride(num_positions)
+    element = torch.int64 if dtype == "int64" else torch.int32
+    size = 7 * stride + 8 * stride // element.itemsize
+    out = torch.empty(size, dtype=element, device=device)
+    if num_positions:
+        grid = (triton.cdiv(stride, BLOCK),)
+        with torch.cuda.device(device if device.type == "cuda" else -1):
+            pack_kernel[grid](uploaded.buffer, out, stride, BLOCK=BLOCK, num_warps=NUM_WARPS[dtype])
+    ids_7BT = out[: 7 * stride].view(7, stride)[:, :num_positions].view(7, *shape)
+    rest_2R = out[7 * stride :].view(torch.int32).view(2, stride)
+    segment_ids_BT, weight_bits_BT = rest_2R[:, :num_positions].view(2, *shape)
+    return PackedTensors(
+        input_ids=ids_7BT[0],
+        labels=ids_7BT[1],
+        position_ids=ids_7BT[2:6],
+        mm_token_type_ids=ids_7BT[6],
+        segment_ids=segment_ids_BT,
+        loss_weights=weight_bits_BT.view(torch.float32),
+        cu_seqlens=uploaded.cu_seqlens,
+        max_seqlen=table.max_seqlen,
+        num_tokens=table.num_tokens,
+        num_label_tokens=table.num_label_tokens,
     )
-    return out

@@ -297,3 +297,42 @@ def to_patches(
     Raises:
         ValueError: an argument has another shape, or names nothing.
     """
+
+class PackError(ValueError):
+    """A sample that cannot be packed; args are (kind, what, number of the sample among all).
+
+    Kinds: "wrong" (an array is not what `EncodedSample` says), "too-long" (its pack is full),
+    "mismatch" (placeholders and grids differ).
+    """
+
+def span_table(
+    packs: Sequence[Sequence[Any]], *, seq_len: int, image_token_id: int, merge_size: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], int, int, int]:
+    """Plan where each run of tokens of the samples goes; see csrc/pack/spans.hpp.
+
+    Returns:
+        tokens (V,), spans (K, 10), cu_seqlens (S + 1,), max_seqlen, num_tokens, num_label_tokens.
+
+    Raises:
+        PackError: a sample cannot be packed.
+        ValueError: an option is out of range.
+    """
+
+def pack_spans(
+    tokens: NDArray[np.int32],
+    spans: NDArray[np.int32],
+    *,
+    pad_id: int,
+    ids: NDArray[Any],
+    segment_ids: NDArray[np.int32],
+    loss_weights: NDArray[np.float32],
+) -> None:
+    """Write a batch's integers from its span table; see csrc/pack/pack.hpp.
+
+    Args:
+        ids: (7, N) int32 or int64: input_ids, labels, position_ids (4), mm_token_type_ids.
+        segment_ids, loss_weights: (N,).
+
+    Raises:
+        ValueError: an array has another dtype or size, or the spans are unsound.
+    """

@@ -2,21 +2,42 @@
 
 Every implementation of an operation takes the same arguments, returns equal arrays, and goes
 through the same tests; "reference" is the definition.
+
+| pack | what it is |
+|---|---|
+| "reference" | the definition, in NumPy, sample by sample |
+| "cpu" | C++, from a span table |
+| "triton" | one launch on a CUDA device, from the same span table |
+| "auto" | "triton" where the device is CUDA and the extra is installed, else "cpu" |
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from omr_io.batches import as_tensors
+from omr_io.batches.spans import pack as _cpu_pack
+from omr_io.batches.spans import span_table
 from omr_io.errors import ConfigError
+from omr_io.packing.refusals import check_options
 from omr_io.reference.pack import pack as _reference_pack
 from omr_io.reference.pixels import patches as _reference_patches
-from omr_io.types import EncodedSample, Float32Array, PackedArrays, PatchTarget, UInt8Array
+from omr_io.types import (
+    EncodedSample,
+    Float32Array,
+    IdType,
+    PackedArrays,
+    PackedTensors,
+    PatchTarget,
+    UInt8Array,
+)
 
 
 class Pack(Protocol):
@@ -30,26 +51,95 @@ class Pack(Protocol):
         pad_id: int,
         image_token_id: int,
         merge_size: int,
-    ) -> PackedArrays:
+        dtype: IdType = "int64",
+    ) -> PackedTensors:
         """Lay each pack's samples into one row of seq_len tokens."""
         ...
 
 
-PACK: Mapping[str, Pack] = MappingProxyType({"reference": _reference_pack})
-"""Implementations of `pack` by name."""
+def _host_pack(
+    make: Callable[..., PackedArrays],
+    device: torch.device,
+    packs: Sequence[Sequence[EncodedSample]],
+    *,
+    seq_len: int,
+    pad_id: int,
+    image_token_id: int,
+    merge_size: int,
+    dtype: IdType = "int64",
+) -> PackedTensors:
+    """An implementation on the host; its tensors then go to the device."""
+    arrays = make(
+        packs,
+        seq_len=seq_len,
+        pad_id=pad_id,
+        image_token_id=image_token_id,
+        merge_size=merge_size,
+        dtype=dtype,
+    )
+    return as_tensors(arrays, device)
 
 
-def pack_implementation(name: str = "reference") -> Pack:
-    """The implementation of `pack` of this name.
+def _triton_pack(
+    device: torch.device,
+    packs: Sequence[Sequence[EncodedSample]],
+    *,
+    seq_len: int,
+    pad_id: int,
+    image_token_id: int,
+    merge_size: int,
+    dtype: IdType = "int64",
+) -> PackedTensors:
+    """The span table by C++ on the host, one transfer, one launch."""
+    from omr_io.kernels.pack import pack_spans, upload
+
+    check_options(len(packs), seq_len, pad_id, image_token_id, merge_size, dtype)
+    table = span_table(
+        packs,
+        seq_len=seq_len,
+        pad_id=pad_id,
+        image_token_id=image_token_id,
+        merge_size=merge_size,
+    )
+    return pack_spans(upload(table, device), dtype=dtype)
+
+
+PACK: Mapping[str, Callable[[torch.device], Pack]] = MappingProxyType(
+    {
+        "reference": lambda device: partial(_host_pack, _reference_pack, device),
+        "cpu": lambda device: partial(_host_pack, _cpu_pack, device),
+        "triton": lambda device: partial(_triton_pack, device),
+    }
+)
+"""Implementations of `pack` by name: for a device, what assembles packs there."""
+
+
+def pack_implementation(name: str = "auto", device: torch.device | str = "cpu") -> Pack:
+    """The implementation of `pack` of this name, whose tensors are on `device`.
+
+    Args:
+        name: of `PACK`, or "auto": "triton" where the device is CUDA and Triton is installed, else
+            "cpu".
+        device: where the tensors shall be.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it needs what is not installed.
     """
+    device = torch.device(device)
+    installed = find_spec("triton") is not None
+    if name == "auto":
+        name = "triton" if device.type == "cuda" and installed else "cpu"
     if name not in PACK:
         raise ConfigError(
-            f"there is no implementation {name!r} of pack", mend=f"Use one of {', '.join(PACK)}"
+            f"there is no implementation {name!r} of pack",
+            mend=f"Use one of auto, {', '.join(PACK)}",
         )
-    return PACK[name]
+    if name == "triton" and not installed:
+        raise ConfigError(
+            "the implementation 'triton' of pack needs triton, which is not installed",
+            mend='Install it: pip install "omr_io[triton]"',
+        )
+    return PACK[name](device)
 
 
 class Patches(Protocol):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # torch takes a second to import, and conversion does without it
+    from torch import Tensor
 
 IGNORE_INDEX = -100
 """The label of tokens without a loss: torch's and transformers' default."""
@@ -193,7 +196,7 @@ class EncodedSample:
             lengths or prompts were asked for.
         image_grid_thw: (N, 3) int64, patches per image before merging.
         failure: why an image was replaced by a blank (then nothing in `trained` is True), or None.
-        loss_weight: what each of its labels counts in the loss.
+        loss_weight: what each of its labels counts in the loss; finite in float32.
     """
 
     key: str
@@ -205,29 +208,111 @@ class EncodedSample:
     loss_weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedArrays:
-    """The integers of a list of packs: what every implementation of `omr_io.ops` makes.
+IdType = Literal["int64", "int32"]
+"""The dtype of a batch's ids, labels and positions: int64 is what transformers and losses take."""
 
-    Legend: B packs, T seq_len, S segments (samples and padding tails).
+IdArray = NDArray[np.int64] | NDArray[np.int32]
+
+MAX_PACKED_TOKENS = 2**27 - 1
+"""B x T is at most this, in every implementation: the kernel's offsets are int32, and the tensors
+of a batch take sixteen times as many 4-byte words as there are tokens."""
+
+SPAN_FIELDS = 10
+"""Columns of a span table; see `SpanTable`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanTable:
+    """What a batch's integers follow from: all tokens once, and a row for each run of them.
+
+    A run is text of one sample with at most one trained stretch, one image, or the padding of a
+    pack. So a sample with a prompt, an image and a completion takes three rows.
+
+    Legend: B packs, T seq_len, K spans, V tokens, S segments.
 
     Attributes:
-        input_ids: (B, T) int64; a pack's samples one after the other, then the padding id.
-        labels: (B, T) int64, unshifted; IGNORE_INDEX on tokens without a loss, image tokens,
-            padding and the first token of each sample.
-        position_ids: (4, B, T) int64; row 0 counts from 0 in each segment, rows 1 to 3 are t, h,
-            w of M-RoPE.
-        mm_token_type_ids: (B, T) int64; 1 on image tokens, else 0.
+        tokens: (V,) int32; the ids of all samples one after the other, without padding.
+        spans: (K, SPAN_FIELDS) int32, in order, covering all B x T positions without a gap. The
+            columns: 0 destination, the run's first position in the flattened B x T; 1 source, its
+            first token in `tokens`, or -1 for padding; 2 text position and 3 M-RoPE position of its
+            first token; 4 and 5 the destinations from and to which tokens are labels (equal where
+            none is); 6 and 7 rows and columns of the image's merged patches, 0 where there is no
+            image; 8 segment; 9 the bits of the float32 that a label weighs in the loss.
+        cu_seqlens: (S + 1,) int32; bounds of the segments (samples and padding) in B x T.
+        max_seqlen: tokens of the longest segment.
+        num_tokens: V.
+        num_label_tokens: labels that are not IGNORE_INDEX.
+        num_packs: B.
+        seq_len: T.
+        pad_id: the id of padding.
+    """
+
+    tokens: Int32Array
+    spans: Int32Array
+    cu_seqlens: Int32Array
+    max_seqlen: int
+    num_tokens: int
+    num_label_tokens: int
+    num_packs: int
+    seq_len: int
+    pad_id: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedArrays:
+    """The integers of a list of packs on the host; `PackedTensors` says what each is.
+
+    Attributes:
+        input_ids, labels, mm_token_type_ids: (B, T) int64 or int32.
+        position_ids: (4, B, T), of the same dtype.
+        segment_ids: (B, T) int32.
+        loss_weights: (B, T) float32.
+        cu_seqlens: (S + 1,) int32.
+        max_seqlen, num_tokens, num_label_tokens: counts.
+    """
+
+    input_ids: IdArray
+    labels: IdArray
+    position_ids: IdArray
+    mm_token_type_ids: IdArray
+    segment_ids: Int32Array
+    loss_weights: Float32Array
+    cu_seqlens: Int32Array
+    max_seqlen: int
+    num_tokens: int
+    num_label_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTensors:
+    """The integers of a list of packs: what every implementation of `omr_io.ops` makes.
+
+    Legend: B packs, T seq_len, S segments (samples and padding tails). The tensors are on one
+    device, and may be views of one allocation.
+
+    Attributes:
+        input_ids: (B, T) int64 or int32; a pack's samples one after the other, then the padding id.
+        labels: (B, T), as input_ids, unshifted; IGNORE_INDEX on tokens without a loss, image
+            tokens, padding and the first token of each sample.
+        position_ids: (4, B, T), as input_ids; row 0 counts from 0 in each segment, rows 1 to 3 are
+            t, h, w of M-RoPE, as in transformers' Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+        mm_token_type_ids: (B, T), as input_ids; 1 on image tokens, else 0.
+        segment_ids: (B, T) int32; the number of the token's segment.
+        loss_weights: (B, T) float32; its sample's loss_weight where there is a label, else 0.
         cu_seqlens: (S + 1,) int32; segment s is tokens cu_seqlens[s] to cu_seqlens[s + 1] of the
             flattened (B x T).
         max_seqlen: tokens of the longest segment.
+        num_tokens: tokens of samples, padding left out.
         num_label_tokens: labels that are not IGNORE_INDEX.
     """
 
-    input_ids: Int64Array
-    labels: Int64Array
-    position_ids: Int64Array
-    mm_token_type_ids: Int64Array
-    cu_seqlens: Int32Array
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    mm_token_type_ids: Tensor
+    segment_ids: Tensor
+    loss_weights: Tensor
+    cu_seqlens: Tensor
     max_seqlen: int
+    num_tokens: int
     num_label_tokens: int

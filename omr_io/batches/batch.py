@@ -18,7 +18,7 @@ from omr_io.batches.boundaries import HostBoundaries, pack_boundaries
 from omr_io.batches.vision_tower import VISION_BOUNDARIES, Grid, vision_arrays
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DataError, Where
-from omr_io.types import EncodedSample, Float32Array, PackedArrays
+from omr_io.types import EncodedSample, Float32Array, PackedArrays, PackedTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,9 @@ class Failure:
 class Batch:
     """Packs of one micro step on one rank.
 
+    All tensors are on one device; some may be views of one allocation. Ids, labels, positions and
+    token types are int64 as the loader makes them; `omr_io.ops` can give int32.
+
     Attributes:
         input_ids: (B, T) int64; packs of whole samples, the tail is padding.
         labels: (B, T) int64, unshifted; IGNORE_INDEX on prompts, image tokens, padding and the
@@ -44,8 +47,10 @@ class Batch:
             flattened row without a look at the boundaries.
         position_ids: (4, B, T) int64; row 0 counts from 0 in each segment, rows 1 to 3 are M-RoPE's
             t, h, w.
-        cu_seqlens: (S + 1,) int32; bounds of the segments (samples and padding tails) over the
-            flattened B x T.
+        segment_ids: (B, T) int32; the segment that a token belongs to, counted over the flattened
+            B x T: a sample, or the padding tail of a pack.
+        loss_weights: (B, T) float32; its sample's loss_weight where there is a label, else 0.
+        cu_seqlens: (S + 1,) int32; bounds of the segments over the flattened B x T.
         max_seqlen: tokens of the longest segment, on the host.
         pixel_values: (P, D) float32; the normalised patches of all images, in the model's order.
         image_grid_thw: (N, 3) int64; patches per image before merging.
@@ -68,6 +73,8 @@ class Batch:
     input_ids: Tensor
     labels: Tensor
     position_ids: Tensor
+    segment_ids: Tensor
+    loss_weights: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
     pixel_values: Tensor
@@ -173,8 +180,11 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch with all tensors in page-locked memory; needs a CUDA device."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """The batch with all tensors in page-locked memory; needs a CUDA device.
+
+        Tensors that are on a device already stay there.
+        """
+        return self._map(lambda tensor: tensor.pin_memory() if tensor.is_cpu else tensor)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors: dict[str, Any] = {
@@ -185,8 +195,34 @@ class Batch:
         return dataclasses.replace(self, **tensors)
 
 
+def as_tensors(arrays: PackedArrays, device: torch.device | None = None) -> PackedTensors:
+    """The same as tensors: sharing memory on the CPU, by copies on another device.
+
+    To a CUDA device they go through pinned memory, and the host does not wait for them.
+    """
+
+    def tensor(array: np.ndarray[Any, Any]) -> Tensor:
+        made = torch.from_numpy(array)
+        if device is None:
+            return made
+        return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
+
+    return PackedTensors(
+        input_ids=tensor(arrays.input_ids),
+        labels=tensor(arrays.labels),
+        position_ids=tensor(arrays.position_ids),
+        mm_token_type_ids=tensor(arrays.mm_token_type_ids),
+        segment_ids=tensor(arrays.segment_ids),
+        loss_weights=tensor(arrays.loss_weights),
+        cu_seqlens=tensor(arrays.cu_seqlens),
+        max_seqlen=arrays.max_seqlen,
+        num_tokens=arrays.num_tokens,
+        num_label_tokens=arrays.num_label_tokens,
+    )
+
+
 def make_batch(
-    arrays: PackedArrays,
+    arrays: PackedTensors | PackedArrays,
     packs: Sequence[Sequence[EncodedSample]],
     *,
     vision: VisionConfig,
@@ -198,8 +234,9 @@ def make_batch(
 ) -> Batch:
     """Wrap packs and what was assembled from them as a batch; shares their memory.
 
-    Without images it gets a dummy: one of 2 x 2 merged patches (a 4 x 4 grid at merge_size 2), all
-    zeros.
+    Where the integers are on a GPU, patches and grids follow them there through pinned memory, on
+    the current stream and without waiting. Without images the batch gets a dummy: one of 2 x 2
+    merged patches (a 4 x 4 grid at merge_size 2), all zeros.
 
     Raises:
         DataError: a sample's patches are not as many as its grids ask for.
@@ -212,15 +249,19 @@ def make_batch(
         side = 2 * vision.merge_size
         pixel_values = np.zeros((side * side, vision.patch_width), np.float32)
         grids_N3 = np.asarray([[1, side, side]], np.int64)
-    return Batch(
-        input_ids=torch.from_numpy(arrays.input_ids),
-        labels=torch.from_numpy(arrays.labels),
-        position_ids=torch.from_numpy(arrays.position_ids),
-        cu_seqlens=torch.from_numpy(arrays.cu_seqlens),
-        max_seqlen=arrays.max_seqlen,
+    packed = as_tensors(arrays) if isinstance(arrays, PackedArrays) else arrays
+    device = packed.input_ids.device
+    batch = Batch(
+        input_ids=packed.input_ids,
+        labels=packed.labels,
+        position_ids=packed.position_ids,
+        segment_ids=packed.segment_ids,
+        loss_weights=packed.loss_weights,
+        cu_seqlens=packed.cu_seqlens,
+        max_seqlen=packed.max_seqlen,
         pixel_values=torch.from_numpy(pixel_values),
         image_grid_thw=torch.from_numpy(grids_N3),
-        mm_token_type_ids=torch.from_numpy(arrays.mm_token_type_ids),
+        mm_token_type_ids=packed.mm_token_type_ids,
         has_dummy_image=has_dummy_image,
         grids=tuple((frames, rows, columns) for frames, rows, columns in grids_N3.tolist()),
         boundaries=pack_boundaries(
@@ -228,8 +269,8 @@ def make_batch(
             arrays.input_ids.shape[1],
         ),
         keys=tuple(tuple(sample.key for sample in pack) for pack in packs),
-        num_tokens=sum(len(sample.input_ids) for sample in samples),
-        num_label_tokens=arrays.num_label_tokens,
+        num_tokens=packed.num_tokens,
+        num_label_tokens=packed.num_label_tokens,
         step_label_tokens=step_label_tokens,
         epoch=epoch,
         step=step,
@@ -237,6 +278,7 @@ def make_batch(
         failures=tuple(failures),
         vision=vision,
     )
+    return batch.pin_memory().to(device) if device.type == "cuda" else batch.to(device)
 
 
 def join_patches(samples: Sequence[EncodedSample]) -> Float32Array:

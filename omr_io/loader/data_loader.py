@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from omr_io.batches import Batch, Failure, make_batch
 from omr_io.cache import Cache
 from omr_io.chat import ChatFormat
@@ -68,7 +70,12 @@ class DataLoader:
         num_threads: each assembles whole batches; 0 assembles them in the consumer's thread.
         prefetch: batches that may wait for the consumer, beside the one in work on each thread.
         failure_budget: how many samples may fail to decode.
-        implementation: of the assembly, see `omr_io.ops`.
+        device: where the batches' tensors are. On "cuda" the thread that makes a batch also sends
+            it there, through pinned memory and without waiting, on its current stream (the default
+            one): a consumer that works on another stream waits for that one first. Batches that
+            wait for the consumer then take the GPU's memory. Else send them with `Batch.to`.
+        implementation: of the assembly, see `omr_io.ops`; "auto" takes the kernel on "cuda" where
+            Triton is installed, and C++ elsewhere.
 
     Raises:
         ConfigError: an option that cannot be right.
@@ -99,7 +106,8 @@ class DataLoader:
         num_threads: int = 1,
         prefetch: int = 2,
         failure_budget: FailureBudget | None = None,
-        implementation: str = "reference",
+        device: torch.device | str = "cpu",
+        implementation: str = "auto",
     ) -> None:
         self.rank, self.world_size = _world(rank, world_size)
         self.packs_per_batch = _packs_per_batch(
@@ -114,7 +122,12 @@ class DataLoader:
         self.packs_per_step = packs_per_step
         self.num_threads = num_threads
         self.prefetch = prefetch
-        self._pack = pack_implementation(implementation)
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"device {device}, but no CUDA device is here",
+                mend='Leave device at "cpu", or see what `omr-io doctor` says',
+            )
+        self._pack = pack_implementation(implementation, device)
         self._chat = _chat(chat, tokenizer, vision)
         self._pad_id = self._chat.pad_token_id
         self._owns_shards = not isinstance(shards, ShardSet)

@@ -228,11 +228,13 @@ def pack_rollouts(
     seq_len: int,
     packs_per_batch: int,
     encoder: SampleEncoder,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Batch, list[int]]]:
     """Pack prompts with their completions by the loader's own plan.
 
     Args:
         completions: `group` of each prompt, groups together.
+        device: where the batches are; see `DataLoader`.
 
     Yields:
         a batch, and the completions in it in the order of its labels. Every token of a completion
@@ -254,7 +256,7 @@ def pack_rollouts(
     for first in range(0, plan.num_packs, packs_per_batch):
         packs = [plan.pack(n) for n in range(first, min(first + packs_per_batch, plan.num_packs))]
         rows = [[samples[i] for i in pack] for pack in packs]
-        arrays = pack_implementation()(
+        arrays = pack_implementation("auto", device)(
             rows,
             seq_len=seq_len,
             pad_id=chat.pad_token_id,

@@ -152,7 +152,13 @@ def test_dtypes_shapes_and_counts(batch):
     assert batch.position_ids.shape == (4, 3, 90)
     for name in ("input_ids", "labels", "position_ids", "mm_token_type_ids", "image_grid_thw"):
         assert getattr(batch, name).dtype == torch.int64, name
-    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch.cu_seqlens.dtype == batch.segment_ids.dtype == torch.int32
+    assert batch.segment_ids.shape == batch.loss_weights.shape == (3, 90)
+    assert batch.loss_weights.dtype == torch.float32
+    assert torch.equal(batch.loss_weights != 0, batch.labels != IGNORE_INDEX)
+    lengths = batch.cu_seqlens.diff().long()
+    segments = torch.arange(len(lengths)).repeat_interleave(lengths)
+    assert torch.equal(batch.segment_ids.flatten().long(), segments)
     assert batch.pixel_values.dtype == torch.float32
     assert batch.pixel_values.shape == (32 + 32 + 240, VISION.patch_width)
     assert batch.keys == (("a", "b"), ("c",), ())
@@ -227,6 +233,28 @@ def test_to_moves_every_tensor(batch):
             assert getattr(moved, field.name) is value
 
 
+def test_loss_weights_follow_their_samples(tiny_tokens):
+    samples = [
+        dataclasses.replace(make_sample(tiny_tokens, key, [(1, 4, 4)], 5), loss_weight=weight)
+        for key, weight in (("a", 0.25), ("b", 3.0))
+    ]
+    made = assemble([samples], tiny_tokens, seq_len=40)
+    assert made.loss_weights.sum() == 5 * 0.25 + 5 * 3.0
+    assert made.loss_weights[made.labels != IGNORE_INDEX].tolist() == [0.25] * 5 + [3.0] * 5
+
+
+def test_patches_follow_the_integers_to_their_device(tiny_tokens):
+    packs = [[make_sample(tiny_tokens, "a", [(1, 4, 4)], 5)]]
+    arrays = pack_implementation("cpu", "meta")(
+        packs, seq_len=20, pad_id=6, image_token_id=tiny_tokens.image, merge_size=2
+    )
+    counts = {"step_label_tokens": 5, "epoch": 0, "step": 0, "micro_step": 0}
+    made = make_batch(arrays, packs, vision=VISION, **counts)
+    tensors = [getattr(made, field.name) for field in dataclasses.fields(Batch)]
+    assert {t.device.type for t in tensors if isinstance(t, torch.Tensor)} == {"meta"}
+    assert made.num_label_tokens == 5
+
+
 def test_metadata_options_that_cannot_be_right(batch):
     with pytest.raises(ConfigError, match="square"):
         batch.vision_inputs(num_position_embeddings=24)
@@ -240,6 +268,7 @@ def test_pinned_batches_go_to_the_device(batch):
         pytest.skip("no CUDA device")
     moved = batch.pin_memory().to("cuda")
     torch.cuda.synchronize()
-    for name in ("input_ids", "position_ids", "pixel_values", "cu_seqlens"):
+    assert torch.equal(moved.pin_memory().input_ids, moved.input_ids)  # stays where it is
+    for name in ("input_ids", "position_ids", "segment_ids", "pixel_values", "cu_seqlens"):
         assert getattr(moved, name).is_cuda
         assert torch.equal(getattr(moved, name).cpu(), getattr(batch, name))

@@ -26,6 +26,7 @@ from omr_io.errors import (
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader, FailureBudget
 from omr_io.loader.prefetch import ordered_map
+from omr_io.ops import PACK
 from omr_io.tokenizer import train_bpe
 from omr_io.types import IGNORE_INDEX
 
@@ -515,6 +516,27 @@ def test_samples_longer_than_seq_len(make):
     assert sum(batch.num_samples for batch in loader) == 37 - over.sum()
 
 
+@pytest.mark.parametrize("implementation", sorted(PACK))
+def test_implementations_make_the_same_stream(make, implementation):
+    if implementation == "triton":
+        kernel = pytest.importorskip("omr_io.kernels.pack")
+        if not hasattr(kernel.pack_kernel, "rewriter"):  # the interpreter's form has one
+            pytest.skip("needs TRITON_INTERPRET=1")
+    assert_streams_equal(make(), make(implementation=implementation))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("implementation", ["auto", "cpu"])
+def test_batches_made_on_a_gpu_are_the_same(make, implementation):
+    made = make(device="cuda", implementation=implementation, num_threads=2)
+    for left, right in itertools.zip_longest(make(), made):
+        for field in dataclasses.fields(Batch):
+            value = getattr(right, field.name)
+            assert not isinstance(value, torch.Tensor) or value.is_cuda
+        assert_equal(left, right.to("cpu", non_blocking=False))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -526,6 +548,11 @@ def test_samples_longer_than_seq_len(make):
         ({"num_threads": -1}, "num_threads"),
         ({"decoder": "abacus"}, "abacus"),
         ({"implementation": "abacus"}, "abacus"),
+        pytest.param(
+            {"device": "cuda"},
+            "no CUDA device is here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         ({"tokenizer": None}, "no tokenizer"),
         ({"too_long": "cut"}, "too_long"),
         ({"seq_len": 0}, "seq_len"),
