@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from omr_io.errors import ConfigError
+from omr_io.images.cpu_patches import patches as _cpu_patches
 from omr_io.reference.pack import pack as _reference_pack
 from omr_io.reference.pixels import patches as _reference_patches
 from omr_io.types import EncodedSample, Float32Array, PackedArrays, PatchTarget, UInt8Array
@@ -101,7 +102,9 @@ class Patches(Protocol):
         ...
 
 
-PATCHES: Mapping[str, Patches] = MappingProxyType({"reference": _reference_patches})
+PATCHES: Mapping[str, Patches] = MappingProxyType(
+    {"reference": _reference_patches, "cpu": _cpu_patches}
+)
 """Implementations of `patches` by name."""
 
 
