@@ -19,6 +19,7 @@ from omr_io.config import PassOrder, VisionConfig
 from omr_io.errors import ConfigError
 from omr_io.images.cpu_patches import Instructions, patches
 from omr_io.images.patch_arguments import MAX_SIDE, check_image
+from omr_io.images.pixel_values import as_array
 from omr_io.images.sizes import smart_resize
 from omr_io.types import (
     Filter,
@@ -26,6 +27,7 @@ from omr_io.types import (
     Int64Array,
     PatchLayout,
     PatchTarget,
+    PixelValues,
     UInt8Array,
 )
 
@@ -168,16 +170,18 @@ def value_table(vision: VisionConfig) -> Float32Array:
     return cast(Float32Array, (scaled - mean) / std)
 
 
-def blank_patches(grid_thw_3: Int64Array, vision: VisionConfig) -> Float32Array:
+def blank_patches(
+    grid_thw_3: Int64Array, vision: VisionConfig, dtype: torch.dtype = torch.float32
+) -> PixelValues:
     """The patches of a mid-grey image, to stand in for one that failed to decode.
 
     Args:
         grid_thw_3: (3,) int64, the planned size in patches.
+        dtype: of the values.
 
     Returns:
-        (P, D) float32, P the product of the grid.
+        (P, D), P the product of the grid.
     """
     num_patches = int(np.prod(grid_thw_3))
-    per_channel = vision.patch_width // 3
-    row_D = np.repeat(value_table(vision)[:, BLANK_VALUE], per_channel)
-    return np.tile(row_D, (num_patches, 1))
+    row_D = np.repeat(value_table(vision)[:, BLANK_VALUE], vision.patch_width // 3)
+    return as_array(torch.from_numpy(np.tile(row_D, (num_patches, 1))).to(dtype))

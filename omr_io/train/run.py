@@ -214,7 +214,8 @@ def check_options(shards: ShardSet, samples: Sequence[int] | Int64Array, purpose
 
 def blind(prompt: EncodedSample, encoder: SampleEncoder) -> EncodedSample:
     """The prompt with a blank for every image, of its size: what the text alone gives away."""
-    blanks = [blank_patches(grid, encoder.vision) for grid in prompt.image_grid_thw]
+    vision, dtype = encoder.vision, encoder.pixel_dtype
+    blanks = [blank_patches(grid, vision, dtype) for grid in prompt.image_grid_thw]
     if not blanks:
         return prompt
     return dataclasses.replace(prompt, pixel_values=np.concatenate(blanks))
