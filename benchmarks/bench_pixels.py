@@ -121,7 +121,7 @@ def bench(folder: Path, simd_python: str, rounds: int, clock: str) -> dict[str, 
             assert found["digest"] == runs[0][other][image]["digest"], f"{own} differs: {image}"
 
     def mean(run: dict[str, Any], side: str) -> float:
-        return statistics.mean(image[clock] for image in run[side].values())
+        return float(statistics.mean(image[clock] for image in run[side].values()))
 
     def ratio(side: str, own: str) -> float:
         return statistics.median(mean(run, side) / mean(run, own) for run in runs)

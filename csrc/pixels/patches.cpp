@@ -15,12 +15,19 @@ namespace {
 // Rows that go through all stages at once: those of a patch, or some of a tall one.
 constexpr std::size_t band_rows = 32;
 
+// Output of at least so many bytes goes past the cache: it would not stay there until it is read, and
+// reading a line before it is written doubles the traffic. Into new memory an image of 5.8 MB (patch
+// 16, float32) took 0.80 ms and takes 0.55. Short runs gain nothing, since lines broken at their
+// ends are written in the usual way.
+constexpr std::size_t stream_bytes = std::size_t{8} << 20, stream_run_bytes = 512;
+
 // Makes the patches of one image after the other; not shared by threads.
 template <typename Value>
 class Patcher {
 public:
-    Patcher(const PatchLayout& layout, const ValueTables<Value>& tables, PixelInstructions with)
-        : layout_(layout), tables_(tables), with_(with) {}
+    Patcher(const PatchLayout& layout, const ValueTables<Value>& tables, PixelInstructions with,
+            bool stream)
+        : layout_(layout), tables_(tables), with_(with), stream_(stream) {}
 
     void image(const PatchJob& job, Value* out) {
         const PatchTarget& target = job.target;
@@ -41,6 +48,9 @@ public:
                 else channel_by_channel(y, rows, stride);
             }
         }
+#if defined(__x86_64__)
+        if (stream_) stream_end();
+#endif
     }
 
 private:
@@ -70,13 +80,14 @@ private:
         for (std::size_t channel = 0; channel < 3; ++channel) {
             const std::size_t at = channel * whole * layout_.frames + y * width;
             values(bytes_.data() + channel * plane, channel,
-                   {patches_, run, at, layout_.frames, whole});
+                   {patches_, run, at, layout_.frames, whole, stream_});
         }
     }
 
     void pixels_in_order(std::size_t y, std::size_t rows, std::size_t stride) {
         const std::size_t width = layout_.width * 3, run = rows * width;
-        const Runs<Value> runs{patches_, run, y * width, layout_.frames, layout_.height * width};
+        const Runs<Value> runs{patches_, run, y * width, layout_.frames, layout_.height * width,
+                               stream_};
         std::uint8_t* to = bytes_.data();
         for (std::size_t column = 0; column < patches_.size(); ++column) {
             const std::uint8_t* from = strip_.data() + column * width;
@@ -116,6 +127,7 @@ private:
     const PatchLayout& layout_;
     const ValueTables<Value>& tables_;
     PixelInstructions with_;
+    bool stream_;
     std::vector<std::uint8_t> strip_, bytes_;
     std::vector<Value*> patches_;  // of one row
 };
@@ -154,13 +166,19 @@ void to_patches(std::span<const PatchJob> jobs, const PatchLayout& layout,
                 std::size_t threads) {
     std::vector<Value*> begins;
     begins.reserve(jobs.size());
+    Value* const first = out;
     for (const PatchJob& job : jobs) {
         begins.push_back(out);
         out += job.target.height * job.target.width * 3 * layout.frames;
     }
+    const std::size_t channels = layout.channels_last ? 3 : 1;
+    const bool stream =
+        static_cast<std::size_t>(out - first) * sizeof(Value) >= stream_bytes &&
+        layout.height * layout.width * channels * sizeof(Value) >= stream_run_bytes &&
+        reinterpret_cast<std::uintptr_t>(first) % sizeof(Value) == 0;
     std::atomic<std::size_t> next{0};
     const auto work = [&] {
-        Patcher<Value> patcher(layout, tables, with);
+        Patcher<Value> patcher(layout, tables, with, stream);
         for (std::size_t i; (i = next.fetch_add(1)) < jobs.size();) patcher.image(jobs[i], begins[i]);
     };
     on_threads(std::clamp<std::size_t>(threads, 1, std::max<std::size_t>(jobs.size(), 1)), work);

@@ -23,11 +23,13 @@ struct ValueTables {
 };
 
 // Where the values of runs go. Run r has `length` values, which are written to patches[r] + at, and
-// again `frame_stride` values further for each frame.
+// again `frame_stride` values further for each frame. `stream`: past the cache, if that can be done;
+// `stream_end` must follow before another thread reads them. The values must then be aligned.
 template <typename Value>
 struct Runs {
     std::span<Value* const> patches;
     std::size_t length, at, frames, frame_stride;
+    bool stream;
 };
 
 // Bytes behind the last run that a look-up may read.
@@ -48,6 +50,7 @@ void split_channels_avx512(const std::uint8_t* pixels, std::size_t count, std::s
 template <typename Value>
 void look_up_avx512(const std::uint8_t* bytes, const ValueTables<Value>& tables,
                     std::size_t channel, const Runs<Value>& runs);
+void stream_end();
 #endif
 
 }  // namespace omr

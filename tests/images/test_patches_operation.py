@@ -179,6 +179,34 @@ def test_a_crop_is_read_where_it_is(patches: Patches, size: tuple[int, int]) -> 
         assert torch.equal(patches([torch.from_numpy(crop)], [target], table), expected)
 
 
+@pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name != "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("side", [14, 16, 100])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_large_batch_into_any_address(
+    name: str, dtype: torch.dtype, side: int, channels_last: bool
+) -> None:
+    """Enough bytes for the way past the cache, begun at every offset within a cache line."""
+    rng = np.random.default_rng(15)
+    layout = PatchLayout(side, side, frames=2, channels_last=channels_last)
+    target = PatchTarget(side * 4, side * (1600 // side), layout)
+    image = random_pixels(rng, side * 4, side * (1600 // side))  # no resize
+    table = random_table(rng, equal=channels_last)
+    count = -(-(9 << 20) // (target.num_patches * layout.patch_width * dtype.itemsize))
+    one = bits_of(pillow_patches(image, target, table, dtype))
+    expected = np.concatenate([one] * count)
+    kind = torch.int32 if dtype.itemsize == 4 else torch.int16
+    whole = torch.full((expected.size + 64,), -1, dtype=kind)
+    assert expected.nbytes >= 9 << 20
+    for begin in (0, 1, 8, 17, 31):
+        whole.fill_(-1)
+        out = whole[begin : begin + expected.size].view(dtype).view(expected.shape)
+        IMPLEMENTATIONS[name]([image] * count, [target] * count, table, dtype=dtype, out=out)
+        assert np.array_equal(bits_of(out), expected)
+        assert (whole[:begin] == -1).all()
+        assert (whole[begin + expected.size :] == -1).all()
+
+
 @every_implementation
 def test_wrong_arguments_are_refused_and_nothing_is_written(patches: Patches) -> None:
     image = np.zeros((20, 30, 3), np.uint8)
