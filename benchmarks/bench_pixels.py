@@ -43,7 +43,9 @@ IMAGES = (
     ((742, 742), 2, 80), ((640, 860), 2, 85), ((1000, 550), 2, 75),
     ((860, 640), 0, 80), ((480, 1146), 0, 75), ((742, 742), 0, 85),
 )  # fmt: skip
-OWN = ("omr_io", "omr_io-bfloat16", "transformers", "decode")
+OWN = (
+    "omr_io", "omr_io-batch", "omr_io-bfloat16", "omr_io-bfloat16-batch", "transformers", "decode",
+)  # fmt: skip
 RESIZES = ("omr_io-resize", "omr_io-resize-avx2", "pillow-resize")
 SIMD = ("transformers-simd", "simd-resize")
 
@@ -116,7 +118,9 @@ def bench(folder: Path, simd_python: str, rounds: int, clock: str) -> dict[str, 
         }
         for _ in range(rounds)
     ]
-    for other, own in (("transformers", "omr_io"), ("pillow-resize", "omr_io-resize")):
+    pairs = [("transformers", "omr_io"), ("transformers", "omr_io-batch")]
+    pairs += [("omr_io-bfloat16", "omr_io-bfloat16-batch"), ("pillow-resize", "omr_io-resize")]
+    for other, own in pairs:
         for image, found in runs[0][own].items():
             assert found["digest"] == runs[0][other][image]["digest"], f"{own} differs: {image}"
 
@@ -128,15 +132,15 @@ def bench(folder: Path, simd_python: str, rounds: int, clock: str) -> dict[str, 
 
     times = {side: statistics.median(mean(run, side) for run in runs) for side in sides}
     rows = [
-        ("decode + resize + patches, ms", times["omr_io"], -2.2),
-        ("times transformers' processor", ratio("transformers", "omr_io"), 9.0),
+        ("decode + resize + patches, ms", times["omr_io-batch"], -2.2),
+        ("times transformers' processor", ratio("transformers", "omr_io-batch"), 9.0),
         ("resize, times Pillow", ratio("pillow-resize", "omr_io-resize"), 7.0),
     ]
     differing = None
     if simd_python:
         rows.append(("resize, times pillow-simd", ratio("simd-resize", "omr_io-resize"), 1.0))
         rows.append(
-            ("times transformers on pillow-simd", ratio("transformers-simd", "omr_io"), 6.0)
+            ("times transformers on pillow-simd", ratio("transformers-simd", "omr_io-batch"), 6.0)
         )
         differing = sum(
             runs[0]["simd-resize"][image]["digest"] != found["digest"]
