@@ -1,6 +1,6 @@
 """Run the benchmarks, each measurement in its own process on one core, and write the results.
 
-    python -m benchmarks.run [loader] [plan] [pack] [convert] [tokenizer] [shared_prefix]
+    python -m benchmarks.run [loader] [plan] [pack] [convert] [tokenizer] [shared_prefix] [pixels]
                              [--rounds 5]
 
 Sides of a comparison take turns (A B A B ...), so that both see the machine's drift; what counts is
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import bench_pack, bench_tokenizer
+from benchmarks import bench_pack, bench_pixels, bench_tokenizer
 from benchmarks.bench_convert import IMAGE_BYTES
 from benchmarks.bench_loader import SEQ_LEN, VISION, tokenizer_for
 
@@ -162,7 +162,7 @@ def bench_shared_prefix(rounds: int) -> None:
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    every = ["loader", "plan", "pack", "convert", "tokenizer", "shared_prefix"]
+    every = ["loader", "plan", "pack", "convert", "tokenizer", "shared_prefix", "pixels"]
     parser.add_argument("benchmarks", nargs="*", choices=[*every, []], default=[])
     parser.add_argument("--rows", type=int, default=20_000, help="of the convert benchmark")
     parser.add_argument("--folder", type=Path, help="where convert reads and writes")
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, default=Path("data/demo-shards"))
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--simd-python", default="", help="of an environment with pillow-simd")
     bench_tokenizer.add_arguments(parser.add_argument_group("tokenizer"))
     arguments = parser.parse_args()
     chosen = arguments.benchmarks or every
@@ -191,6 +192,8 @@ def main() -> None:
         )
     if "shared_prefix" in chosen:
         bench_shared_prefix(arguments.rounds)
+    if "pixels" in chosen:
+        bench_pixels.report(arguments.simd_python, arguments.rounds, arguments.clock)
 
 
 if __name__ == "__main__":

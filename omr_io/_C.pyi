@@ -276,23 +276,23 @@ def resize(
     """
 
 def to_patches(
-    pixels: NDArray[np.uint8],
-    height: int,
-    width: int,
+    images: list[NDArray[np.uint8]],
+    targets: list[tuple[int, int, str, bool]],
     table: NDArray[Any],
     out: NDArray[Any],
     *,
-    patch_size: int,
+    patch_height: int,
+    patch_width: int,
     merge_size: int,
     frames: int,
-    channels_last: bool = ...,
-    filter: str = ...,
-    vertical_first: bool = ...,
+    channels_last: bool,
+    threads: int = ...,
     instructions: str = ...,
 ) -> None:
     """Resize, look each byte up in `table` (3, 256) and write patches; see csrc/pixels/patches.hpp.
 
-    `table` and `out` have the same dtype, of 2 or 4 bytes.
+    A target is height, width, filter, vertical first. `table` and `out` have the same dtype, of 2
+    or 4 bytes. Rows of an image may be any distance apart.
 
     Raises:
         ValueError: an argument has another shape, or names nothing.

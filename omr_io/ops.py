@@ -26,6 +26,7 @@ from omr_io.batches import as_tensors
 from omr_io.batches.spans import pack as _cpu_pack
 from omr_io.batches.spans import span_table
 from omr_io.errors import ConfigError
+from omr_io.images.cpu_patches import patches as _cpu_patches
 from omr_io.packing.refusals import check_options
 from omr_io.reference.pack import pack as _reference_pack
 from omr_io.reference.pixels import patches as _reference_patches
@@ -191,7 +192,9 @@ class Patches(Protocol):
         ...
 
 
-PATCHES: Mapping[str, Patches] = MappingProxyType({"reference": _reference_patches})
+PATCHES: Mapping[str, Patches] = MappingProxyType(
+    {"reference": _reference_patches, "cpu": _cpu_patches}
+)
 """Implementations of `patches` by name."""
 
 

@@ -28,6 +28,10 @@ Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 Float32Array = NDArray[np.float32]
 
+PixelValues = NDArray[np.float32 | np.float16 | np.uint16]
+"""Patches on the host; uint16 holds the bits of bfloat16. `omr_io.images.pixel_values` makes
+tensors of them."""
+
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
@@ -192,8 +196,8 @@ class EncodedSample:
         key: the sample's WebDataset key.
         input_ids: (T,) int32; image placeholders already expanded to one id a merged patch.
         trained: (T,) bool; True where the token carries a loss. labels follow from it.
-        pixel_values: (P, D) float32, normalised patches in the model's order; None when only
-            lengths or prompts were asked for.
+        pixel_values: (P, D) normalised patches in the model's order, float32 or what the loader
+            was asked for; None without images.
         image_grid_thw: (N, 3) int64, patches per image before merging.
         failure: why an image was replaced by a blank (then nothing in `trained` is True), or None.
         loss_weight: what each of its labels counts in the loss; finite in float32.
@@ -202,7 +206,7 @@ class EncodedSample:
     key: str
     input_ids: Int32Array
     trained: NDArray[np.bool_]
-    pixel_values: Float32Array | None
+    pixel_values: PixelValues | None
     image_grid_thw: Int64Array
     failure: str | None = None
     loss_weight: float = 1.0

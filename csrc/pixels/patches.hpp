@@ -1,36 +1,42 @@
 // Pixels to the patches that a vision tower takes: resize, look up values, lay out.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "pixels/resize.hpp"
+#include "pixels/values.hpp"
 
 namespace omr {
 
 // How patches lie in the output, and the values within one.
 struct PatchLayout {
-    std::size_t patch;   // side in pixels
-    std::size_t merge;   // patches go by groups of merge x merge; 1: by rows
-    std::size_t frames;  // how often an image is repeated within a patch
-    bool channels_last;  // (row, column, channel) instead of (channel, frame, row, column)
+    std::size_t height, width;  // in pixels; a patch may be a whole image
+    std::size_t merge;          // patches go by groups of merge x merge; 1: by rows
+    std::size_t frames;         // how often an image is repeated within a patch
+    bool channels_last;  // (frame, row, column, channel), else (channel, frame, row, column)
+
+    std::size_t values() const { return height * width * 3 * frames; }
 };
 
 struct PatchTarget {
-    std::size_t height, width;  // in pixels; multiples of patch * merge
+    std::size_t height, width;  // in pixels; multiples of the patch's side * merge
     Filter filter;
     bool vertical_first;
-    PatchLayout layout;
 };
 
-// Value is what a value's bits are kept in: std::uint32_t for float32, std::uint16_t for bfloat16
-// and float16. tables: for each channel the value of each byte. out: height * width * 3 * frames
-// values.
+struct PatchJob {
+    ConstPixels in;
+    PatchTarget target;
+};
+
+// The patches of all jobs, one job after the other: each height * width * 3 * frames values. Value
+// is what a value's bits are kept in: std::uint32_t for float32, std::uint16_t for bfloat16 and
+// float16. Jobs are shared by `threads` threads, the calling one among them; none outlives the call.
 template <typename Value>
-void to_patches(ConstPixels in, const PatchTarget& target,
-                const std::array<std::span<const Value, 256>, 3>& tables, Value* out,
-                PixelInstructions with);
+void to_patches(std::span<const PatchJob> jobs, const PatchLayout& layout,
+                const ValueTables<Value>& tables, Value* out, PixelInstructions with,
+                std::size_t threads);
 
 }  // namespace omr

@@ -39,33 +39,43 @@ struct Pair {
     std::int32_t low, high;
 };
 
-OMR_AVX2 inline __m256i total(__m256i low, __m256i high) {
-    const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(high, low_bits), low);
-    return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(half)), precision_bits);
+// Sums of the products with each half. Named and not in arrays, which GCC 12 keeps in memory.
+struct Sums {
+    __m256i low, high;
+};
+
+OMR_AVX2 inline Sums no_sums() { return {_mm256_set1_epi32(half), _mm256_setzero_si256()}; }
+
+OMR_AVX2 inline void add(Sums& sums, __m256i pixels, __m256i low, __m256i high) {
+    sums.low = _mm256_add_epi32(sums.low, _mm256_madd_epi16(pixels, low));
+    sums.high = _mm256_add_epi32(sums.high, _mm256_madd_epi16(pixels, high));
+}
+
+OMR_AVX2 inline __m256i total(const Sums& sums) {
+    return _mm256_add_epi32(_mm256_slli_epi32(sums.high, low_bits), sums.low);
+}
+
+OMR_AVX2 inline __m256i rounded(const Sums& sums) {
+    return _mm256_srai_epi32(total(sums), precision_bits);
 }
 
 // 32 bytes of an output row, from column x on.
-OMR_AVX2 inline __m256i row_block(const std::vector<Pair>& pairs, std::size_t x) {
+OMR_AVX2 inline __m256i row_block(const Pair* begin, const Pair* end, std::size_t x) {
     const __m256i zero = _mm256_setzero_si256();
-    __m256i low[4] = {zero, zero, zero, zero}, high[4] = {zero, zero, zero, zero};
-    for (const Pair& lines : pairs) {
-        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines.first + x));
-        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines.second + x));
+    Sums s0 = no_sums(), s1 = s0, s2 = s0, s3 = s0;
+    for (const Pair* lines = begin; lines != end; ++lines) {
+        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines->first + x));
+        const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines->second + x));
         const __m256i ab0 = _mm256_unpacklo_epi8(a, b), ab1 = _mm256_unpackhi_epi8(a, b);
+        const __m256i low = _mm256_set1_epi32(lines->low), high = _mm256_set1_epi32(lines->high);
         // 16-bit values a, b, a, b, ...: of each 128-bit part columns 0 to 3, 4 to 7, and so on.
-        const __m256i columns[4] = {
-            _mm256_unpacklo_epi8(ab0, zero), _mm256_unpackhi_epi8(ab0, zero),
-            _mm256_unpacklo_epi8(ab1, zero), _mm256_unpackhi_epi8(ab1, zero)};
-        const __m256i w0 = _mm256_set1_epi32(lines.low), w1 = _mm256_set1_epi32(lines.high);
-        for (int i = 0; i < 4; ++i) {
-            low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(columns[i], w0));
-            high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(columns[i], w1));
-        }
+        add(s0, _mm256_unpacklo_epi8(ab0, zero), low, high);
+        add(s1, _mm256_unpackhi_epi8(ab0, zero), low, high);
+        add(s2, _mm256_unpacklo_epi8(ab1, zero), low, high);
+        add(s3, _mm256_unpackhi_epi8(ab1, zero), low, high);
     }
-    __m256i sums[4];
-    for (int i = 0; i < 4; ++i) sums[i] = total(low[i], high[i]);
-    return _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]),
-                               _mm256_packs_epi32(sums[2], sums[3]));
+    return _mm256_packus_epi16(_mm256_packs_epi32(rounded(s0), rounded(s1)),
+                               _mm256_packs_epi32(rounded(s2), rounded(s3)));
 }
 
 void row_pairs(const std::uint8_t* lines, std::size_t stride, const Coefficients& of, std::size_t y,
@@ -116,9 +126,10 @@ public:
     OMR_AVX2 void line(const std::uint8_t* lines, std::size_t stride, std::size_t bytes,
                        std::size_t y, std::uint8_t* out) override {
         row_pairs(lines, stride, of_, y, pairs_);
+        const Pair *begin = pairs_.data(), *end = begin + pairs_.size();
         const std::size_t whole = bytes / 32 * 32;
         for (std::size_t x = 0; x < whole; x += 32) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + x), row_block(pairs_, x));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + x), row_block(begin, end, x));
         }
         for (std::size_t x = whole; x < bytes; ++x) {  // fewer than a register holds
             std::int32_t sum = half;
@@ -140,52 +151,82 @@ public:
           quads_((of.taps + 3) / 4),
           weights_(column_quads(of, of.first.size(), quads_)),
           bytes_(width_in * 3),
-          // Sixteen bytes are loaded for four pixels: a copy of the line has room behind its end.
-          padded_(bytes_ + quads_ * 12 + 16) {}
+          // Sixteen bytes are loaded for four pixels: copies of lines have room behind their ends.
+          room_(bytes_ + quads_ * 12 + 16),
+          padded_(room_ * 4) {}
 
     void lines(const std::uint8_t* in, std::size_t stride, std::size_t count,
                std::uint8_t* out) override {
-        for (; count > 0; --count, in += stride, out += first_.size() * 3) {
-            std::memcpy(padded_.data(), in, bytes_);
-            line(out);
+        const std::size_t out_bytes = first_.size() * 3;
+        for (std::size_t some = 0; count > 0; count -= some, out += some * out_bytes) {
+            some = std::min<std::size_t>(count, 4);
+            for (std::size_t i = 0; i < some; ++i, in += stride) {
+                std::memcpy(padded_.data() + i * room_, in, bytes_);
+            }
+            four_lines(some, out);
         }
     }
 
 private:
-    OMR_AVX2 void line(std::uint8_t* out) const {
+    // Four taps of a line: of each 128-bit part red, green, blue and nothing.
+    OMR_AVX2 static inline void add_taps(Sums& sums, const std::uint8_t* from, __m256i pick,
+                                         __m256i low, __m256i high) {
+        const __m128i loaded = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        add(sums, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(loaded), pick), low, high);
+    }
+
+    // The taps' two halves added up, of two lines: a part each.
+    OMR_AVX2 static inline __m256i joined(const Sums& a, const Sums& b) {
+        const __m256i first = total(a), second = total(b);
+        const __m256i sum = _mm256_add_epi32(_mm256_permute2x128_si256(first, second, 0x20),
+                                             _mm256_permute2x128_si256(first, second, 0x31));
+        return _mm256_srai_epi32(sum, precision_bits);
+    }
+
+    // Four lines at a time, so that what comes after the sums is done for all at once; the first
+    // `some` of them are written.
+    OMR_AVX2 void four_lines(std::size_t some, std::uint8_t* out) const {
         const __m256i pick =
             _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,  //
                              6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
+        // The rounding half is added once, in the first part.
+        const Sums none{_mm256_setr_epi32(half, half, half, 0, 0, 0, 0, 0), _mm256_setzero_si256()};
+        const std::size_t width = first_.size(), out_bytes = width * 3;
         const Quad* quad = weights_.data();
-        for (std::size_t x = 0; x < first_.size(); ++x, out += 3) {
+        for (std::size_t x = 0; x < width; ++x, out += 3) {
             const std::uint8_t* from = padded_.data() + first_[x] * std::size_t{3};
-            __m256i low = _mm256_setzero_si256(), high = low;
+            Sums s0 = none, s1 = none, s2 = none, s3 = none;
             for (std::size_t q = 0; q < quads_; ++q, ++quad, from += 12) {
-                const __m128i loaded = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-                const __m256i picked =
-                    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(loaded), pick);
-                const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(quad->low));
-                const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(quad->high));
-                low = _mm256_add_epi32(low, _mm256_madd_epi16(picked, w0));
-                high = _mm256_add_epi32(high, _mm256_madd_epi16(picked, w1));
+                const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(quad->low));
+                const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(quad->high));
+                add_taps(s0, from, pick, low, high);
+                add_taps(s1, from + room_, pick, low, high);
+                add_taps(s2, from + 2 * room_, pick, low, high);
+                add_taps(s3, from + 3 * room_, pick, low, high);
             }
-            const __m256i both = _mm256_add_epi32(_mm256_slli_epi32(high, low_bits), low);
-            __m128i sum =
-                _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-            sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(half)), precision_bits);
-            sum = _mm_packus_epi16(_mm_packs_epi32(sum, sum), sum);
-            const auto pixel = static_cast<std::uint32_t>(_mm_cvtsi128_si32(sum));
-            out[0] = static_cast<std::uint8_t>(pixel);
-            out[1] = static_cast<std::uint8_t>(pixel >> 8);
-            out[2] = static_cast<std::uint8_t>(pixel >> 16);
+            const __m256i words = _mm256_packs_epi32(joined(s0, s1), joined(s2, s3));
+            alignas(32) std::uint8_t pixels[32];
+            _mm256_store_si256(reinterpret_cast<__m256i*>(pixels),
+                               _mm256_packus_epi16(words, words));
+            // Lines 0 and 2 are in the first part, 1 and 3 in the second.
+            constexpr std::size_t places[4] = {0, 16, 4, 20};
+            if (some == 4 && x + 1 < width) {  // the fourth byte is overwritten by the next pixel
+                for (std::size_t i = 0; i < 4; ++i) {
+                    std::memcpy(out + i * out_bytes, pixels + places[i], 4);
+                }
+                continue;
+            }
+            for (std::size_t i = 0; i < some; ++i) {
+                std::memcpy(out + i * out_bytes, pixels + places[i], 3);
+            }
         }
     }
 
     std::vector<std::uint32_t> first_;
     std::size_t quads_;
     std::vector<Quad> weights_;
-    std::size_t bytes_;
-    std::vector<std::uint8_t> padded_;
+    std::size_t bytes_, room_;
+    std::vector<std::uint8_t> padded_;  // four lines
 };
 
 }  // namespace

@@ -18,7 +18,8 @@ from omr_io.batches.boundaries import HostBoundaries, pack_boundaries
 from omr_io.batches.vision_tower import VISION_BOUNDARIES, Grid, vision_arrays
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DataError, Where
-from omr_io.types import EncodedSample, Float32Array, PackedArrays, PackedTensors
+from omr_io.images.pixel_values import as_tensor, empty_values
+from omr_io.types import EncodedSample, PackedArrays, PackedTensors, PixelValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class Batch:
         loss_weights: (B, T) float32; its sample's loss_weight where there is a label, else 0.
         cu_seqlens: (S + 1,) int32; bounds of the segments over the flattened B x T.
         max_seqlen: tokens of the longest segment, on the host.
-        pixel_values: (P, D) float32; the normalised patches of all images, in the model's order.
+        pixel_values: (P, D) float32, or the loader's pixel_dtype; the normalised patches of all
+            images, in the model's order.
         image_grid_thw: (N, 3) int64; patches per image before merging.
         mm_token_type_ids: (B, T) int64; 1 on image tokens, else 0.
         has_dummy_image: no sample here has an image, and pixel_values and image_grid_thw hold one
@@ -231,12 +233,16 @@ def make_batch(
     step: int,
     micro_step: int,
     failures: Sequence[Failure] = (),
+    pixel_dtype: torch.dtype = torch.float32,
 ) -> Batch:
     """Wrap packs and what was assembled from them as a batch; shares their memory.
 
     Where the integers are on a GPU, patches and grids follow them there through pinned memory, on
     the current stream and without waiting. Without images the batch gets a dummy: one of 2 x 2
     merged patches (a 4 x 4 grid at merge_size 2), all zeros.
+
+    Args:
+        pixel_dtype: of the dummy's values; images have theirs.
 
     Raises:
         DataError: a sample's patches are not as many as its grids ask for.
@@ -247,7 +253,8 @@ def make_batch(
     has_dummy_image = not len(grids_N3)
     if has_dummy_image:
         side = 2 * vision.merge_size
-        pixel_values = np.zeros((side * side, vision.patch_width), np.float32)
+        pixel_values = empty_values(side * side, vision.patch_width, pixel_dtype)
+        pixel_values[:] = 0  # the bits of zero, in every dtype
         grids_N3 = np.asarray([[1, side, side]], np.int64)
     packed = as_tensors(arrays) if isinstance(arrays, PackedArrays) else arrays
     device = packed.input_ids.device
@@ -259,7 +266,7 @@ def make_batch(
         loss_weights=packed.loss_weights,
         cu_seqlens=packed.cu_seqlens,
         max_seqlen=packed.max_seqlen,
-        pixel_values=torch.from_numpy(pixel_values),
+        pixel_values=as_tensor(pixel_values),
         image_grid_thw=torch.from_numpy(grids_N3),
         mm_token_type_ids=packed.mm_token_type_ids,
         has_dummy_image=has_dummy_image,
@@ -281,16 +288,17 @@ def make_batch(
     return batch.pin_memory().to(device) if device.type == "cuda" else batch.to(device)
 
 
-def join_patches(samples: Sequence[EncodedSample]) -> Float32Array:
-    """(P, D) float32: the patches of all samples in order; (0, 0) without any.
+def join_patches(samples: Sequence[EncodedSample]) -> PixelValues:
+    """(P, D): the patches of all samples in order; (0, 0) float32 without any.
 
     Samples that were encoded together hold neighbouring rows of one array, which is then given
     back as it is: at 15 MB an image a copy would cost more than the decoding.
 
     Raises:
-        DataError: a sample's patches are not as many as its grids ask for.
+        DataError: a sample's patches are not as many as its grids ask for, or of another dtype than
+            the first's.
     """
-    parts = []
+    parts: list[PixelValues] = []
     for sample in samples:
         expected = int(sample.image_grid_thw.prod(axis=1).sum())
         found = 0 if sample.pixel_values is None else len(sample.pixel_values)
@@ -301,6 +309,12 @@ def join_patches(samples: Sequence[EncodedSample]) -> Float32Array:
             )
         if sample.pixel_values is not None and found:
             parts.append(sample.pixel_values)
+            if parts[-1].dtype != parts[0].dtype:
+                raise DataError(
+                    f"pixel_values is {parts[-1].dtype}, the first sample's {parts[0].dtype}",
+                    where=Where(key=sample.key),
+                    mend="Encode all samples of a batch with one pixel_dtype",
+                )
     if not parts:
         return np.empty((0, 0), np.float32)
     base, end = parts[0].base, parts[0].ctypes.data

@@ -1,30 +1,57 @@
 """Pixels to patches: what transformers' Qwen2VLImageProcessorPil gives, bit for bit.
 
-csrc/pixels does the work, for a strip of rows at a time: Pillow's resize, a table of each byte's
-value made by the processor's own arithmetic, and the order that the vision tower wants.
-`reference/pixels.py` is the definition. The GIL is released, so threads run side by side.
+Here is what follows from a `VisionConfig`: the target of an image and the table of values, which
+the operation `omr_io.ops.Patches` takes. `reference/pixels.py` is the definition.
 
 Legend: H, W pixels; P patches; D patch width (3 x temporal_patch_size x patch_size squared).
 """
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import PIL
+import torch
 
 from omr_io import _C
 from omr_io.config import PassOrder, VisionConfig
 from omr_io.errors import ConfigError
+from omr_io.images.cpu_patches import Instructions, patches
+from omr_io.images.patch_arguments import MAX_SIDE, check_image
+from omr_io.images.pixel_values import as_array
 from omr_io.images.sizes import smart_resize
-from omr_io.types import Filter, Float32Array, Int64Array, UInt8Array
+from omr_io.types import (
+    Filter,
+    Float32Array,
+    Int64Array,
+    PatchLayout,
+    PatchTarget,
+    PixelValues,
+    UInt8Array,
+)
 
 BLANK_VALUE = 128
 """The byte of a blank image: mid-grey."""
 
-Instructions = Literal["best", "scalar", "avx2", "avx512"]
-"""The form of the C++ core to use; "best" is the fastest that the processor has. All are equal."""
+
+def blank_pixels() -> UInt8Array:
+    """(1, 1, 3) uint8: one mid-grey pixel, which a resize makes a blank image of any size."""
+    return np.full((1, 1, 3), BLANK_VALUE, np.uint8)
+
+
+def patch_layout(vision: VisionConfig) -> PatchLayout:
+    """How Qwen's patches are cut: by groups; within one by channel, frame, row, column."""
+    size = vision.patch_size
+    return PatchLayout(size, size, vision.merge_size, vision.temporal_patch_size)
+
+
+def patch_target(
+    size_in: tuple[int, ...], size_out: tuple[int, int], vision: VisionConfig
+) -> PatchTarget:
+    """What an image of (H, W) pixels becomes when it is resized to `size_out` (h, w)."""
+    first = vertical_first(size_in, size_out, vision.pass_order)
+    return PatchTarget(*size_out, patch_layout(vision), "bicubic", first)
 
 
 def to_patches(
@@ -34,10 +61,10 @@ def to_patches(
     *,
     instructions: Instructions = "best",
 ) -> Float32Array:
-    """One image as the vision tower's input.
+    """One image as the vision tower's input, in float32. For batches see `omr_io.ops.Patches`.
 
     Args:
-        pixels_HW3: (H, W, 3) uint8 RGB, of any size.
+        pixels_HW3: (H, W, 3) uint8 RGB, of any size; copied if its rows are not in order.
         out: (P, D) float32, C-contiguous, written to when given: P and D follow from
             `image_grid_thw` and `vision.patch_width`.
         instructions: for tests and measurements.
@@ -50,38 +77,36 @@ def to_patches(
         ImageError: "image-too-narrow".
         ConfigError: an array has another shape or dtype.
     """
-    _check(pixels_HW3)
-    height, width = smart_resize(pixels_HW3.shape[0], pixels_HW3.shape[1], vision)
-    out_PD = _output(height * width // vision.patch_size**2, vision, out)
-    _C.to_patches(
-        np.ascontiguousarray(pixels_HW3),
-        height,
-        width,
+    pixels_HW3 = _in_order(pixels_HW3)
+    height, width, _ = pixels_HW3.shape
+    target = patch_target((height, width), smart_resize(height, width, vision), vision)
+    shape = (target.num_patches, vision.patch_width)
+    if out is None:
+        out = np.empty(shape, dtype=np.float32)
+    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ConfigError(f"out must be {shape} float32 and C-contiguous, not {out.shape}")
+    patches(
+        [pixels_HW3],
+        [target],
         value_table(vision),
-        out_PD,
-        patch_size=vision.patch_size,
-        merge_size=vision.merge_size,
-        frames=vision.temporal_patch_size,
-        vertical_first=vertical_first(pixels_HW3.shape[:2], (height, width), vision.pass_order),
+        out=torch.from_numpy(out),
         instructions=instructions,
     )
-    return out_PD
+    return out
 
 
-def _check(pixels_HW3: UInt8Array) -> None:
+def _in_order(pixels_HW3: UInt8Array) -> UInt8Array:
+    """The pixels, copied where their rows are not in order."""
     if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
         raise ConfigError(
             f"pixels must be (H, W, 3) uint8, not {pixels_HW3.shape} {pixels_HW3.dtype}"
         )
-
-
-def _output(num_patches: int, vision: VisionConfig, out: Float32Array | None) -> Float32Array:
-    shape = (num_patches, vision.patch_width)
-    if out is None:
-        return np.empty(shape, dtype=np.float32)
-    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ConfigError(f"out must be {shape} float32 and C-contiguous, not {out.shape}")
-    return out
+    try:
+        check_image(pixels_HW3)
+    except ConfigError:
+        pixels_HW3 = np.ascontiguousarray(pixels_HW3)
+        check_image(pixels_HW3)
+    return pixels_HW3
 
 
 def resize(
@@ -99,17 +124,14 @@ def resize(
         (height, width, 3) uint8.
 
     Raises:
-        ConfigError: the array has another shape or dtype.
+        ConfigError: the array has another shape or dtype, or the size is not 1 to MAX_SIDE.
     """
-    _check(pixels_HW3)
+    pixels_HW3 = _in_order(pixels_HW3)
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ConfigError(f"no size to resize to: {width}x{height}; sides are 1 to {MAX_SIDE}")
     first = vertical_first(pixels_HW3.shape[:2], (height, width), vision.pass_order)
     resized: UInt8Array = _C.resize(
-        np.ascontiguousarray(pixels_HW3),
-        height,
-        width,
-        filter=by,
-        vertical_first=first,
-        instructions=instructions,
+        pixels_HW3, height, width, filter=by, vertical_first=first, instructions=instructions
     )
     return resized
 
@@ -148,16 +170,18 @@ def value_table(vision: VisionConfig) -> Float32Array:
     return cast(Float32Array, (scaled - mean) / std)
 
 
-def blank_patches(grid_thw_3: Int64Array, vision: VisionConfig) -> Float32Array:
+def blank_patches(
+    grid_thw_3: Int64Array, vision: VisionConfig, dtype: torch.dtype = torch.float32
+) -> PixelValues:
     """The patches of a mid-grey image, to stand in for one that failed to decode.
 
     Args:
         grid_thw_3: (3,) int64, the planned size in patches.
+        dtype: of the values.
 
     Returns:
-        (P, D) float32, P the product of the grid.
+        (P, D), P the product of the grid.
     """
     num_patches = int(np.prod(grid_thw_3))
-    per_channel = vision.patch_width // 3
-    row_D = np.repeat(value_table(vision)[:, BLANK_VALUE], per_channel)
-    return np.tile(row_D, (num_patches, 1))
+    row_D = np.repeat(value_table(vision)[:, BLANK_VALUE], vision.patch_width // 3)
+    return as_array(torch.from_numpy(np.tile(row_D, (num_patches, 1))).to(dtype))

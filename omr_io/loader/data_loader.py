@@ -76,6 +76,10 @@ class DataLoader:
             wait for the consumer then take the GPU's memory. Else send them with `Batch.to`.
         implementation: of the assembly, see `omr_io.ops`; "auto" takes the kernel on "cuda" where
             Triton is installed, and C++ elsewhere.
+        pixel_dtype: of pixel_values: float32, or bfloat16 or float16, which hold the float32 values
+            rounded to the nearest and are half the bytes. Not part of the order.
+        pin_memory: patches are written into page-locked memory, so that `Batch.pin_memory` need not
+            copy them; None: where CUDA is available.
 
     Raises:
         ConfigError: an option that cannot be right.
@@ -108,6 +112,8 @@ class DataLoader:
         failure_budget: FailureBudget | None = None,
         device: torch.device | str = "cpu",
         implementation: str = "auto",
+        pixel_dtype: torch.dtype = torch.float32,
+        pin_memory: bool | None = None,
     ) -> None:
         self.rank, self.world_size = _world(rank, world_size)
         self.packs_per_batch = _packs_per_batch(
@@ -158,6 +164,8 @@ class DataLoader:
             self._decoder,
             self.lengths,
             max_tokens=None if truncate == "refuse" else seq_len,
+            pixel_dtype=pixel_dtype,
+            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         )
         self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
         self._meter = Meter()
@@ -305,6 +313,7 @@ class DataLoader:
             step=place.step,
             micro_step=place.micro_step,
             failures=failures,
+            pixel_dtype=self._encoder.pixel_dtype,
         )
         parts = (part for number in numbers for part in self._shards.parts(number))
         return batch, sum(part.size for part in parts)

@@ -9,21 +9,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from omr_io.chat import ChatFormat, Completion
 from omr_io.config import VisionConfig
-from omr_io.errors import IntegrityError, Where
+from omr_io.errors import ConfigError, IntegrityError, Where
 from omr_io.images import image_grid_thw, num_image_tokens, smart_resize
 from omr_io.images.decode import Decoder
-from omr_io.images.patches import blank_patches, to_patches
+from omr_io.images.patch_arguments import DTYPES
+from omr_io.images.patches import blank_pixels, patch_target, value_table
+from omr_io.images.pixel_values import as_tensor, empty_values
 from omr_io.index import ShardSet
+from omr_io.ops import patches_implementation
 from omr_io.packing import Lengths
 from omr_io.types import (
     EncodedSample,
-    Float32Array,
     ImageFailure,
     ImageInfo,
     Int64Array,
+    PatchTarget,
+    PixelValues,
     UInt8Array,
 )
 
@@ -39,6 +44,13 @@ class SampleEncoder:
         lengths: of `measure`; what `encode` yields must agree with it. None checks nothing.
         max_tokens: where longer completions are cut (`ChatFormat.encode`, truncate="completion");
             None cuts nothing. `lengths` are then those of `truncate_lengths`.
+        pixel_dtype: of the patches: float32, or bfloat16 or float16, which hold the float32 values
+            rounded to the nearest.
+        pin_memory: write patches into page-locked memory, from which a GPU copies without waiting;
+            needs CUDA.
+
+    Raises:
+        ConfigError: pixel_dtype is none of these.
     """
 
     def __init__(
@@ -49,13 +61,24 @@ class SampleEncoder:
         decoder: Decoder,
         lengths: Lengths | None = None,
         max_tokens: int | None = None,
+        *,
+        pixel_dtype: torch.dtype = torch.float32,
+        pin_memory: bool = False,
     ) -> None:
+        if pixel_dtype not in DTYPES:
+            raise ConfigError(
+                f"no patches of {pixel_dtype}", mend="Use float32, bfloat16 or float16"
+            )
         self.shard_set = shard_set
         self.chat = chat
         self.vision = vision
         self.decoder = decoder
         self.lengths = lengths
         self.max_tokens = max_tokens
+        self.pixel_dtype = pixel_dtype
+        self.pin_memory = pin_memory
+        self._table_3x256 = value_table(vision)
+        self._patches = patches_implementation("cpu")
 
     def encode(self, number: int) -> EncodedSample:
         """One sample for training; see `encode_many`."""
@@ -85,10 +108,18 @@ class SampleEncoder:
         decoded = self._decode(numbers)
         num_patches = [int(text.image_grid_thw.prod(axis=1).sum()) for text in texts]
         # One array for all, so that a batch made of these samples needs no copy of its pixels.
-        pixels_PD = np.empty((sum(num_patches), self.vision.patch_width), np.float32)
+        pixels_PD = empty_values(
+            sum(num_patches), self.vision.patch_width, self.pixel_dtype, pinned=self.pin_memory
+        )
+        reasons = self._fill(texts, decoded, pixels_PD)
         samples, start = [], 0
-        for text, images, count in zip(texts, decoded, num_patches, strict=True):
-            samples.append(self._fill(text, images, pixels_PD[start : start + count]))
+        for text, images, count, reason in zip(texts, decoded, num_patches, reasons, strict=True):
+            sample = replace(
+                text, pixel_values=pixels_PD[start : start + count] if images else None
+            )
+            if reason is not None:
+                sample = replace(sample, trained=np.zeros_like(text.trained), failure=reason)
+            samples.append(sample)
             start += count
         return samples
 
@@ -138,37 +169,43 @@ class SampleEncoder:
 
     def _fill(
         self,
-        text: EncodedSample,
-        images: Sequence[UInt8Array | ImageFailure],
-        pixels_PD: Float32Array,
-    ) -> EncodedSample:
-        """Write a sample's patches to pixels_PD, or blanks where there are no pixels."""
-        reasons: list[str] = []
-        start = 0
-        for place, (image, grid_3) in enumerate(zip(images, text.image_grid_thw, strict=True)):
-            out_PD = pixels_PD[start : start + int(grid_3.prod())]
-            failure = self._patches(image, grid_3, out_PD)
-            if failure is not None:
-                which = f"image {place}: " if len(images) > 1 else ""
-                reasons.append(f"{failure.reason}: {which}{failure.detail}")
-                out_PD[:] = blank_patches(grid_3, self.vision)
-            start += len(out_PD)
-        sample = replace(text, pixel_values=pixels_PD if images else None)
-        if not reasons:
-            return sample
-        nothing = np.zeros_like(text.trained)
-        return replace(sample, trained=nothing, failure="; ".join(reasons))
+        texts: Sequence[EncodedSample],
+        decoded: Sequence[Sequence[UInt8Array | ImageFailure]],
+        pixels_PD: PixelValues,
+    ) -> list[str | None]:
+        """Write all patches, blanks where there are no pixels; of each sample why, or None."""
+        pixels: list[UInt8Array] = []
+        targets: list[PatchTarget] = []
+        reasons: list[str | None] = []
+        for text, images in zip(texts, decoded, strict=True):
+            failures: list[str] = []
+            for place, (image, grid_3) in enumerate(zip(images, text.image_grid_thw, strict=True)):
+                found = self._checked(image, grid_3)
+                if isinstance(found, ImageFailure):
+                    which = f"image {place}: " if len(images) > 1 else ""
+                    failures.append(f"{found.reason}: {which}{found.detail}")
+                    found = blank_pixels()
+                pixels.append(found)
+                targets.append(patch_target(found.shape[:2], self._size(grid_3), self.vision))
+            reasons.append("; ".join(failures) or None)
+        if pixels:
+            out_PD = as_tensor(pixels_PD)
+            self._patches(pixels, targets, self._table_3x256, dtype=self.pixel_dtype, out=out_PD)
+        return reasons
 
-    def _patches(
-        self, image: UInt8Array | ImageFailure, grid_3: Int64Array, out_PD: Float32Array
-    ) -> ImageFailure | None:
+    def _size(self, grid_3: Int64Array) -> tuple[int, int]:
+        """The planned (height, width) in pixels."""
+        _, rows, columns = grid_3.tolist()
+        return rows * self.vision.patch_size, columns * self.vision.patch_size
+
+    def _checked(
+        self, image: UInt8Array | ImageFailure, grid_3: Int64Array
+    ) -> UInt8Array | ImageFailure:
+        """The image, if its pixels become as many patches as were planned."""
         if isinstance(image, ImageFailure):
             return image
-        height, width = smart_resize(image.shape[0], image.shape[1], self.vision)
-        size = self.vision.patch_size
-        if (height // size, width // size) != (grid_3[1], grid_3[2]):
+        if smart_resize(image.shape[0], image.shape[1], self.vision) != self._size(grid_3):
             return ImageFailure(
                 "image-changed", f"{image.shape[1]}x{image.shape[0]} pixels, planned {grid_3[1:]}"
             )
-        to_patches(image, self.vision, out=out_PD)
-        return None
+        return image

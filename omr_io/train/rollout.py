@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from omr_io.errors import ConfigError
+from omr_io.images.pixel_values import as_tensor
 from omr_io.train.attention import text_attention
-from omr_io.types import Float32Array, Int32Array, Int64Array
+from omr_io.types import Float32Array, Int32Array, Int64Array, PixelValues
 
 
 class Prompt(Protocol):
@@ -31,8 +32,8 @@ class Prompt(Protocol):
         """(T,) int32, image placeholders expanded."""
 
     @property
-    def pixel_values(self) -> Float32Array | None:
-        """(P, D) float32; None without images."""
+    def pixel_values(self) -> PixelValues | None:
+        """(P, D); None without images."""
 
     @property
     def image_grid_thw(self) -> Int64Array:
@@ -191,7 +192,7 @@ def _images(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor
         return {}
     grids = np.concatenate([p.image_grid_thw for p in prompts])
     return {
-        "pixel_values": torch.from_numpy(np.concatenate(pixels)).to(device),
+        "pixel_values": as_tensor(np.concatenate(pixels)).to(device),
         "image_grid_thw": torch.from_numpy(grids).to(device),
     }
 

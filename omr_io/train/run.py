@@ -36,6 +36,7 @@ from omr_io.packing import Lengths, plan_epoch
 from omr_io.storage import write_atomically
 from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.train.checkpoint import export_hf
+from omr_io.train.fold import fold_frames
 from omr_io.train.model import TokenIds, build_demo_model, load_model
 from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
@@ -146,11 +147,23 @@ def get_token_ids(tokenizer: Tokenizer) -> TokenIds:
 
 
 def get_model(recipe: Recipe, tokenizer: Tokenizer, ids: TokenIds) -> Any:
-    """The recipe's model, its attention set to packs."""
+    """The recipe's model, its attention set to packs.
+
+    With temporal_patch_size 1 in the recipe's vision the model's patch embedding is folded to take
+    one frame; see `omr_io.train.fold`.
+    """
+    folded = recipe.vision.temporal_patch_size == 1
     if recipe.model.path is not None:
-        check_vision(recipe.vision, VisionConfig.from_pretrained(recipe.model.path))
-        return load_model(recipe.model.path)
-    return build_demo_model(tokenizer.vocab_size, ids, seed=recipe.seed)
+        vision = VisionConfig.from_pretrained(recipe.model.path)
+        if folded:
+            vision = dataclasses.replace(vision, temporal_patch_size=1)
+        check_vision(recipe.vision, vision)
+        model: Any = load_model(recipe.model.path)
+    else:
+        model = build_demo_model(tokenizer.vocab_size, ids, seed=recipe.seed)
+    if folded and model.config.vision_config.temporal_patch_size != 1:
+        fold_frames(model)
+    return model
 
 
 def check_vision(recipe: VisionConfig, model: VisionConfig) -> None:
@@ -171,7 +184,7 @@ def check_vision(recipe: VisionConfig, model: VisionConfig) -> None:
     if differing:
         raise ConfigError(
             f"the recipe's vision is not the model's: {', '.join(differing)}",
-            mend="Set these keys of vision to the model's values",
+            mend="Set these keys of vision to the model's values (temporal_patch_size may be 1)",
         )
 
 
@@ -214,7 +227,8 @@ def check_options(shards: ShardSet, samples: Sequence[int] | Int64Array, purpose
 
 def blind(prompt: EncodedSample, encoder: SampleEncoder) -> EncodedSample:
     """The prompt with a blank for every image, of its size: what the text alone gives away."""
-    blanks = [blank_patches(grid, encoder.vision) for grid in prompt.image_grid_thw]
+    vision, dtype = encoder.vision, encoder.pixel_dtype
+    blanks = [blank_patches(grid, vision, dtype) for grid in prompt.image_grid_thw]
     if not blanks:
         return prompt
     return dataclasses.replace(prompt, pixel_values=np.concatenate(blanks))
@@ -271,6 +285,7 @@ def pack_rollouts(
             epoch=0,
             step=0,
             micro_step=first // packs_per_batch,
+            pixel_dtype=encoder.pixel_dtype,
         )
         yield batch, [i for pack in packs for i in pack]
 

@@ -223,6 +223,13 @@ def test_patches_that_are_not_as_many_as_the_grid_says(tiny_tokens, pixels):
         join_patches([dataclasses.replace(sample, pixel_values=pixels)])
 
 
+def test_patches_of_two_dtypes_are_refused(tiny_tokens):
+    samples = [make_sample(tiny_tokens, key, [(1, 4, 4)], 3) for key in "ab"]
+    halves = samples[1].pixel_values.astype(np.float16)
+    with pytest.raises(DataError, match=r"float16, the first sample's float32.*key b"):
+        join_patches([samples[0], dataclasses.replace(samples[1], pixel_values=halves)])
+
+
 def test_to_moves_every_tensor(batch):
     moved = batch.to("meta")
     for field in dataclasses.fields(Batch):

@@ -1,4 +1,4 @@
-"""Run by test_patches.py: resizes pixels that end where a page without access begins."""
+"""Run by test_patches.py: pixels and values that end where a page without access begins."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import mmap
 import sys
 
 import numpy as np
+import torch
 
 from omr_io import _C
+from omr_io.images.cpu_patches import patches
+from omr_io.types import PatchLayout, PatchTarget
 
 PAGE = mmap.PAGESIZE
 
@@ -24,6 +27,19 @@ def at_the_end(count: int) -> np.ndarray:
     return np.frombuffer(memory, np.uint8, count, (pages - 1) * PAGE - count)
 
 
+def cut(pixels: np.ndarray, rng: np.random.Generator, instructions: str) -> None:
+    """Patches of some layout: the last value lies before the page too."""
+    height, width, merge, rows, columns = rng.integers(1, [40, 40, 3, 3, 3]).tolist()
+    layout = PatchLayout(height, width, merge, channels_last=bool(rng.integers(2)))
+    target = PatchTarget(height * merge * rows, width * merge * columns, layout)
+    table = np.zeros((3, 256), np.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        count = target.num_patches * layout.patch_width
+        memory = torch.from_numpy(at_the_end(count * dtype.itemsize)).view(dtype)
+        out = memory.view(target.num_patches, layout.patch_width)
+        patches([pixels], [target], table, dtype=dtype, out=out, instructions=instructions)
+
+
 def main(instructions: str) -> None:
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -31,6 +47,7 @@ def main(instructions: str) -> None:
         pixels = at_the_end(height * width * 3).reshape(height, width, 3)
         for first in (False, True):
             _C.resize(pixels, to_height, to_width, vertical_first=first, instructions=instructions)
+        cut(pixels, rng, instructions)
     print("60 sizes")
 
 

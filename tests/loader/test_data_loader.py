@@ -140,6 +140,36 @@ def test_batches_hold_what_the_samples_hold(make):
         assert batch.has_dummy_image == (not pixels)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_pixels_of_another_dtype_are_the_rounded_ones(make, dtype):
+    sorts = set()
+    for full, half in zip(make(), make(pixel_dtype=dtype, num_threads=1), strict=True):
+        assert full.pixel_values.dtype == torch.float32
+        assert half.pixel_values.dtype == dtype
+        assert torch.equal(half.pixel_values, full.pixel_values.to(dtype))
+        assert torch.equal(half.input_ids, full.input_ids)
+        sorts.add(half.has_dummy_image)
+    assert False in sorts
+    with pytest.raises(ConfigError, match=r"no patches of torch\.float64"):
+        make(pixel_dtype=torch.float64)
+
+
+def test_patches_are_written_where_the_batch_has_them(make):
+    """No copy between the resize and the batch: the encoder's memory is the batch's."""
+    loader = make(num_threads=0)
+    written = []
+    fill = loader._encoder._fill
+    loader._encoder._fill = lambda texts, decoded, out: (
+        written.append(out.ctypes.data),
+        fill(texts, decoded, out),
+    )[1]
+    for batch in loader:
+        if not batch.has_dummy_image:
+            assert batch.pixel_values.data_ptr() == written[-1]
+            assert batch.pixel_values.is_contiguous()
+        written.clear()
+
+
 @pytest.mark.parametrize("packs_per_batch", [1, None])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_global_batches_do_not_depend_on_the_layout(make, world_size, packs_per_batch):

@@ -4,12 +4,14 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from omr_io.chat import ChatFormat
 from omr_io.errors import ImageError, IntegrityError
 from omr_io.images.decode import make_decoder
 from omr_io.images.patches import blank_patches
+from omr_io.images.pixel_values import as_tensor
 from omr_io.index import ShardSet
 from omr_io.loader.lengths import measure
 from omr_io.loader.samples import SampleEncoder
@@ -137,6 +139,21 @@ def test_a_bad_image_becomes_a_blank_of_its_planned_size(
     assert "image 1" in samples[3].failure
     first = samples[3].pixel_values[: -len(blank_patches(samples[3].image_grid_thw[-1], vision))]
     assert len(np.unique(first)) > 100  # the sound image of the pair is still there
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_blank_has_the_dtype_of_the_pixels(write_shards, make_records, chat, vision, dtype):
+    with ShardSet.open(write_shards(make_records(6, broken=(1, 3)))) as shard_set:
+        full = make_encoder(shard_set, chat, vision).encode_many(range(6))
+        decoder = make_decoder("cpu", vision)
+        half = SampleEncoder(shard_set, chat, vision, decoder, pixel_dtype=dtype)
+        samples = half.encode_many(range(6))
+    assert [s.failure for s in samples] == [s.failure for s in full]
+    for one, other in zip(samples, full, strict=True):
+        assert (one.pixel_values is None) == (other.pixel_values is None)
+        if other.pixel_values is not None:
+            expected = torch.from_numpy(other.pixel_values).to(dtype)
+            assert torch.equal(as_tensor(one.pixel_values), expected)
 
 
 def flip(folder, shard_set, number, part):
