@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from omr_io.config import ExifPolicy, PassOrder
 from omr_io.errors import ConfigError, ImageError
-from omr_io.images.families.core import Core
 from omr_io.types import Filter, ImageInfo, UInt8Array
 
 if TYPE_CHECKING:
     import torch
+
+    from omr_io.images.families.core import Core
 
 Fields = Mapping[str, Any]
 """The fields of a JSON file of Hugging Face's; those that are null are left out."""
@@ -222,6 +223,8 @@ class Family(ABC, Generic[Plan]):
             ImageError: as `plan`.
             ConfigError: an array has another shape or dtype.
         """
+        from omr_io.images.families.core import Core  # torch: planning needs none of it
+
         if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
             raise ConfigError(
                 f"pixels must be (H, W, 3) uint8, not {pixels_HW3.shape} {pixels_HW3.dtype}"

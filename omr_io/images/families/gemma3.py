@@ -22,11 +22,12 @@ from omr_io.images.families.base import (
     edges,
     present,
 )
-from omr_io.images.families.core import Core
 from omr_io.types import Filter, PatchLayout, UInt8Array
 
 if TYPE_CHECKING:
     import torch
+
+    from omr_io.images.families.core import Core
 
 SCAN = (
     "pan_and_scan_min_crop_size",

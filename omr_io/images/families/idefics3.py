@@ -23,11 +23,12 @@ from omr_io.images.families.base import (
     edges,
     present,
 )
-from omr_io.images.families.core import Core
 from omr_io.types import Filter, PatchLayout, UInt8Array
 
 if TYPE_CHECKING:
     import torch
+
+    from omr_io.images.families.core import Core
 
 MAX_SIDE = 4096
 """Of an image after its first resize, whatever longest_edge says."""

@@ -19,11 +19,12 @@ from omr_io.images.families.base import (
     check_positive,
     present,
 )
-from omr_io.images.families.core import Core
 from omr_io.types import Filter, PatchLayout, UInt8Array
 
 if TYPE_CHECKING:
     import torch
+
+    from omr_io.images.families.core import Core
 
 PRECISION = 1e-5
 MAX_SCALE = 100.0
