@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from omr_io.config import ExifPolicy, PassOrder
 from omr_io.errors import ConfigError, ImageError
-from omr_io.types import Filter, ImageInfo, UInt8Array
+from omr_io.types import Filter, Float32Array, ImageInfo, PatchTarget, UInt8Array
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +27,9 @@ Fields = Mapping[str, Any]
 
 RESAMPLE: Mapping[int, Filter] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Filters by Pillow's numbers, which is how the files name them."""
+
+Parts = tuple[list[UInt8Array], list[PatchTarget]]
+"""Images and what each becomes: the first two arguments of `omr_io.ops.Patches`."""
 
 TOO_NARROW = "image-too-narrow"
 
@@ -132,8 +134,8 @@ class Family(ABC, Generic[Plan]):
         """`plan` of a size of at least 1 x 1."""
 
     @abstractmethod
-    def _write(self, pixels_HW3: UInt8Array, plan: Plan, core: Core, out: torch.Tensor) -> None:
-        """Write the values of `plan.pixel_shape`."""
+    def _parts(self, pixels_HW3: UInt8Array, plan: Plan, core: Core) -> Parts:
+        """`parts` of pixels that are in order."""
 
     @abstractmethod
     def batch(self, images: Sequence[torch.Tensor], plans: Sequence[Plan]) -> dict[str, Any]:
@@ -223,17 +225,39 @@ class Family(ABC, Generic[Plan]):
             ImageError: as `plan`.
             ConfigError: an array has another shape or dtype.
         """
-        from omr_io.images.families.core import Core  # torch: planning needs none of it
+        from omr_io.images.families import core  # torch: planning needs none of it
 
-        if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
-            raise ConfigError(
-                f"pixels must be (H, W, 3) uint8, not {pixels_HW3.shape} {pixels_HW3.dtype}"
-            )
+        images, targets = self.parts(pixels_HW3)
         plan = self.plan(pixels_HW3.shape[0], pixels_HW3.shape[1])
-        core = Core.of(self, dtype, out)
-        values = core.output(plan.pixel_shape, out)
-        self._write(pixels_HW3, plan, core, values)
-        return values
+        return core.write((images, targets), self.value_table(), plan.pixel_shape, dtype, out)
+
+    def parts(self, pixels_HW3: UInt8Array) -> Parts:
+        """What one call of the operation `omr_io.ops.Patches` makes `to_pixels` of.
+
+        For batches in one call, several threads, or a GPU: join the parts of images (all with one
+        layout, but for Pixtral, whose images are a call each) and view the rows as `pixel_shape`.
+
+        Args:
+            pixels_HW3: as for `to_pixels`.
+
+        Returns:
+            (images, targets). Images are views of `pixels_HW3`, or of what a first resize made of
+            it (Idefics3, on the CPU).
+
+        Raises:
+            ImageError, ConfigError: as `to_pixels`.
+        """
+        from omr_io.images.families import core
+
+        pixels_HW3 = core.in_order(pixels_HW3)
+        plan = self.plan(pixels_HW3.shape[0], pixels_HW3.shape[1])
+        return self._parts(pixels_HW3, plan, core.Core(self.filter, self.pass_order))
+
+    def value_table(self) -> Float32Array:
+        """(3, 256) float32: the value of each byte in each channel."""
+        from omr_io.images.families import core
+
+        return core.value_table(self)
 
 
 def check_positive(vision: Family[Any], *names: str) -> None:

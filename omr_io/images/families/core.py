@@ -1,104 +1,91 @@
-"""The only module of `families` that calls the C++ core.
+"""What `families` asks of the C++ core, in one place.
 
-Legend: H, W pixels in; P patches; D patch width.
+Legend: H, W pixels in; h, w pixels out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from omr_io import _C
 from omr_io.config import PassOrder
 from omr_io.errors import ConfigError
+from omr_io.images.cpu_patches import patches
+from omr_io.images.patch_arguments import check_image
 from omr_io.images.patches import vertical_first
-from omr_io.types import Filter, Float32Array, PatchLayout, UInt8Array
+from omr_io.types import Filter, Float32Array, PatchLayout, PatchTarget, UInt8Array
 
 if TYPE_CHECKING:
-    import torch
-
     from omr_io.images.families.base import Family
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """Resizes and writes values of one dtype.
+    """A family's resizes."""
 
-    Attributes:
-        table: (3, 256), the value of each byte in each channel.
-    """
-
-    table: torch.Tensor
     filter: Filter
     pass_order: PassOrder | None
 
-    @classmethod
-    def of(cls, vision: Family[Any], dtype: torch.dtype | None, out: torch.Tensor | None) -> Core:
-        """For a family's values in a dtype, `out`'s where it is given.
-
-        Raises:
-            ConfigError: another dtype than float32, bfloat16 and float16, or two of them.
-        """
-        import torch
-
-        wanted = dtype or (torch.float32 if out is None else out.dtype)
-        if wanted not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ConfigError(
-                f"values cannot be {wanted}", mend="Use torch.float32, bfloat16 or float16"
-            )
-        if out is not None and out.dtype != wanted:
-            raise ConfigError(f"out is {out.dtype}, and dtype {wanted}", mend="Give one of them")
-        table = torch.from_numpy(value_table(vision)).to(wanted)
-        return cls(table, vision.filter, vision.pass_order)
-
-    def output(self, shape: tuple[int, ...], out: torch.Tensor | None) -> torch.Tensor:
-        """`out`, checked, or a new tensor."""
-        import torch
-
-        if out is None:
-            return torch.empty(shape, dtype=self.table.dtype)
-        if tuple(out.shape) != shape or not out.is_contiguous() or out.device.type != "cpu":
-            raise ConfigError(
-                f"out must be {shape}, contiguous and on the CPU, not {tuple(out.shape)} on "
-                f"{out.device}"
-            )
-        return out
-
     def resize(self, pixels_HW3: UInt8Array, height: int, width: int) -> UInt8Array:
         """(height, width, 3) uint8, as Pillow makes it; the same pixels where the size stays."""
-        if pixels_HW3.shape[:2] == (height, width):
+        size_in, size = pixels_HW3.shape[:2], (height, width)
+        if size_in == size:
             return pixels_HW3
+        first = vertical_first(size_in, size, self.pass_order)
         resized: UInt8Array = _C.resize(
-            np.ascontiguousarray(pixels_HW3),
-            height,
-            width,
-            filter=self.filter,
-            vertical_first=vertical_first(pixels_HW3.shape[:2], (height, width), self.pass_order),
+            np.ascontiguousarray(pixels_HW3), *size, filter=self.filter, vertical_first=first
         )
         return resized
 
-    def write(
-        self, pixels_HW3: UInt8Array, size: tuple[int, int], layout: PatchLayout, out: torch.Tensor
-    ) -> None:
-        """Resize to `size` (height, width) and write the patches' values to `out`.
+    def target(
+        self, pixels_HW3: UInt8Array, size: tuple[int, int], layout: PatchLayout
+    ) -> PatchTarget:
+        """Pixels resized to `size` (h, w) and cut."""
+        first = vertical_first(pixels_HW3.shape[:2], size, self.pass_order)
+        return PatchTarget(*size, layout, self.filter, first)
 
-        Args:
-            out: contiguous, of P x D values.
-        """
-        resized = self.resize(pixels_HW3, *size)
-        rows, columns = size[0] // layout.height, size[1] // layout.width
-        cut = resized.reshape(rows, layout.height, columns, layout.width, 3).transpose(
-            (0, 2, 1, 3, 4) if layout.channels_last else (0, 2, 4, 1, 3)
+
+def in_order(pixels_HW3: UInt8Array) -> UInt8Array:
+    """The pixels, copied where the bytes of a row do not lie side by side.
+
+    Raises:
+        ConfigError: they are not (H, W, 3) uint8.
+    """
+    if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
+        raise ConfigError(
+            f"pixels must be (H, W, 3) uint8, not {pixels_HW3.shape} {pixels_HW3.dtype}"
         )
-        channel = np.arange(3) if layout.channels_last else np.arange(3)[:, None, None]
-        bits = "uint32" if self.table.itemsize == 4 else "uint16"
-        import torch
+    try:
+        check_image(pixels_HW3)
+    except ConfigError:
+        pixels_HW3 = np.ascontiguousarray(pixels_HW3)
+    return pixels_HW3
 
-        code = getattr(torch, bits)
-        table = self.table.view(code).numpy()
-        out.view(code).numpy().reshape(-1)[:] = table[channel, cut].reshape(-1)
+
+def write(
+    parts: tuple[Sequence[UInt8Array], Sequence[PatchTarget]],
+    table_3x256: Float32Array,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """The values of one image's parts, (P, D) seen as `shape`.
+
+    Raises:
+        ConfigError: `out` or `dtype` is none that values can be written to, or they differ.
+    """
+    wanted = dtype or (torch.float32 if out is None else out.dtype)
+    if out is not None:
+        if tuple(out.shape) != shape or not out.is_contiguous():
+            raise ConfigError(f"out must be {shape} and contiguous, not {tuple(out.shape)}")
+        num_patches = sum(target.num_patches for target in parts[1])
+        out = out.view(num_patches, -1)
+    return patches(*parts, table_3x256, dtype=wanted, out=out).view(shape)
 
 
 def value_table(vision: Family[Any]) -> Float32Array:

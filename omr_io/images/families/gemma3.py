@@ -16,6 +16,7 @@ from omr_io.images.families.base import (
     Family,
     Fields,
     ImagePlan,
+    Parts,
     Run,
     check_plans,
     check_positive,
@@ -142,14 +143,14 @@ class Gemma3Vision(Family[Gemma3Plan]):
             between = " "
         return runs
 
-    def _write(
-        self, pixels_HW3: UInt8Array, plan: Gemma3Plan, core: Core, out: torch.Tensor
-    ) -> None:
+    def _parts(self, pixels_HW3: UInt8Array, plan: Gemma3Plan, core: Core) -> Parts:
         size = (self.size_height, self.size_width)
         boxes = (Box(0, 0, plan.height, plan.width), *plan.crops)
-        for square, box in zip(out, boxes, strict=True):
-            crop = pixels_HW3[box.top : box.top + box.height, box.left : box.left + box.width]
-            core.write(crop, size, PatchLayout(*size), square)
+        crops = [
+            pixels_HW3[box.top : box.top + box.height, box.left : box.left + box.width]
+            for box in boxes
+        ]
+        return crops, [core.target(crop, size, PatchLayout(*size)) for crop in crops]
 
     def batch(self, images: Sequence[torch.Tensor], plans: Sequence[Gemma3Plan]) -> dict[str, Any]:
         """The images and crops, one after the other.

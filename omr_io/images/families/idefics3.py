@@ -17,6 +17,7 @@ from omr_io.images.families.base import (
     Family,
     Fields,
     ImagePlan,
+    Parts,
     Run,
     check_plans,
     check_positive,
@@ -141,18 +142,15 @@ class Idefics3Vision(Family[Idefics3Plan]):
                 runs.append(Run("\n" if row < rows else "\n\n", kind="text"))
         return (*runs, around, Run("<global-img>", kind="special"), tile, around)
 
-    def _write(
-        self, pixels_HW3: UInt8Array, plan: Idefics3Plan, core: Core, out: torch.Tensor
-    ) -> None:
+    def _parts(self, pixels_HW3: UInt8Array, plan: Idefics3Plan, core: Core) -> Parts:
         whole = (self.max_image_size, self.max_image_size)
         layout = PatchLayout(*whole)
         fitted = core.resize(pixels_HW3, *plan.fitted)
         if plan.rows == 0:
-            core.write(fitted, plan.tiled, layout, out)
-            return
+            return [fitted], [core.target(fitted, plan.tiled, layout)]
         tiled = core.resize(fitted, *plan.tiled)
-        core.write(tiled, plan.tiled, layout, out[:-1])
-        core.write(tiled, whole, layout, out[-1])
+        sizes = (plan.tiled, whole)
+        return [tiled, tiled], [core.target(tiled, size, layout) for size in sizes]
 
     def batch(
         self,

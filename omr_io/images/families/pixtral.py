@@ -16,6 +16,7 @@ from omr_io.images.families.base import (
     Family,
     Fields,
     ImagePlan,
+    Parts,
     Run,
     check_plans,
     check_positive,
@@ -111,10 +112,8 @@ class PixtralVision(Family[PixtralPlan]):
         ends.append(Run(self.image_end_token, kind="special"))
         return tuple(run for end in ends for run in (line, end))
 
-    def _write(
-        self, pixels_HW3: UInt8Array, plan: PixtralPlan, core: Core, out: torch.Tensor
-    ) -> None:
-        core.write(pixels_HW3, plan.size, PatchLayout(*plan.size), out)
+    def _parts(self, pixels_HW3: UInt8Array, plan: PixtralPlan, core: Core) -> Parts:
+        return [pixels_HW3], [core.target(pixels_HW3, plan.size, PatchLayout(*plan.size))]
 
     def batch(self, images: Sequence[torch.Tensor], plans: Sequence[PixtralPlan]) -> dict[str, Any]:
         """The images padded below and on the right to the largest sides.

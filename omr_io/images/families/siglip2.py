@@ -15,6 +15,7 @@ from omr_io.images.families.base import (
     Family,
     Fields,
     ImagePlan,
+    Parts,
     check_plans,
     check_positive,
     present,
@@ -87,12 +88,11 @@ class Siglip2Vision(Family[Siglip2Plan]):
     def _patches(self, side: int, scale: float) -> int:
         return max(1, math.ceil(side * scale / self.patch_size))
 
-    def _write(
-        self, pixels_HW3: UInt8Array, plan: Siglip2Plan, core: Core, out: torch.Tensor
-    ) -> None:
+    def _parts(self, pixels_HW3: UInt8Array, plan: Siglip2Plan, core: Core) -> Parts:
         side = self.patch_size
         layout = PatchLayout(side, side, channels_last=True)
-        core.write(pixels_HW3, (plan.rows * side, plan.columns * side), layout, out)
+        size = (plan.rows * side, plan.columns * side)
+        return [pixels_HW3], [core.target(pixels_HW3, size, layout)]
 
     def batch(self, images: Sequence[torch.Tensor], plans: Sequence[Siglip2Plan]) -> dict[str, Any]:
         """The images padded to max_num_patches.
