@@ -18,6 +18,7 @@ from omr_io.images import families, probe
 from omr_io.images.decode import CpuDecoder
 from omr_io.images.families import Family, Gemma3Vision, Idefics3Vision, PixtralVision
 from omr_io.images.families.core import value_table
+from omr_io.ops import patches_implementation
 from omr_io.types import UInt8Array
 from tests.images.family_processors import VISIONS, image_processor, random_pixels
 
@@ -187,6 +188,25 @@ def test_modes_equal_transformers_from_the_encoded_image(mode: str, tmp_path: An
         assert isinstance(pixels, np.ndarray)
         batch = vision.batch([vision.to_pixels(pixels)], [vision.plan(*pixels.shape[:2])])
         assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["siglip2-few", "smolvlm", "gemma3-crops", "pixtral-small"])
+def test_parts_of_many_images_are_one_call_of_the_operation(name: str, implementation: str) -> None:
+    vision, rng = VISIONS[name], np.random.default_rng(8)
+    pixels = [random_pixels(rng, *size) for size in [(30, 90), (100, 40), (77, 70)]]
+    parts = [vision.parts(one) for one in pixels]
+    expected = torch.cat([vision.to_pixels(one).flatten() for one in pixels])
+    operation, table = patches_implementation(implementation), vision.value_table()
+    if isinstance(vision, PixtralVision):
+        values = [operation(*one, table) for one in parts]
+    else:
+        images, targets = ([one for part in parts for one in part[at]] for at in (0, 1))
+        values = [operation(images, targets, table, threads=2)]
+    assert torch.equal(torch.cat([one.flatten() for one in values]), expected)
+    if isinstance(vision, Gemma3Vision):
+        assert len(parts[0][0]) > 2
+        assert all(np.shares_memory(crop, pixels[0]) for crop in parts[0][0])
 
 
 def test_pass_order_is_an_option() -> None:

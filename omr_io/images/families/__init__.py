@@ -32,7 +32,11 @@ For example, with the defaults of Gemma 3's image processor:
 **Equal to what.** To the PIL image processors of transformers 5.23 (`...ImageProcessorPil`), called
 by themselves with the folder's options: in float32 to the bit; bfloat16 and float16 are those
 values rounded. Their torchvision forms differ from both. Colour and orientation are as for
-`VisionConfig`: RGB over white, and `exif` says which way up; see `omr_io.images.decode`.
+`VisionConfig`: RGB over white, and `exif` says which way up. A decoder of `omr_io.images.decode`
+with that `exif` gives such pixels, and `vision.plan_image(probe(data))` their plan.
+
+**Many images in one call**, on several threads or a GPU: `vision.parts(pixels)` is what the
+operation `omr_io.ops.Patches` takes.
 
 **Text.** `plan.runs` is what the family's Processor writes for an image. Its "text" runs (line
 breaks, Gemma's words around crops) are tokenized by Hugging Face together with the prompt around

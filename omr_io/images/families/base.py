@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -15,18 +15,13 @@ from numpy.typing import NDArray
 
 from omr_io.config import ExifPolicy, PassOrder
 from omr_io.errors import ConfigError, ImageError
+from omr_io.images.families.fields import RESAMPLE, Fields, common
 from omr_io.types import Filter, Float32Array, ImageInfo, PatchTarget, UInt8Array
 
 if TYPE_CHECKING:
     import torch
 
     from omr_io.images.families.core import Core
-
-Fields = Mapping[str, Any]
-"""The fields of a JSON file of Hugging Face's; those that are null are left out."""
-
-RESAMPLE: Mapping[int, Filter] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Filters by Pillow's numbers, which is how the files name them."""
 
 Parts = tuple[list[UInt8Array], list[PatchTarget]]
 """Images and what each becomes: the first two arguments of `omr_io.ops.Patches`."""
@@ -154,7 +149,7 @@ class Family(ABC, Generic[Plan]):
             raise ConfigError(
                 f"{cls.__name__} has no {', '.join(unknown)}", mend=f"Use {', '.join(known)}"
             )
-        return cls(**(_common(fields) | cls._read(fields, processor) | changes))
+        return cls(**(common(fields) | cls._read(fields, processor) | changes))
 
     def plan(self, height: int, width: int) -> Plan:
         """What an image of this size becomes; no pixel is needed.
@@ -284,55 +279,3 @@ def check_plans(images: Sequence[torch.Tensor], plans: Sequence[ImagePlan]) -> N
                 f"image {row} is {tuple(image.shape)} {image.dtype}, the plan is "
                 f"{plan.pixel_shape} {images[0].dtype}"
             )
-
-
-def edges(fields: Fields, name: str, *keys: str) -> list[int] | None:
-    """The values of a dictionary of sizes such as {"longest_edge": 364}; None if there is none.
-
-    Raises:
-        ConfigError: it has other keys.
-    """
-    found = fields.get(name)
-    if found is None:
-        return None
-    known = {key: value for key, value in found.items() if value} if isinstance(found, dict) else 0
-    if not isinstance(known, dict) or sorted(known) != sorted(keys):
-        raise ConfigError(
-            f"{name}={found!r} is not implemented", mend=f"Give it as {', '.join(keys)}"
-        )
-    return [known[key] for key in keys]
-
-
-def present(found: Fields, *names: str) -> dict[str, Any]:
-    """Those of the fields that are there."""
-    return {name: found[name] for name in names if name in found}
-
-
-def _common(fields: Fields) -> dict[str, Any]:
-    """The arguments that all families have."""
-    expected = {
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_center_crop": False,
-    }
-    wrong = [
-        f"{name}={fields[name]!r}"
-        for name, value in expected.items()
-        if fields.get(name, value) != value
-    ]
-    if fields.get("resample", 2) not in RESAMPLE:
-        wrong.append(f"resample={fields['resample']!r}")
-    if wrong:
-        raise ConfigError(
-            f"the image processor is not implemented: {', '.join(wrong)}",
-            mend="Use one that resizes (resample 1, 2 or 3), rescales and normalizes",
-        )
-    common = present(fields, "rescale_factor")
-    if "resample" in fields:
-        common["filter"] = RESAMPLE[fields["resample"]]
-    for name in ("image_mean", "image_std"):
-        if name in fields:
-            value = fields[name]
-            common[name] = tuple(value) if isinstance(value, list) else (value,) * 3
-    return common

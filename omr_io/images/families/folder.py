@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from omr_io.config import read_json
 from omr_io.errors import ConfigError
-from omr_io.images.families.base import Family, Fields
+from omr_io.images.families.base import Family
+from omr_io.images.families.fields import Fields
 from omr_io.images.families.gemma3 import Gemma3Vision
 from omr_io.images.families.idefics3 import Idefics3Vision
 from omr_io.images.families.pixtral import PixtralVision

@@ -15,15 +15,13 @@ from omr_io.errors import ConfigError, ImageError
 from omr_io.images.families.base import (
     TOO_NARROW,
     Family,
-    Fields,
     ImagePlan,
     Parts,
     Run,
     check_plans,
     check_positive,
-    edges,
-    present,
 )
+from omr_io.images.families.fields import Fields, edges, present
 from omr_io.types import Filter, PatchLayout, UInt8Array
 
 if TYPE_CHECKING:

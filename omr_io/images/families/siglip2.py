@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omr_io.errors import ConfigError
 from omr_io.images.families.base import (
     Family,
-    Fields,
     ImagePlan,
     Parts,
     check_plans,
     check_positive,
-    present,
 )
+from omr_io.images.families.fields import Fields, present
 from omr_io.types import Filter, PatchLayout, UInt8Array
 
 if TYPE_CHECKING:
