@@ -33,6 +33,7 @@ VISIONS: dict[str, Family[Any]] = {
     "smolvlm": Idefics3Vision(longest_edge=3 * 128, max_image_size=128, image_seq_len=81),
     "idefics3-uneven": Idefics3Vision(longest_edge=101, max_image_size=28, image_seq_len=4),
     "idefics3-one": Idefics3Vision(longest_edge=64, max_image_size=64, filter="bicubic"),
+    "idefics3-narrow": Idefics3Vision(longest_edge=49, max_image_size=7, filter="bilinear"),
     "idefics3-4096": Idefics3Vision(longest_edge=5000, max_image_size=1024, image_seq_len=9),
     "gemma3": Gemma3Vision(),
     "gemma3-896": Gemma3Vision(size_height=896, size_width=896),

@@ -70,7 +70,7 @@ def assert_equal(vision: Family[Any], theirs: Any, pixels: UInt8Array) -> bool:
 def test_values_equal_transformers(name: str) -> None:
     vision, rng = VISIONS[name], np.random.default_rng(0)
     theirs = image_processor(vision)
-    sizes = [*SIZES, (1500, 40), (40, 1500)]
+    sizes = [*SIZES, (1500, 40), (40, 1500), (1, 10), (9, 1), (7, 1)]
     sizes += [tuple(int(side) for side in rng.integers(1, 400, 2)) for _ in range(20)]
     if name in LARGE:
         sizes = [(1, 1), (1, 300), (300, 2), *sizes[9:15], (1400, 1800), (2100, 300)]

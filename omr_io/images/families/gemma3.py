@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from omr_io.errors import ImageError
+import numpy as np
+
 from omr_io.images.families.base import (
-    TOO_NARROW,
     Family,
     ImagePlan,
     Parts,
@@ -37,7 +37,11 @@ SCAN = (
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A part of an image, in pixels."""
+    """A part of an image, in pixels.
+
+    Of images with fewer pixels than crops ask for (10 pixels in 7 crops of 2) the last ones are
+    empty: black squares, as in transformers.
+    """
 
     top: int
     left: int
@@ -113,13 +117,7 @@ class Gemma3Vision(Family[Gemma3Plan]):
         part = math.ceil(longer / count)
         if min(part, shorter) < self.pan_and_scan_min_crop_size:
             return ()
-        parts = [(start, min(part, longer - start)) for start in range(0, part * count, part)]
-        if parts[-1][1] < 1:
-            raise ImageError(
-                f"the image is {width}x{height}: of {count} crops of {part} pixels one is empty",
-                reason=TOO_NARROW,
-                mend="Raise pan_and_scan_min_crop_size; transformers refuses it too",
-            )
+        parts = [(i * part, min(part, max(0, longer - i * part))) for i in range(count)]
         if width >= height:
             return tuple(Box(0, start, height, length) for start, length in parts)
         return tuple(Box(start, 0, length, width) for start, length in parts)
@@ -148,6 +146,8 @@ class Gemma3Vision(Family[Gemma3Plan]):
             pixels_HW3[box.top : box.top + box.height, box.left : box.left + box.width]
             for box in boxes
         ]
+        black = np.zeros((1, 1, 3), dtype=np.uint8)  # what Pillow makes of no pixels
+        crops = [crop if crop.size else black for crop in crops]
         return crops, [core.target(crop, size, PatchLayout(*size)) for crop in crops]
 
     def batch(self, images: Sequence[torch.Tensor], plans: Sequence[Gemma3Plan]) -> dict[str, Any]:
