@@ -76,7 +76,7 @@ class VisionConfig:
         """
         root = Path(folder)
         processor = _image_processor(root)
-        family = _read_json(root / "config.json").get("model_type")
+        family = read_json(root / "config.json").get("model_type")
         if family not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
             raise ConfigError(
                 f"model_type {family!r} is not implemented",
@@ -110,9 +110,9 @@ def _image_processor(root: Path) -> dict[str, Any]:
     """
     fields: Any = None
     if (root / "processor_config.json").exists():
-        fields = _read_json(root / "processor_config.json").get("image_processor")
+        fields = read_json(root / "processor_config.json").get("image_processor")
     if fields is None:
-        fields = _read_json(root / "preprocessor_config.json")
+        fields = read_json(root / "preprocessor_config.json")
     expected = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
     wrong = [
         f"{name}={fields[name]!r}"
@@ -128,7 +128,12 @@ def _image_processor(root: Path) -> dict[str, Any]:
     return dict(fields)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+        ConfigError: there is no such file, or it is not JSON.
+    """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -334,6 +334,26 @@ def test_sizes_equal_transformers(vision: VisionConfig, sizes: list[tuple[int, i
     )
 
 
+@given(st.sampled_from(VISIONS), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_many_sizes_equal_transformers(vision: VisionConfig, seed: int) -> None:
+    """2000 sizes an example, some 40,000 in all, of every order of magnitude."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as theirs
+
+    rng = np.random.default_rng(seed)
+    sides = np.exp(rng.uniform(0, np.log(20_000), (2000, 1))) * np.exp(rng.normal(0, 0.7, (1, 2)))
+    sides = np.maximum(1, np.rint(sides * np.exp(rng.normal(0, 0.5, sides.shape)))).astype(np.int64)
+    sides = sides[sides.max(axis=1) <= 200 * sides.min(axis=1)]
+    assert len(sides) > 500
+    factor = vision.patch_size * vision.merge_size
+    expected = [
+        theirs(height, width, factor, vision.min_pixels, vision.max_pixels)
+        for height, width in sides.tolist()
+    ]
+    grid = image_grid_thw_from_sizes(sides[:, 0], sides[:, 1], vision)
+    np.testing.assert_array_equal(grid[:, 1:] * vision.patch_size, expected)
+
+
 @pytest.mark.parametrize("vision", VISIONS)
 def test_columns_equal_scalars_at_every_half(vision: VisionConfig) -> None:
     half = vision.patch_size * vision.merge_size // 2

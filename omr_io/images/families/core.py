@@ -1,0 +1,100 @@
+"""What `families` asks of the C++ core, in one place.
+
+Legend: H, W pixels in; h, w pixels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from omr_io import _C
+from omr_io.config import PassOrder
+from omr_io.errors import ConfigError
+from omr_io.images.cpu_patches import patches
+from omr_io.images.patch_arguments import check_image
+from omr_io.images.patches import vertical_first
+from omr_io.types import Filter, Float32Array, PatchLayout, PatchTarget, UInt8Array
+
+if TYPE_CHECKING:
+    from omr_io.images.families.base import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """A family's resizes."""
+
+    filter: Filter
+    pass_order: PassOrder | None
+
+    def resize(self, pixels_HW3: UInt8Array, height: int, width: int) -> UInt8Array:
+        """(height, width, 3) uint8, as Pillow makes it; the same pixels where the size stays."""
+        size_in, size = pixels_HW3.shape[:2], (height, width)
+        if size_in == size:
+            return pixels_HW3
+        first = vertical_first(size_in, size, self.pass_order)
+        resized: UInt8Array = _C.resize(
+            np.ascontiguousarray(pixels_HW3), *size, filter=self.filter, vertical_first=first
+        )
+        return resized
+
+    def target(
+        self, pixels_HW3: UInt8Array, size: tuple[int, int], layout: PatchLayout
+    ) -> PatchTarget:
+        """Pixels resized to `size` (h, w) and cut."""
+        first = vertical_first(pixels_HW3.shape[:2], size, self.pass_order)
+        return PatchTarget(*size, layout, self.filter, first)
+
+
+def in_order(pixels_HW3: UInt8Array) -> UInt8Array:
+    """The pixels, copied where the bytes of a row do not lie side by side.
+
+    Raises:
+        ConfigError: they are not (H, W, 3) uint8.
+    """
+    if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
+        raise ConfigError(
+            f"pixels must be (H, W, 3) uint8, not {pixels_HW3.shape} {pixels_HW3.dtype}"
+        )
+    try:
+        check_image(pixels_HW3)
+    except ConfigError:
+        pixels_HW3 = np.ascontiguousarray(pixels_HW3)
+    return pixels_HW3
+
+
+def write(
+    parts: tuple[Sequence[UInt8Array], Sequence[PatchTarget]],
+    table_3x256: Float32Array,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """The values of one image's parts, (P, D) seen as `shape`.
+
+    Raises:
+        ConfigError: `out` or `dtype` is none that values can be written to, or they differ.
+    """
+    wanted = dtype or (torch.float32 if out is None else out.dtype)
+    if out is not None:
+        if tuple(out.shape) != shape or not out.is_contiguous():
+            raise ConfigError(f"out must be {shape} and contiguous, not {tuple(out.shape)}")
+        num_patches = sum(target.num_patches for target in parts[1])
+        out = out.view(num_patches, -1)
+    return patches(*parts, table_3x256, dtype=wanted, out=out).view(shape)
+
+
+def value_table(vision: Family[Any]) -> Float32Array:
+    """(3, 256) float32: transformers' rescale and normalize (5.23), run on each byte.
+
+    The product is taken in float64 and rounded, the rest is in float32.
+    """
+    scaled = (np.arange(256, dtype=np.float64) * vision.rescale_factor).astype(np.float32)
+    mean = np.array(vision.image_mean, dtype=np.float32)[:, None]
+    std = np.array(vision.image_std, dtype=np.float32)[:, None]
+    table: Float32Array = (scaled - mean) / std
+    return table
