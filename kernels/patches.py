@@ -42,6 +42,7 @@ _FIELDS = tl.constexpr(len(IMAGE_FIELDS))
 _VERTICAL_FIRST = tl.constexpr(IMAGE_FIELDS.index("vertical_first"))
 _ROWS = tl.constexpr(IMAGE_FIELDS.index("rows"))
 _COLUMNS = tl.constexpr(IMAGE_FIELDS.index("columns"))
+_ROW_BYTES = tl.constexpr(IMAGE_FIELDS.index("row_bytes"))
 _BETWEEN = tl.constexpr(IMAGE_FIELDS.index("between"))
 _START = tl.constexpr(IMAGE_FIELDS.index("second_start"))
 _WEIGHTS = tl.constexpr(IMAGE_FIELDS.index("second_weights"))
@@ -57,14 +58,22 @@ _HALF = tl.constexpr(1 << 21)
 
 @triton.jit
 def _resample(
-    from_LYX, step, weights, weight_step, used, taps, inside_LYX, L: tl.constexpr, Y: tl.constexpr,
+    from_LYX,
+    step,
+    weights,
+    weight_step,
+    used,
+    taps,
+    read_LYX,
+    L: tl.constexpr,
+    Y: tl.constexpr,
     X: tl.constexpr,
 ):
     """Bytes of a tile: sums of `taps` inputs `step` bytes apart, rounded and clamped."""
     sums_LYX = tl.full((L, Y, X), _HALF, tl.int32)
     for tap in range(taps):
         weight = tl.load(weights + tap * weight_step, mask=used, other=0)
-        byte_LYX = tl.load(from_LYX + tap * step, mask=inside_LYX, other=0)
+        byte_LYX = tl.load(from_LYX + tap * step, mask=read_LYX, other=0)
         sums_LYX += weight * byte_LYX.to(tl.int32)
     return tl.minimum(tl.maximum(sums_LYX >> _BITS, 0), 255)
 
@@ -84,6 +93,7 @@ def patches_kernel(
     CHANNELS_LAST: tl.constexpr,
     VERTICAL: tl.constexpr,
     ALIGNED: tl.constexpr,
+    READ_ALIGNED: tl.constexpr,
     L: tl.constexpr,
     Y: tl.constexpr,
     X: tl.constexpr,
@@ -139,15 +149,35 @@ def patches_kernel(
         else:
             from_LYX = row_Y * columns + (line_L % 3 * (rows * columns) + first_LX)
         byte_LYX = _resample(
-            source + from_LYX, CHANNELS, weight + column_LX, width, inside_LX, taps, inside_LYX,
-            L, Y, X,
+            source + from_LYX,
+            CHANNELS,
+            weight + column_LX,
+            width,
+            inside_LX,
+            taps,
+            inside_LYX,
+            L,
+            Y,
+            X,
         )
     else:  # vertical, from planes as wide as a patch
         first_Y = tl.load(start + row_Y, mask=inside_Y, other=0)
-        from_LYX = line_L * (rows * row_values) + first_Y * row_values + x_X
+        # The division hides from the compiler that rows are aligned to more than READ_ALIGNED.
+        row_bytes = tl.load(image + _ROW_BYTES).to(tl.int32) // READ_ALIGNED * READ_ALIGNED
+        from_LYX = line_L * (rows * row_bytes) + first_Y * row_bytes + x_X
+        # What pads a row is read and never written: a mask at its end would make loads narrow.
+        read_LYX = (line_L < lines) & inside_Y & (x_X < row_bytes)
         byte_LYX = _resample(
-            source + from_LYX, row_values, weight + row_Y, height, inside_Y, taps, inside_LYX,
-            L, Y, X,
+            source + from_LYX,
+            row_bytes,
+            weight + row_Y,
+            height,
+            inside_Y,
+            taps,
+            read_LYX,
+            L,
+            Y,
+            X,
         )
 
     channel_LX = x_X % 3 if CHANNELS_LAST else line_L % 3
@@ -162,6 +192,15 @@ def patches_kernel(
     to_LYX = out + tl.load(image + _OUT) * ALIGNED + to_LYX
     for frame in tl.static_range(FRAMES):
         tl.store(to_LYX + frame * plane, value_LYX, mask=inside_LYX)
+
+
+def read_aligned(aligned: int, value_bytes: int) -> int:
+    """Bytes of a load: as many as values fit a store of 16 bytes, so that threads keep them.
+
+    Where a patch's rows do not allow such stores, bytes change threads between the two anyway.
+    """
+    wide = 16 // value_bytes
+    return wide if aligned >= wide else 16
 
 
 def launch(
@@ -200,6 +239,7 @@ def launch(
         CHANNELS_LAST=layout.channels_last,
         VERTICAL=plan.any_vertical_first,
         ALIGNED=plan.aligned,
+        READ_ALIGNED=read_aligned(plan.aligned, out.element_size()),
         L=tile.lines,
         Y=tile.rows,
         X=tile.columns,

@@ -34,6 +34,7 @@ _VERTICAL_FIRST = tl.constexpr(IMAGE_FIELDS.index("vertical_first"))
 _ROWS = tl.constexpr(IMAGE_FIELDS.index("rows"))
 _COLUMNS = tl.constexpr(IMAGE_FIELDS.index("columns"))
 _BLOCK = tl.constexpr(IMAGE_FIELDS.index("block"))
+_ROW_BYTES = tl.constexpr(IMAGE_FIELDS.index("row_bytes"))
 _BETWEEN = tl.constexpr(IMAGE_FIELDS.index("between"))
 _START = tl.constexpr(IMAGE_FIELDS.index("first_start"))
 _WEIGHTS = tl.constexpr(IMAGE_FIELDS.index("first_weights"))
@@ -53,7 +54,16 @@ def _store(sums_YX, to_YX, inside_YX):
 
 @triton.jit
 def _resample(
-    from_YX, step, weights, weight_step, used, taps, to_YX, plane, inside_YX, Y: tl.constexpr,
+    from_YX,
+    step,
+    weights,
+    weight_step,
+    used,
+    taps,
+    to_YX,
+    plane,
+    inside_YX,
+    Y: tl.constexpr,
     X: tl.constexpr,
 ):
     """Three channels of a tile: sums of `taps` inputs `step` bytes apart, to three planes."""
@@ -90,6 +100,7 @@ def resize_kernel(
     rows = tl.load(image + _ROWS).to(tl.int32)
     columns = tl.load(image + _COLUMNS).to(tl.int32)
     block = tl.load(image + _BLOCK).to(tl.int32)
+    row_bytes = tl.load(image + _ROW_BYTES).to(tl.int32)
     start = weights + tl.load(image + _START)
     weight = weights + tl.load(image + _WEIGHTS)
     taps = tl.load(image + _TAPS).to(tl.int32)
@@ -103,11 +114,12 @@ def resize_kernel(
     inside_YX = inside_Y & inside_X
 
     if CHANNELS_LAST:
-        to_YX = x_X // block * (3 * rows * block) + x_X % block * 3 + y_Y * (3 * block)
+        to_X = x_X // block * (rows * row_bytes) + x_X % block * 3
         plane = 1
     else:
-        to_YX = x_X // block * (3 * rows * block) + x_X % block + y_Y * block
-        plane = rows * block
+        to_X = x_X // block * (3 * rows * row_bytes) + x_X % block
+        plane = rows * row_bytes
+    to_YX = y_Y * row_bytes + to_X
     to_YX = between + tl.load(image + _BETWEEN) * 16 + to_YX
 
     vertical = False
@@ -116,15 +128,11 @@ def resize_kernel(
     if vertical:
         first_Y = tl.load(start + y_Y, mask=inside_Y, other=0)
         from_YX = source + (first_Y * pitch + x_X * 3)
-        _resample(
-            from_YX, pitch, weight + y_Y, rows, inside_Y, taps, to_YX, plane, inside_YX, Y, X
-        )
+        _resample(from_YX, pitch, weight + y_Y, rows, inside_Y, taps, to_YX, plane, inside_YX, Y, X)
     else:
         first_X = tl.load(start + x_X, mask=inside_X, other=0)
         from_YX = source + (y_Y * pitch + first_X * 3)
-        _resample(
-            from_YX, 3, weight + x_X, columns, inside_X, taps, to_YX, plane, inside_YX, Y, X
-        )
+        _resample(from_YX, 3, weight + x_X, columns, inside_X, taps, to_YX, plane, inside_YX, Y, X)
 
 
 def resize(

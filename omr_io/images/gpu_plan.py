@@ -35,6 +35,7 @@ IMAGE_FIELDS = (
     "rows",  # of the intermediate, in pixels
     "columns",
     "block",  # its pixels a row that lie side by side: a patch's width, or all
+    "row_bytes",  # from row to row of such a block
     "between",  # where its intermediate begins, in units of 16 bytes
     "first_start",  # of the first pass: offsets in the weights, and taps
     "first_weights",
@@ -119,15 +120,20 @@ def plan(sizes: Sequence[tuple[int, int]], targets: Sequence[PatchTarget]) -> Pl
     vertical = np.array([target.vertical_first for target in targets], np.bool_)
     rows = np.where(vertical, wanted[:, 0], given[:, 0])
     columns = np.where(vertical, given[:, 1], wanted[:, 1])
-    between, values = 3 * rows * columns, 3 * wanted.prod(axis=1) * layout.frames
+    block = np.where(vertical, columns, layout.width)
+    channels = 3 if layout.channels_last else 1
+    # Rows of a patch begin at multiples of 16 bytes, whatever its width: wide loads for all taps.
+    row_bytes = np.where(vertical, channels * block, _up(channels * layout.width, _ALIGN))
+    between = 3 // channels * rows * row_bytes * (columns // block)
+    values = 3 * wanted.prod(axis=1) * layout.frames
     _check_limits(3 * given.prod(axis=1), between, values)
 
-    row_values = layout.width * (3 if layout.channels_last else 1)
+    row_values = layout.width * channels
     aligned = min(_ALIGN, row_values & -row_values)
-    tile = _tile(layout, wanted)
+    tile = _tile(layout, wanted, halved=bool(vertical.any()))
     fields = dict.fromkeys(IMAGE_FIELDS, np.zeros(len(sizes), np.int64))
     fields |= {"vertical_first": vertical, "rows": rows, "columns": columns}
-    fields |= {"block": np.where(vertical, columns, layout.width)}
+    fields |= {"block": block, "row_bytes": row_bytes}
     fields |= {"height": wanted[:, 0], "width": wanted[:, 1]}
     weights = _weights(given, targets, fields)
 
@@ -153,6 +159,11 @@ def plan(sizes: Sequence[tuple[int, int]], targets: Sequence[PatchTarget]) -> Pl
     )
 
 
+def _up(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
 def _starts(counts: Int64Array) -> Int64Array:
     """Where each begins when they lie one after the other."""
     return np.cumsum(counts) - counts
@@ -170,20 +181,26 @@ def _check_limits(pixels: Int64Array, between: Int64Array, values: Int64Array) -
             )
 
 
-def _tile(layout: PatchLayout, wanted: Int64Array) -> Tile:
-    """Sides that waste least on the layout's planes, and as many planes as fill a program."""
+def _tile(layout: PatchLayout, wanted: Int64Array, *, halved: bool) -> Tile:
+    """Sides that waste least on the layout's planes, and as many planes as fill a program.
+
+    halved: with both orders of passes in one kernel, a smaller tile saves registers.
+    """
     columns = _side(layout.width * (3 if layout.channels_last else 1), 16, 128)
-    rows = _side(layout.height, 1, min(32, SECOND_TILE // columns))
+    rows = _side(layout.height, 1, 32)
     lines = int((wanted[:, 1] // layout.width).min()) * (1 if layout.channels_last else 3)
-    fill = SECOND_TILE // (rows * columns)
-    return Tile(lines=min(fill, 1 << (lines.bit_length() - 1)), rows=rows, columns=columns)
+    fill = SECOND_TILE // (2 if halved else 1) // (rows * columns)
+    return Tile(lines=min(max(1, fill), 1 << (lines.bit_length() - 1)), rows=rows, columns=columns)
 
 
 def _side(size: int, least: int, most: int) -> int:
-    """The power of two from `least` to `most` whose multiples cover `size` best; the largest."""
+    """The largest power of two from `least` to `most` that wastes little.
+
+    Little: its multiples cover `size` with at most a sixth more than those of the best one do.
+    """
     sides = [1 << n for n in range(least.bit_length() - 1, most.bit_length())]
-    enough = [side for side in sides if side < 2 * size] or sides[:1]
-    return min(reversed(enough), key=lambda side: -(-size // side) * side)
+    covers = {side: -(-size // side) * side for side in sides}
+    return max(side for side in sides if 6 * covers[side] <= 7 * min(covers.values()))
 
 
 def _second_programs(layout: PatchLayout, wanted: Int64Array, tile: Tile) -> Int64Array:
@@ -251,7 +268,7 @@ def upload(of: Plan, table_bytes: int, host_images: Sequence[tuple[int, int]]) -
     """
     sizes = [of.images_NF.nbytes, of.first_G.nbytes, of.second_G.nbytes, of.weights.nbytes]
     sizes += [table_bytes, *(count for _, count in host_images)]
-    starts = np.cumsum([0, *(-(-size // _ALIGN) * _ALIGN for size in sizes)]).tolist()
+    starts = np.cumsum([0, *(_up(size, _ALIGN) for size in sizes)]).tolist()
     slices = [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
     numbers = (number for number, _ in host_images)
     pixels = tuple(zip(numbers, slices[5:], strict=True))
