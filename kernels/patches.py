@@ -22,6 +22,7 @@ Legend: N images, F fields, G programs, L planes, Y rows and X columns of a tile
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -270,10 +271,59 @@ def patches(
     """
     device = _device(images, out)
     out_PD = checked_output(images, targets, table_3x256, dtype=dtype, out=out, device=device)
-    if not images:
-        return out_PD
+    if images:
+        with torch.cuda.device(device if device.type == "cuda" else -1):
+            batch = prepare(images, targets, table_3x256, dtype, device)
+            batch.first_pass()
+            batch.second_pass(out_PD)
+            _keep_until_read(images, device)
+    return out_PD
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A batch whose plan is on its way to the GPU; see `gpu_plan.Plan` and the two launches."""
+
+    plan: Plan
+    images: Tensor
+    first_programs: Tensor
+    second_programs: Tensor
+    weights: Tensor
+    table: Tensor
+    between: Tensor
+
+    def first_pass(self) -> None:
+        """The first launch: writes `between`."""
+        resize(self.plan, self.images, self.first_programs, self.weights, self.between)
+
+    def second_pass(self, out_PD: Tensor) -> None:
+        """The second launch, from `between` to (P, D) of the table's dtype."""
+        bits_PD = out_PD.view(self.table.dtype)
+        launch(
+            self.plan,
+            self.images,
+            self.second_programs,
+            self.weights,
+            self.between,
+            self.table,
+            bits_PD,
+        )
+
+
+def prepare(
+    images: Sequence[UInt8Array | Tensor],
+    targets: Sequence[PatchTarget],
+    table_3x256: Float32Array,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Prepared:
+    """Plan a batch of at least one image, checked before, and queue its transfer to the device.
+
+    Raises:
+        ConfigError: an image is on another GPU, or too large.
+    """
     plan = gpu_plan.plan([(image.shape[0], image.shape[1]) for image in images], targets)
-    bits = torch.int32 if out_PD.element_size() == 4 else torch.int16
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
     table = torch.from_numpy(table_3x256).to(dtype).view(bits).numpy()
     on_host = [
         (number, image.shape[0] * image.shape[1] * 3)
@@ -281,34 +331,34 @@ def patches(
         if not _is_on(image, device, number)
     ]
     at = gpu_plan.upload(plan, table.nbytes, on_host)
+    # torch keeps pinned memory until the copy from it is done.
     pinned = torch.empty(at.size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    buffer = torch.empty_like(pinned, device=device, pin_memory=False)
-    where = dict(at.pixels)
+    buffer = torch.empty(at.size, dtype=torch.uint8, device=device)
     for number, part in at.pixels:
         pixels = np.asarray(images[number])
         pinned.numpy()[part].reshape(pixels.shape)[...] = pixels
+    where = dict(at.pixels)
     sources = [
         _source(image, buffer.data_ptr(), where.get(number)) for number, image in enumerate(images)
     ]
     gpu_plan.fill(pinned.numpy(), at, plan, table, sources)
     buffer.copy_(pinned, non_blocking=True)
-    images_NF = buffer[at.images_NF].view(torch.int64)
-    first_G, second_G = (buffer[part].view(torch.int32) for part in (at.first_G, at.second_G))
-    weights = buffer[at.weights].view(torch.int32)
-    between = torch.empty(plan.between_bytes, dtype=torch.uint8, device=device)
-    values = buffer[at.table].view(bits)
-    with torch.cuda.device(device if device.type == "cuda" else -1):
-        resize(plan, images_NF, first_G, weights, between)
-        launch(plan, images_NF, second_G, weights, between, values, out_PD.view(bits))
-        _keep_until_read(images, device)
-    return out_PD
+    return Prepared(
+        plan=plan,
+        images=buffer[at.images].view(torch.int64),
+        first_programs=buffer[at.first_programs].view(torch.int32),
+        second_programs=buffer[at.second_programs].view(torch.int32),
+        weights=buffer[at.weights].view(torch.int32),
+        table=buffer[at.table].view(bits),
+        between=torch.empty(plan.between_bytes, dtype=torch.uint8, device=device),
+    )
 
 
 def _device(images: Sequence[UInt8Array | Tensor], out: Tensor | None) -> torch.device:
     """Where the work is done.
 
     Raises:
-        ConfigError: there is no GPU, or `out` or an image is on the host's side of the fence.
+        ConfigError: there is no GPU.
     """
     if not isinstance(patches_kernel, triton.JITFunction):
         return torch.device("cpu")

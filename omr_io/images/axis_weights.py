@@ -63,7 +63,7 @@ def _cubic(x: Doubles) -> Doubles:
 def _sinc(x: Doubles) -> Doubles:
     scaled = x * math.pi
     # The C library's sine, one value at a time: NumPy's own vector form may differ in the last bit.
-    sines = np.frompyfunc(math.sin, 1, 1)(scaled).astype(np.float64)
+    sines = np.fromiter(map(math.sin, scaled.flat), np.float64, scaled.size).reshape(scaled.shape)
     zero = x == 0.0
     return np.where(zero, 1.0, sines / np.where(zero, 1.0, scaled))
 

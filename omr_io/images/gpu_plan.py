@@ -84,8 +84,8 @@ class Plan:
 
     Attributes:
         layout: of all images.
-        images_NF: (N, F) int64, see IMAGE_FIELDS; `source` and `pitch` are 0 until `upload`.
-        first_G, second_G: (G,) int32, the image of each program of a launch, in order.
+        images: (N, F) int64, see IMAGE_FIELDS; `source` and `pitch` are 0 until `upload`.
+        first_programs, second_programs: (G,) int32, the image of each program of a launch.
         weights: int32, of all axes: for each where its outputs' taps begin, then (taps, size_out).
         between_bytes: of the intermediates of all images.
         tile: of the second launch.
@@ -94,9 +94,9 @@ class Plan:
     """
 
     layout: PatchLayout
-    images_NF: Int64Array
-    first_G: Int32Array
-    second_G: Int32Array
+    images: Int64Array
+    first_programs: Int32Array
+    second_programs: Int32Array
     weights: Int32Array
     between_bytes: int
     tile: Tile
@@ -131,7 +131,7 @@ def plan(sizes: Sequence[tuple[int, int]], targets: Sequence[PatchTarget]) -> Pl
     row_values = layout.width * channels
     aligned = min(_ALIGN, row_values & -row_values)
     tile = _tile(layout, wanted, halved=bool(vertical.any()))
-    fields = dict.fromkeys(IMAGE_FIELDS, np.zeros(len(sizes), np.int64))
+    fields: dict[str, NDArray[Any]] = dict.fromkeys(IMAGE_FIELDS, np.zeros(len(sizes), np.int64))
     fields |= {"vertical_first": vertical, "rows": rows, "columns": columns}
     fields |= {"block": block, "row_bytes": row_bytes}
     fields |= {"height": wanted[:, 0], "width": wanted[:, 1]}
@@ -148,9 +148,9 @@ def plan(sizes: Sequence[tuple[int, int]], targets: Sequence[PatchTarget]) -> Pl
     numbers = np.arange(len(sizes), dtype=np.int32)
     return Plan(
         layout=layout,
-        images_NF=np.stack([fields[name] for name in IMAGE_FIELDS], axis=1).astype(np.int64),
-        first_G=np.repeat(numbers, first),
-        second_G=np.repeat(numbers, second),
+        images=np.stack([fields[name] for name in IMAGE_FIELDS], axis=1).astype(np.int64),
+        first_programs=np.repeat(numbers, first),
+        second_programs=np.repeat(numbers, second),
         weights=weights,
         between_bytes=int(units.sum()) * _ALIGN,
         tile=tile,
@@ -245,15 +245,15 @@ class Upload:
 
     Attributes:
         size: bytes of the buffer.
-        images_NF, first_G, second_G, weights, table: where they lie, in bytes from its start.
+        images, first_programs, second_programs, weights, table: where they lie, in bytes.
         pixels: for each image that is still on the host, its number and where its rows lie without
             gaps.
     """
 
     size: int
-    images_NF: slice
-    first_G: slice
-    second_G: slice
+    images: slice
+    first_programs: slice
+    second_programs: slice
     weights: slice
     table: slice
     pixels: tuple[tuple[int, slice], ...]
@@ -266,13 +266,19 @@ def upload(of: Plan, table_bytes: int, host_images: Sequence[tuple[int, int]]) -
         table_bytes: of the table of values.
         host_images: number and bytes of each image that is not on the GPU.
     """
-    sizes = [of.images_NF.nbytes, of.first_G.nbytes, of.second_G.nbytes, of.weights.nbytes]
+    sizes = [
+        of.images.nbytes,
+        of.first_programs.nbytes,
+        of.second_programs.nbytes,
+        of.weights.nbytes,
+    ]
     sizes += [table_bytes, *(count for _, count in host_images)]
     starts = np.cumsum([0, *(_up(size, _ALIGN) for size in sizes)]).tolist()
     slices = [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
     numbers = (number for number, _ in host_images)
     pixels = tuple(zip(numbers, slices[5:], strict=True))
-    return Upload(int(starts[-1]), *slices[:5], pixels)
+    images, first, second, weights, table = slices[:5]
+    return Upload(starts[-1], images, first, second, weights, table, pixels)
 
 
 def fill(
@@ -289,8 +295,12 @@ def fill(
         table: (3, 256) of the values' bits.
         sources: address on the GPU and bytes from row to row of each image.
     """
-    images_NF = of.images_NF.copy()
+    images_NF = of.images.copy()
     images_NF[:, :2] = sources
-    parts = ((at.images_NF, images_NF), (at.first_G, of.first_G), (at.second_G, of.second_G))
+    parts = (
+        (at.images, images_NF),
+        (at.first_programs, of.first_programs),
+        (at.second_programs, of.second_programs),
+    )
     for where, array in (*parts, (at.weights, of.weights), (at.table, table)):
         buffer[where] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -61,17 +62,20 @@ def test_every_tile_has_one_program_and_nothing_overlaps() -> None:
             for n, (a, b) in enumerate(random.integers(1, 20, (40, 2)).tolist())
         ]
         made = plan(sizes, targets)
-        for launch, name in ((made.first_G, "first_program"), (made.second_G, "second_program")):
+        for launch, name in (
+            (made.first_programs, "first_program"),
+            (made.second_programs, "second_program"),
+        ):
             counts = np.bincount(launch, minlength=40)
             assert (counts > 0).all()
-            assert field(made.images_NF, name) == (np.cumsum(counts) - counts).tolist()
+            assert field(made.images, name) == (np.cumsum(counts) - counts).tolist()
         tiles = [
             -(-rows // FIRST_TILE[0]) * -(-columns // FIRST_TILE[1])
             for rows, columns in zip(
-                field(made.images_NF, "rows"), field(made.images_NF, "columns"), strict=True
+                field(made.images, "rows"), field(made.images, "columns"), strict=True
             )
         ]
-        assert np.bincount(made.first_G).tolist() == tiles
+        assert np.bincount(made.first_programs).tolist() == tiles
         # Second launch: tiles cover each plane of each image with less than a tile to spare a way.
         planes = 1 if layout.channels_last else 3
         for number, target in enumerate(targets):
@@ -79,17 +83,17 @@ def test_every_tile_has_one_program_and_nothing_overlaps() -> None:
             values = layout.width * (3 // planes)
             per_row = -(-lines // made.tile.lines) * -(-values // made.tile.columns)
             down = target.height // layout.height * -(-layout.height // made.tile.rows)
-            assert int((made.second_G == number).sum()) == per_row * down
+            assert int((made.second_programs == number).sum()) == per_row * down
         # Intermediates and patches lie one after the other.
-        ends = [16 * start for start in field(made.images_NF, "between")[1:]]
+        ends = [16 * start for start in field(made.images, "between")[1:]]
         for number, end in enumerate([*ends, made.between_bytes]):
-            row = dict(zip(IMAGE_FIELDS, made.images_NF[number].tolist(), strict=True))
+            row = dict(zip(IMAGE_FIELDS, made.images[number].tolist(), strict=True))
             blocks = row["columns"] // row["block"] * planes
             assert row["between"] * 16 + blocks * row["rows"] * row["row_bytes"] <= end
             if not row["vertical_first"]:
                 assert row["row_bytes"] % 16 == 0
         widths = [target.num_patches * layout.patch_width for target in targets]
-        starts = [start * made.aligned for start in field(made.images_NF, "out")]
+        starts = [start * made.aligned for start in field(made.images, "out")]
         assert starts == (np.cumsum(widths) - widths).tolist()
 
 
@@ -123,7 +127,7 @@ def test_a_batch_beyond_32_bits_is_planned_with_64() -> None:
     """30 images of 100 million values each: only within an image are offsets 32 bits."""
     layout = PatchLayout(2000, 2000)
     made = plan([(40, 40)] * 30, [PatchTarget(4000, 8000, layout)] * 30)
-    starts = [start * made.aligned for start in field(made.images_NF, "out")]
+    starts = [start * made.aligned for start in field(made.images, "out")]
     assert starts[-1] == 29 * 3 * 4000 * 8000 > 2**31
 
 
@@ -134,18 +138,18 @@ def test_one_buffer_holds_all_parts() -> None:
     at = upload(made, table.nbytes, [(1, 45)])
     buffer = np.full(at.size, 0xA5, np.uint8)
     fill(buffer, at, made, table, [(1000, 120), (2000, 15), (3000, 21)])
-    rows = buffer[at.images_NF].view(np.int64).reshape(made.images_NF.shape)
+    rows = buffer[at.images].view(np.int64).reshape(made.images.shape)
     assert rows[:, :2].tolist() == [[1000, 120], [2000, 15], [3000, 21]]
-    assert np.array_equal(rows[:, 2:], made.images_NF[:, 2:])
-    assert np.array_equal(buffer[at.first_G].view(np.int32), made.first_G)
-    assert np.array_equal(buffer[at.second_G].view(np.int32), made.second_G)
+    assert np.array_equal(rows[:, 2:], made.images[:, 2:])
+    assert np.array_equal(buffer[at.first_programs].view(np.int32), made.first_programs)
+    assert np.array_equal(buffer[at.second_programs].view(np.int32), made.second_programs)
     assert np.array_equal(buffer[at.weights].view(np.int32), made.weights)
     assert np.array_equal(buffer[at.table].view(np.int16), table.ravel())
     ((number, where),) = at.pixels
     assert (number, where.stop - where.start) == (1, 45)
-    parts = [at.images_NF, at.first_G, at.second_G, at.weights, at.table, where]
+    parts = [at.images, at.first_programs, at.second_programs, at.weights, at.table, where]
     assert all(part.start % 16 == 0 for part in parts)
-    assert all(a.stop <= b.start for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(parts))
 
 
 def test_the_plan_does_not_import_triton() -> None:

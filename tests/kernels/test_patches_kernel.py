@@ -160,10 +160,13 @@ def test_patches_far_into_the_output_are_found() -> None:
     image, target = noise(random, 20, 31), PatchTarget(16, 32, layout)
     table = torch.arange(768, dtype=torch.int16)
     made, far = plan([(20, 31)], [target]), 2**31 + 4096
-    rows_NF = made.images_NF.copy()
+    rows_NF = made.images.copy()
     rows_NF[0, :2] = image.ctypes.data, image.strides[0]
     rows_NF[0, IMAGE_FIELDS.index("out")] = far // made.aligned
-    numbers = [torch.from_numpy(a) for a in (rows_NF, made.first_G, made.second_G, made.weights)]
+    numbers = [
+        torch.from_numpy(a)
+        for a in (rows_NF, made.first_programs, made.second_programs, made.weights)
+    ]
     between = torch.empty(made.between_bytes, dtype=torch.uint8)
     out = torch.empty(far + 2 * layout.patch_width, dtype=torch.int16)
     first.resize(made, numbers[0], numbers[1], numbers[3], between)
@@ -200,7 +203,7 @@ def test_without_a_gpu_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when Triton is not told to interpret."""
     monkeypatch.setattr(triton, "JITFunction", object)
     image, target = np.zeros((20, 20, 3), np.uint8), PatchTarget(28, 28, P14)
-    with pytest.raises(ConfigError, match="needs a CUDA GPU.*'cpu'"):
+    with pytest.raises(ConfigError, match=r"needs a CUDA GPU.*'cpu'"):
         patches([image], [target], np.zeros((3, 256), np.float32))
 
 
@@ -323,7 +326,10 @@ def test_equals_the_cpu_on_a_gpu(layout: PatchLayout, dtype: torch.dtype) -> Non
         table = table_of(np.random.default_rng(seed))
         want = cpu(images, targets, table, dtype=dtype)
         there = [torch.from_numpy(image).cuda() for image in images]
-        mixed = [one if n % 2 else image for n, (one, image) in enumerate(zip(there, images))]
+        mixed = [
+            one if n % 2 else image
+            for n, (one, image) in enumerate(zip(there, images, strict=True))
+        ]
         for given in (there, mixed):
             buffer = values(dtype, (len(want) + 2, want.shape[1])).cuda()
             got = patches(given, targets, table, dtype=dtype, out=buffer[1:-1])

@@ -32,14 +32,14 @@ def noise(random: np.random.Generator, height: int, width: int) -> UInt8Array:
 
 def first_pass(images: list[UInt8Array], made: Plan) -> tuple[UInt8Array, Plan]:
     """The intermediate of a batch between two guard zones, poisoned before."""
-    rows_NF = made.images_NF.copy()
+    rows_NF = made.images.copy()
     for row, image in zip(rows_NF, images, strict=True):
         row[:2] = image.ctypes.data, image.strides[0]
     between = torch.full((made.between_bytes + 2 * GUARD,), POISON, dtype=torch.uint8)
     kernel.resize(
         made,
         torch.from_numpy(rows_NF),
-        torch.from_numpy(made.first_G),
+        torch.from_numpy(made.first_programs),
         torch.from_numpy(made.weights),
         between[GUARD:-GUARD],
     )
@@ -94,7 +94,7 @@ def test_equals_the_reference(name: str) -> None:
     images[-1] = noise(random, images[-1].shape[0], images[-1].shape[1] + 7)[:, 3:-4]  # a crop
     targets = [PatchTarget(*to, layout, by, first) for _, _, *to, first in cases]
     between, made = first_pass(images, plan([image.shape[:2] for image in images], targets))
-    starts = [16 * at for at in made.images_NF[:, IMAGE_FIELDS.index("between")].tolist()]
+    starts = [16 * at for at in made.images[:, IMAGE_FIELDS.index("between")].tolist()]
     ends = [*starts[1:], made.between_bytes]
     for image, target, start, end in zip(images, targets, starts, ends, strict=True):
         expected = intermediate(image, target)
@@ -108,14 +108,14 @@ def test_an_image_far_into_a_buffer_is_found() -> None:
     random, target = np.random.default_rng(3), PatchTarget(28, 28, PLANAR)
     image = noise(random, 20, 31)
     made = plan([(20, 31)], [target])
-    rows_NF, far = made.images_NF.copy(), 2**31 + 4096
+    rows_NF, far = made.images.copy(), 2**31 + 4096
     rows_NF[0, :2] = image.ctypes.data, image.strides[0]
     rows_NF[0, IMAGE_FIELDS.index("between")] = far // 16
     between = torch.empty(far + made.between_bytes, dtype=torch.uint8)
     kernel.resize(
         made,
         torch.from_numpy(rows_NF),
-        torch.from_numpy(made.first_G),
+        torch.from_numpy(made.first_programs),
         torch.from_numpy(made.weights),
         between,
     )
