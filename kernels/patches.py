@@ -76,7 +76,7 @@ def _resample(
         weight = tl.load(weights + tap * weight_step, mask=used, other=0)
         byte_LYX = tl.load(from_LYX + tap * step, mask=read_LYX, other=0)
         sums_LYX += weight * byte_LYX.to(tl.int32)
-    return tl.minimum(tl.maximum(sums_LYX >> _BITS, 0), 255)
+    return tl.minimum(tl.maximum(sums_LYX >> _BITS, 0), 255).to(tl.uint8)
 
 
 @triton.jit
@@ -139,35 +139,36 @@ def patches_kernel(
     inside_LX = (line_L < lines) & (x_X < row_values)
     inside_LYX = inside_LX & inside_Y
 
+    # The division hides from the compiler that rows are aligned to more than READ_ALIGNED.
+    row_bytes = tl.load(image + _ROW_BYTES).to(tl.int32) // READ_ALIGNED * READ_ALIGNED
+    # What pads a row is read and never written: a mask at its end would make loads narrow.
     vertical = False
     if VERTICAL:
         vertical = tl.load(image + _VERTICAL_FIRST) != 0
-    if vertical:  # then horizontal, from a plain image of `columns` pixels a row
-        column_LX = column_L * patch_width + x_X // CHANNELS
-        first_LX = tl.load(start + column_LX, mask=inside_LX, other=0)
-        if CHANNELS_LAST:
-            from_LYX = row_Y * (3 * columns) + (first_LX * 3 + x_X % 3)
-        else:
-            from_LYX = row_Y * columns + (line_L % 3 * (rows * columns) + first_LX)
-        byte_LYX = _resample(
-            source + from_LYX,
-            CHANNELS,
+    if vertical:  # then horizontal, from planes that are turned: rows as long as a patch is high
+        x_X1 = left + tl.arange(0, X)[None, :, None]
+        y_1Y = top + tl.arange(0, Y)[None, None, :]
+        used_LX = (line_L < lines) & (x_X1 < row_values)
+        column_LX = column_L * patch_width + x_X1 // CHANNELS
+        first_LX = tl.load(start + column_LX, mask=used_LX, other=0)
+        plane_LX = patch_row * 3 + (x_X1 % 3 if CHANNELS_LAST else line_L % 3)
+        from_LXY = (plane_LX * columns + first_LX) * row_bytes + y_1Y
+        byte_LXY = _resample(
+            source + from_LXY,
+            row_bytes,
             weight + column_LX,
             width,
-            inside_LX,
+            used_LX,
             taps,
-            inside_LYX,
+            used_LX & (y_1Y < row_bytes),
             L,
-            Y,
             X,
+            Y,
         )
+        byte_LYX = tl.permute(byte_LXY, (0, 2, 1))
     else:  # vertical, from planes as wide as a patch
         first_Y = tl.load(start + row_Y, mask=inside_Y, other=0)
-        # The division hides from the compiler that rows are aligned to more than READ_ALIGNED.
-        row_bytes = tl.load(image + _ROW_BYTES).to(tl.int32) // READ_ALIGNED * READ_ALIGNED
         from_LYX = line_L * (rows * row_bytes) + first_Y * row_bytes + x_X
-        # What pads a row is read and never written: a mask at its end would make loads narrow.
-        read_LYX = (line_L < lines) & inside_Y & (x_X < row_bytes)
         byte_LYX = _resample(
             source + from_LYX,
             row_bytes,
@@ -175,14 +176,16 @@ def patches_kernel(
             height,
             inside_Y,
             taps,
-            read_LYX,
+            (line_L < lines) & inside_Y & (x_X < row_bytes),
             L,
             Y,
             X,
         )
 
     channel_LX = x_X % 3 if CHANNELS_LAST else line_L % 3
-    value_LYX = tl.load(table + (channel_LX * 256 + byte_LYX), mask=inside_LYX, other=0)
+    value_LYX = tl.load(
+        table + (channel_LX * 256 + byte_LYX.to(tl.int32)), mask=inside_LYX, other=0
+    )
 
     group_L = patch_row // merge_size * (patch_columns // merge_size) + column_L // merge_size
     within_L = patch_row % merge_size * merge_size + column_L % merge_size

@@ -46,10 +46,9 @@ _HALF = tl.constexpr(1 << 21)
 
 
 @triton.jit
-def _store(sums_YX, to_YX, inside_YX):
+def _bytes(sums_YX):
     """Sums to bytes."""
-    bytes_YX = tl.minimum(tl.maximum(sums_YX >> _BITS, 0), 255)
-    tl.store(to_YX, bytes_YX.to(tl.uint8), mask=inside_YX)
+    return tl.minimum(tl.maximum(sums_YX >> _BITS, 0), 255).to(tl.uint8)
 
 
 @triton.jit
@@ -60,13 +59,11 @@ def _resample(
     weight_step,
     used,
     taps,
-    to_YX,
-    plane,
     inside_YX,
     Y: tl.constexpr,
     X: tl.constexpr,
 ):
-    """Three channels of a tile: sums of `taps` inputs `step` bytes apart, to three planes."""
+    """Three channels of a tile, each from `taps` inputs `step` bytes apart."""
     red = tl.full((Y, X), _HALF, tl.int32)
     green = tl.full((Y, X), _HALF, tl.int32)
     blue = tl.full((Y, X), _HALF, tl.int32)
@@ -76,9 +73,7 @@ def _resample(
         red += weight * tl.load(at, mask=inside_YX, other=0).to(tl.int32)
         green += weight * tl.load(at + 1, mask=inside_YX, other=0).to(tl.int32)
         blue += weight * tl.load(at + 2, mask=inside_YX, other=0).to(tl.int32)
-    _store(red, to_YX, inside_YX)
-    _store(green, to_YX + plane, inside_YX)
-    _store(blue, to_YX + 2 * plane, inside_YX)
+    return _bytes(red), _bytes(green), _bytes(blue)
 
 
 @triton.jit
@@ -113,26 +108,41 @@ def resize_kernel(
     inside_Y, inside_X = y_Y < rows, x_X < columns
     inside_YX = inside_Y & inside_X
 
-    if CHANNELS_LAST:
-        to_X = x_X // block * (rows * row_bytes) + x_X % block * 3
-        plane = 1
-    else:
-        to_X = x_X // block * (3 * rows * row_bytes) + x_X % block
-        plane = rows * row_bytes
-    to_YX = y_Y * row_bytes + to_X
-    to_YX = between + tl.load(image + _BETWEEN) * 16 + to_YX
-
+    to = between + tl.load(image + _BETWEEN) * 16
     vertical = False
     if VERTICAL:
         vertical = tl.load(image + _VERTICAL_FIRST) != 0
     if vertical:
         first_Y = tl.load(start + y_Y, mask=inside_Y, other=0)
         from_YX = source + (first_Y * pitch + x_X * 3)
-        _resample(from_YX, pitch, weight + y_Y, rows, inside_Y, taps, to_YX, plane, inside_YX, Y, X)
+        red, green, blue = _resample(
+            from_YX, pitch, weight + y_Y, rows, inside_Y, taps, inside_YX, Y, X
+        )
+        # Turned by 90 degrees: what was a column is contiguous.
+        y_1Y = top + tl.arange(0, Y)[None, :]
+        x_X1 = tile % across * X + tl.arange(0, X)[:, None]
+        inside_XY = (x_X1 < columns) & (y_1Y < rows)
+        plane = columns * row_bytes
+        to_XY = to + (y_1Y // block * (3 * plane) + y_1Y % block + x_X1 * row_bytes)
+        tl.store(to_XY, tl.trans(red), mask=inside_XY)
+        tl.store(to_XY + plane, tl.trans(green), mask=inside_XY)
+        tl.store(to_XY + 2 * plane, tl.trans(blue), mask=inside_XY)
     else:
         first_X = tl.load(start + x_X, mask=inside_X, other=0)
         from_YX = source + (y_Y * pitch + first_X * 3)
-        _resample(from_YX, 3, weight + x_X, columns, inside_X, taps, to_YX, plane, inside_YX, Y, X)
+        red, green, blue = _resample(
+            from_YX, 3, weight + x_X, columns, inside_X, taps, inside_YX, Y, X
+        )
+        if CHANNELS_LAST:
+            apart = 1  # bytes from channel to channel
+            to_X = x_X // block * (rows * row_bytes) + x_X % block * 3
+        else:
+            apart = rows * row_bytes
+            to_X = x_X // block * (3 * rows * row_bytes) + x_X % block
+        to_YX = to + (y_Y * row_bytes + to_X)
+        tl.store(to_YX, red, mask=inside_YX)
+        tl.store(to_YX + apart, green, mask=inside_YX)
+        tl.store(to_YX + 2 * apart, blue, mask=inside_YX)
 
 
 def resize(

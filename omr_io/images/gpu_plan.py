@@ -5,10 +5,10 @@
 
 Two launches do a whole batch. The first pass of the resize goes from the images to an intermediate
 of bytes, the second from there to patches; a pass whose size stays is one tap of weight one. The
-intermediate is laid out for the second launch, which reads it as it will write: of a horizontal
-first pass, patch column by patch column, in each channel by channel (or with the channels last),
-so that a patch's taps lie side by side in memory. Of a vertical first pass, which is rare, the
-intermediate is a plain image, channel by channel (or with the channels last).
+intermediate is laid out for the second launch, whose taps then lie a row of 16-byte units apart:
+of a horizontal first pass, patch column by patch column, in each channel by channel (or with the
+channels last), rows as wide as a patch; of a vertical one the same turned by 90 degrees, patch row
+by patch row, always channel by channel, rows as long as a patch is high.
 
 Within an image offsets are 32 bits, so an image of 2 GiB is refused; where images begin is 64 bits.
 
@@ -34,8 +34,8 @@ IMAGE_FIELDS = (
     "vertical_first",  # 0 or 1
     "rows",  # of the intermediate, in pixels
     "columns",
-    "block",  # its pixels a row that lie side by side: a patch's width, or all
-    "row_bytes",  # from row to row of such a block
+    "block",  # pixels of a row of the intermediate as it is laid out: a patch's width, or height
+    "row_bytes",  # from row to row
     "between",  # where its intermediate begins, in units of 16 bytes
     "first_start",  # of the first pass: offsets in the weights, and taps
     "first_weights",
@@ -120,17 +120,18 @@ def plan(sizes: Sequence[tuple[int, int]], targets: Sequence[PatchTarget]) -> Pl
     vertical = np.array([target.vertical_first for target in targets], np.bool_)
     rows = np.where(vertical, wanted[:, 0], given[:, 0])
     columns = np.where(vertical, given[:, 1], wanted[:, 1])
-    block = np.where(vertical, columns, layout.width)
     channels = 3 if layout.channels_last else 1
-    # Rows of a patch begin at multiples of 16 bytes, whatever its width: wide loads for all taps.
-    row_bytes = np.where(vertical, channels * block, _up(channels * layout.width, _ALIGN))
-    between = 3 // channels * rows * row_bytes * (columns // block)
+    block = np.where(vertical, layout.height, layout.width)
+    # Rows begin at multiples of 16 bytes, whatever a patch's sides are: wide loads for all taps.
+    row_bytes = np.where(vertical, _up(layout.height, _ALIGN), _up(channels * layout.width, _ALIGN))
+    across = 3 // channels * (columns // layout.width) * rows * row_bytes
+    between = np.where(vertical, 3 * (rows // layout.height) * columns * row_bytes, across)
     values = 3 * wanted.prod(axis=1) * layout.frames
     _check_limits(3 * given.prod(axis=1), between, values)
 
     row_values = layout.width * channels
     aligned = min(_ALIGN, row_values & -row_values)
-    tile = _tile(layout, wanted, halved=bool(vertical.any()))
+    tile = _tile(layout, wanted)
     fields: dict[str, NDArray[Any]] = dict.fromkeys(IMAGE_FIELDS, np.zeros(len(sizes), np.int64))
     fields |= {"vertical_first": vertical, "rows": rows, "columns": columns}
     fields |= {"block": block, "row_bytes": row_bytes}
@@ -181,15 +182,12 @@ def _check_limits(pixels: Int64Array, between: Int64Array, values: Int64Array) -
             )
 
 
-def _tile(layout: PatchLayout, wanted: Int64Array, *, halved: bool) -> Tile:
-    """Sides that waste least on the layout's planes, and as many planes as fill a program.
-
-    halved: with both orders of passes in one kernel, a smaller tile saves registers.
-    """
+def _tile(layout: PatchLayout, wanted: Int64Array) -> Tile:
+    """Sides that waste least on the layout's planes, and as many planes as fill a program."""
     columns = _side(layout.width * (3 if layout.channels_last else 1), 16, 128)
     rows = _side(layout.height, 1, 32)
     lines = int((wanted[:, 1] // layout.width).min()) * (1 if layout.channels_last else 3)
-    fill = SECOND_TILE // (2 if halved else 1) // (rows * columns)
+    fill = SECOND_TILE // (rows * columns)
     return Tile(lines=min(max(1, fill), 1 << (lines.bit_length() - 1)), rows=rows, columns=columns)
 
 

@@ -88,10 +88,12 @@ def test_every_tile_has_one_program_and_nothing_overlaps() -> None:
         ends = [16 * start for start in field(made.images, "between")[1:]]
         for number, end in enumerate([*ends, made.between_bytes]):
             row = dict(zip(IMAGE_FIELDS, made.images[number].tolist(), strict=True))
-            blocks = row["columns"] // row["block"] * planes
-            assert row["between"] * 16 + blocks * row["rows"] * row["row_bytes"] <= end
-            if not row["vertical_first"]:
-                assert row["row_bytes"] % 16 == 0
+            sides = {"down": row["rows"], "across": row["columns"]}
+            turned = bool(row["vertical_first"])
+            blocks = sides.pop("down" if turned else "across") // row["block"]
+            lines = blocks * (3 if turned else planes)
+            assert row["between"] * 16 + lines * sum(sides.values()) * row["row_bytes"] <= end
+            assert row["row_bytes"] % 16 == 0
         widths = [target.num_patches * layout.patch_width for target in targets]
         starts = [start * made.aligned for start in field(made.images, "out")]
         assert starts == (np.cumsum(widths) - widths).tolist()

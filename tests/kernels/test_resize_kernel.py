@@ -56,14 +56,16 @@ def intermediate(image: UInt8Array, target: PatchTarget) -> UInt8Array:
     else:
         pixels = reference.resize(image, height, target.width, target.filter, False)
     layout, (rows, columns, _) = target.layout, pixels.shape
-    block = columns if target.vertical_first else layout.width
-    blocks = pixels.reshape(rows, columns // block, block, 3)
-    if layout.channels_last:
-        lines = blocks.transpose(1, 0, 2, 3).reshape(columns // block, rows, 3 * block)
+    if target.vertical_first:  # turned: patch row, channel, column, row in the patch
+        blocks = pixels.reshape(rows // layout.height, layout.height, columns, 3)
+        lines = blocks.transpose(0, 3, 2, 1)
     else:
-        lines = blocks.transpose(1, 3, 0, 2)
-    padded = -lines.shape[-1] % (1 if target.vertical_first else 16)
-    gaps = [(0, 0)] * (lines.ndim - 1) + [(0, padded)]
+        blocks = pixels.reshape(rows, columns // layout.width, layout.width, 3)
+        if layout.channels_last:  # patch column, row, column in the patch and channel
+            lines = blocks.transpose(1, 0, 2, 3).reshape(-1, rows, 3 * layout.width)
+        else:  # patch column, channel, row, column in the patch
+            lines = blocks.transpose(1, 3, 0, 2)
+    gaps = [(0, 0)] * (lines.ndim - 1) + [(0, -lines.shape[-1] % 16)]
     return np.pad(lines, gaps, constant_values=POISON).ravel()
 
 
