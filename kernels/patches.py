@@ -4,16 +4,19 @@ With `omr_io.kernels.resize` this is `omr_io.ops.Patches` on a GPU, in two launc
 number and the sizes of the images, with one transfer from the host and no synchronisation.
 
 Values are moved as bits: the table holds them in the output's own dtype, rounded on the host, so
-there is no floating-point instruction here either, and nothing that a compiler could fuse. A value
-as scale * byte + offset is offered where the host has proved that it gives the same 768 values.
+there is no floating-point instruction here either, nothing that a compiler could fuse and nothing
+that Triton's interpreter would round otherwise than a GPU. Values by arithmetic (scale * byte +
+offset) would save the look-up only where that is proved for all 768; by the estimate below the
+look-up is not what limits.
 
 What limits it, an ESTIMATE for an H100 that no measurement backs: in bfloat16 with two frames,
 shrinking by 1.5, a byte of the resized image costs 1.5 bytes read and 4 written, so 3 TB/s allow
-5.5e11 a second. It takes 7 taps: 7 multiply-adds (64 a clock and multiprocessor, some 14e12 a
-second: 2e12), as many byte extractions, and one look-up (32 a clock: 7e12 without conflicts). So it
-should be bound by memory, at about half of what the integer units can do. Weights are loaded once a
-row and tap for all planes of a thread; the intermediate is laid out so that a thread's taps are
-wide loads (16 bytes where a patch's row has them) and a warp's lie in few lines.
+5.5e11 a second. It takes 7 taps of 3 instructions (the compiled loop has 96 for 32 bytes: extract,
+multiply-add, and a share of loads) and some 12 more; 132 multiprocessors issue 29e12 a second, so
+8.7e11. Multiply-adds alone (64 a clock and multiprocessor) allow 2e12, a look-up without conflicts
+7e12. So it should be bound by memory, at two thirds of what can be issued. Weights are loaded once
+a row and tap for all planes of a thread; the intermediate is laid out so that a thread's taps are
+wide loads, aligned whatever a patch's sides are, and a warp's lie in few lines.
 
 Legend: N images, F fields, G programs, L planes, Y rows and X columns of a tile (see
 `omr_io.images.gpu_plan.Tile`), P patches, D patch width.

@@ -297,3 +297,12 @@ def to_patches(
     Raises:
         ValueError: an argument has another shape, or names nothing.
     """
+
+def axis_weights(
+    size_in: int, size_out: int, filter: str
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(first (size_out,), weights (taps, size_out)); see csrc/pixels/axis_weights.hpp.
+
+    Raises:
+        ValueError: a size is not 1 to 2**20, or the filter is none.
+    """

@@ -244,7 +244,8 @@ def description(
 BUILDS = {
     "qwen3, bf16": (P16, torch.bfloat16, False, 72, 16, 8),
     "qwen3, fp32": (P16, torch.float32, False, 96, 16, 4),
-    "qwen3, both orders": (P16, torch.bfloat16, True, 104, 16, 8),
+    "qwen3, both orders": (P16, torch.bfloat16, True, 88, 16, 8),
+    "qwen2, both orders": (P14, torch.bfloat16, True, 112, 4, 16),
     "qwen2, bf16": (P14, torch.bfloat16, False, 104, 4, 16),
     "qwen2, fp32": (P14, torch.float32, False, 120, 8, 16),
     "naflex": (LAST_16, torch.bfloat16, False, 80, 16, 8),

@@ -151,10 +151,11 @@ def test_compiles_ahead_of_time() -> None:
         for last, vertical in [(False, False), (True, False), (False, True)]
     ]
     for case, built in zip(cases, compile_kernels([description(*c) for c in cases]), strict=True):
-        # 80: 6 programs of 4 warps on a multiprocessor, 24 of its 64 warps; both orders 4 programs.
-        assert built.registers <= (112 if case[2] else 80), case
+        # 80: 6 programs of 4 warps on a multiprocessor, 24 of its 64 warps; 96: 5 programs.
+        assert built.registers <= (96 if case[2] else 80), case
         assert built.spill_bytes == built.stack_bytes == 0, case
-        assert built.shared_bytes == 0, case
+        # Only a tile that is turned passes through shared memory.
+        assert built.shared_bytes <= (2048 if case[2] else 0), case
         # Not one floating-point instruction: nothing to fuse, nothing to round.
         assert not re.search(r"\.(b?f16|f32|f64|bf16)", built.ptx), case
         assert built.count("st.global.b8") > 0, case
