@@ -60,7 +60,9 @@ def require_gpu() -> Any:
     return torch
 
 
-def batch(seed: int, vision: VisionConfig) -> tuple[list[UInt8Array], list[PatchTarget]]:
+def batch(
+    seed: int, vision: VisionConfig, count: int = BATCH
+) -> tuple[list[UInt8Array], list[PatchTarget]]:
     """Images of the corpus' sizes, and what they become.
 
     0.37 Mpx in the median, log-normal with sigma 0.75; the short side at least 224, aspect at most
@@ -71,7 +73,7 @@ def batch(seed: int, vision: VisionConfig) -> tuple[list[UInt8Array], list[Patch
         vision.patch_size, vision.patch_size, vision.merge_size, vision.temporal_patch_size
     )
     images, targets = [], []
-    for _ in range(BATCH):
+    for _ in range(count):
         area = 370_000 * np.exp(0.75 * random.standard_normal())
         aspect = np.exp(random.uniform(-np.log(3), np.log(3)))
         height = max(224, int(np.sqrt(area * aspect)))

@@ -45,11 +45,11 @@ def test_they_refuse_to_time_the_interpreter(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_batch_is_of_the_corpus_sizes_and_plannable(name: str) -> None:
     from omr_io.images.gpu_plan import plan
 
-    images, targets = gpu_pixels.batch(0, gpu_pixels.VISIONS[name])
+    images, targets = gpu_pixels.batch(0, gpu_pixels.VISIONS[name], count=20)
     sides = np.array([image.shape[:2] for image in images])
-    assert 0.25e6 < np.median(sides.prod(axis=1)) < 0.55e6
+    assert 0.2e6 < np.median(sides.prod(axis=1)) < 0.7e6
     assert (sides.max(axis=1) <= 3.01 * sides.min(axis=1)).all()
-    assert plan([image.shape[:2] for image in images], targets).between_bytes > 10**7
+    assert plan([image.shape[:2] for image in images], targets).between_bytes > 10**6
 
 
 MODES = {

@@ -240,14 +240,15 @@ def description(
     )
 
 
-# Of each: layout, dtype, both orders, registers at most, bytes of a store, of a tap's load.
+# Of each: layout, dtype, both orders, registers at most, bytes of a store, of a tap's load. A
+# multiprocessor holds 7 programs of 72 registers, 6 of 80, 5 of 96, 4 of 128.
 BUILDS = {
     "qwen3, bf16": (P16, torch.bfloat16, False, 72, 16, 8),
     "qwen3, fp32": (P16, torch.float32, False, 96, 16, 4),
-    "qwen3, both orders": (P16, torch.bfloat16, True, 88, 16, 8),
-    "qwen2, both orders": (P14, torch.bfloat16, True, 112, 4, 16),
-    "qwen2, bf16": (P14, torch.bfloat16, False, 104, 4, 16),
-    "qwen2, fp32": (P14, torch.float32, False, 120, 8, 16),
+    "qwen3, both orders": (P16, torch.bfloat16, True, 96, 16, 8),
+    "qwen2, both orders": (P14, torch.bfloat16, True, 128, 4, 16),
+    "qwen2, bf16": (P14, torch.bfloat16, False, 96, 4, 16),
+    "qwen2, fp32": (P14, torch.float32, False, 128, 8, 16),
     "naflex": (LAST_16, torch.bfloat16, False, 80, 16, 8),
     "whole image": (PatchLayout(896, 896), torch.bfloat16, False, 80, 16, 8),
 }
@@ -258,10 +259,12 @@ LOADS = {16: "ld.global.v4.b32", 8: "ld.global.v2.b32", 4: "ld.global.b32"}
 @pytest.fixture(scope="module")
 def builds() -> dict[str, list[Compiled]]:
     """All in one process, for whose start the compilation of ten kernels could be had."""
-    names = [name for name in BUILDS for _ in CAPABILITIES]
-    kernels = [description(c, *BUILDS[name][:3]) for name in BUILDS for c in CAPABILITIES]
+    # Each kernel for every GPU, all variants for the newest.
+    few = {"qwen3, bf16", "qwen3, both orders", "qwen2, both orders"}
+    cases = [(n, c) for n in BUILDS for c in CAPABILITIES if n in few or c == CAPABILITIES[-1]]
     built: dict[str, list[Compiled]] = {name: [] for name in BUILDS}
-    for name, one in zip(names, compile_kernels(kernels), strict=True):
+    compiled = compile_kernels([description(c, *BUILDS[name][:3]) for name, c in cases])
+    for (name, _), one in zip(cases, compiled, strict=True):
         built[name].append(one)
     return built
 
