@@ -97,4 +97,5 @@ PYBIND11_MODULE(_C, m) {
     omr::bind_samples(m);
     omr::bind_pixels(m);
     omr::bind_pack(m);
+    omr::bind_axis_weights(m);
 }

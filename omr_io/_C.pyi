@@ -335,4 +335,11 @@ def pack_spans(
 
     Raises:
         ValueError: an array has another dtype or size, or the spans are unsound.
+def axis_weights(
+    size_in: int, size_out: int, filter: str
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(first (size_out,), weights (taps, size_out)); see csrc/pixels/axis_weights.hpp.
+
+    Raises:
+        ValueError: a size is not 1 to 2**20, or the filter is none.
     """

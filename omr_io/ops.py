@@ -192,8 +192,31 @@ class Patches(Protocol):
         ...
 
 
+def _triton_patches(
+    images: Sequence[UInt8Array | Tensor],
+    targets: Sequence[PatchTarget],
+    table_3x256: Float32Array,
+    *,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+    threads: int = 1,
+) -> Tensor:
+    """`omr_io.kernels.patches.patches`; Triton is imported when it is first called."""
+    try:
+        from omr_io.kernels.patches import patches
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "triton":
+            raise
+        raise ConfigError(
+            "the implementation 'triton' of patches needs the package triton, which is missing",
+            mend="Install it with `pip install 'omr_io[triton]'`, or use another implementation",
+        ) from None
+    made: Tensor = patches(images, targets, table_3x256, dtype=dtype, out=out, threads=threads)
+    return made
+
+
 PATCHES: Mapping[str, Patches] = MappingProxyType(
-    {"reference": _reference_patches, "cpu": _cpu_patches}
+    {"reference": _reference_patches, "cpu": _cpu_patches, "triton": _triton_patches}
 )
 """Implementations of `patches` by name."""
 
