@@ -167,7 +167,7 @@ def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | No
         loss, keys = 0.0, []
         for _ in range(loader.micro_steps):
             batch = next(batches).to(run.device)
-            labels = label_log_probs(model, batch, row_weights=1.0)
+            labels = label_log_probs(model, batch, row_weights=batch.label_weights)
             part = sft_loss(labels, batch.step_label_tokens)
             part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())

@@ -28,6 +28,7 @@ import torch
 import triton
 import triton.language as tl
 
+from omr_io.batches.labels import label_rows
 from omr_io.errors import ConfigError
 from omr_io.types import IGNORE_INDEX, SPAN_FIELDS, IdType, Int32Array, PackedTensors, SpanTable
 
@@ -110,13 +111,16 @@ class Uploaded:
 
     Attributes:
         buffer: (L,) int32: the head; for each block and one past the last, its first span and the
-            first step of the search; the spans; cu_seqlens; the tokens. All begin at 16 bytes.
+            first step of the search; the spans; cu_seqlens; the tokens; label_rows as int64. All
+            begin at 16 bytes.
         cu_seqlens: (S + 1,) int32, a view of it.
+        label_rows: (R,) int64, a view of it.
         table: where it comes from.
     """
 
     buffer: torch.Tensor
     cu_seqlens: torch.Tensor
+    label_rows: torch.Tensor
     table: SpanTable
 
 
@@ -130,7 +134,9 @@ def upload(table: SpanTable, device: torch.device) -> Uploaded:
     num_positions = table.num_packs * table.seq_len
     blocks = _blocks(table.spans[:, 0], num_positions, _stride(num_positions))
     head = np.zeros(_HEAD, np.int32)
-    parts = (head, blocks, table.spans.reshape(-1), table.cu_seqlens, table.tokens)
+    rows = label_rows(table.spans)
+    spans = table.spans.reshape(-1)
+    parts = (head, blocks, spans, table.cu_seqlens, table.tokens, rows.view(np.int32))
     # Under 2^31 words, since there are at most as many spans as MAX_PACKED_TOKENS.
     starts = np.cumsum([0, *(-(-part.size // 4) * 4 for part in parts)])
     head[:3] = table.pad_id, starts[2], starts[4]
@@ -144,7 +150,8 @@ def upload(table: SpanTable, device: torch.device) -> Uploaded:
         host_L[start : start + part.size] = part
     buffer = staging.to(device, non_blocking=True)
     cu_seqlens = buffer[int(starts[3]) : int(starts[3]) + table.cu_seqlens.size]
-    return Uploaded(buffer, cu_seqlens, table)
+    rows_R = buffer[int(starts[5]) : int(starts[5]) + 2 * rows.size].view(torch.int64)
+    return Uploaded(buffer, cu_seqlens, rows_R, table)
 
 
 def _stride(num_positions: int) -> int:
@@ -197,6 +204,7 @@ def pack_spans(uploaded: Uploaded, *, dtype: IdType = "int64") -> PackedTensors:
         mm_token_type_ids=ids_7BT[6],
         segment_ids=segment_ids_BT,
         loss_weights=weight_bits_BT.view(torch.float32),
+        label_rows=uploaded.label_rows,
         cu_seqlens=uploaded.cu_seqlens,
         max_seqlen=table.max_seqlen,
         num_tokens=table.num_tokens,

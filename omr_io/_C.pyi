@@ -335,6 +335,8 @@ def pack_spans(
 
     Raises:
         ValueError: an array has another dtype or size, or the spans are unsound.
+    """
+
 def axis_weights(
     size_in: int, size_out: int, filter: str
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -102,7 +102,8 @@ def _triton_pack(
         image_token_id=image_token_id,
         merge_size=merge_size,
     )
-    return pack_spans(upload(table, device), dtype=dtype)
+    made: PackedTensors = pack_spans(upload(table, device), dtype=dtype)
+    return made
 
 
 PACK: Mapping[str, Callable[[torch.device], Pack]] = MappingProxyType(

@@ -271,6 +271,7 @@ class PackedArrays:
         position_ids: (4, B, T), of the same dtype.
         segment_ids: (B, T) int32.
         loss_weights: (B, T) float32.
+        label_rows: (R,) int64.
         cu_seqlens: (S + 1,) int32.
         max_seqlen, num_tokens, num_label_tokens: counts.
     """
@@ -281,6 +282,7 @@ class PackedArrays:
     mm_token_type_ids: IdArray
     segment_ids: Int32Array
     loss_weights: Float32Array
+    label_rows: Int64Array
     cu_seqlens: Int32Array
     max_seqlen: int
     num_tokens: int
@@ -291,8 +293,8 @@ class PackedArrays:
 class PackedTensors:
     """The integers of a list of packs: what every implementation of `omr_io.ops` makes.
 
-    Legend: B packs, T seq_len, S segments (samples and padding tails). The tensors are on one
-    device, and may be views of one allocation.
+    Legend: B packs, T seq_len, S segments (samples and padding tails), R labels. The tensors are on
+    one device, and may be views of one allocation.
 
     Attributes:
         input_ids: (B, T) int64 or int32; a pack's samples one after the other, then the padding id.
@@ -303,11 +305,13 @@ class PackedTensors:
         mm_token_type_ids: (B, T), as input_ids; 1 on image tokens, else 0.
         segment_ids: (B, T) int32; the number of the token's segment.
         loss_weights: (B, T) float32; its sample's loss_weight where there is a label, else 0.
+        label_rows: (R,) int64; ascending places in the flattened (B x T), each one before a label:
+            the hidden states there predict the labels.
         cu_seqlens: (S + 1,) int32; segment s is tokens cu_seqlens[s] to cu_seqlens[s + 1] of the
             flattened (B x T).
         max_seqlen: tokens of the longest segment.
         num_tokens: tokens of samples, padding left out.
-        num_label_tokens: labels that are not IGNORE_INDEX.
+        num_label_tokens: R, labels that are not IGNORE_INDEX.
     """
 
     input_ids: Tensor
@@ -316,6 +320,7 @@ class PackedTensors:
     mm_token_type_ids: Tensor
     segment_ids: Tensor
     loss_weights: Tensor
+    label_rows: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
     num_tokens: int

@@ -1,6 +1,6 @@
 """The batch: what the loader yields and what a transformers vision-language model's forward takes.
 
-Legend: B packs, T seq_len, S segments, P patches, D patch width, N images.
+Legend: B packs, T seq_len, S segments, R labels, P patches, D patch width, N images.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ class Batch:
             t, h, w.
         segment_ids: (B, T) int32; the segment that a token belongs to, counted over the flattened
             B x T: a sample, or the padding tail of a pack.
-        loss_weights: (B, T) float32; its sample's loss_weight where there is a label, else 0.
+        loss_weights: (B, T) float32; its sample's loss_weight where there is a label, else 0. The
+            loss is their weighted sum over `step_label_tokens`, which counts labels, not weights.
+        label_rows: (R,) int64; ascending places in the flattened B x T, each one before a label:
+            the hidden states there predict the labels. Known on the host, so that no scan for
+            labels stops a GPU.
         cu_seqlens: (S + 1,) int32; bounds of the segments over the flattened B x T.
         max_seqlen: tokens of the longest segment, on the host.
         pixel_values: (P, D) float32, or the loader's pixel_dtype; the normalised patches of all
@@ -63,7 +67,7 @@ class Batch:
         boundaries: cu_seqlens on the host.
         keys: the keys of each pack's samples, in order.
         num_tokens: real tokens, padding left out.
-        num_label_tokens: labels that are not IGNORE_INDEX.
+        num_label_tokens: R, labels that are not IGNORE_INDEX.
         step_label_tokens: planned labels of the whole optimiser step over all ranks and micro
             steps: what the step's summed loss is divided by. It counts the labels of failed samples
             too, so that it needs no communication.
@@ -77,6 +81,7 @@ class Batch:
     position_ids: Tensor
     segment_ids: Tensor
     loss_weights: Tensor
+    label_rows: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
     pixel_values: Tensor
@@ -104,6 +109,16 @@ class Batch:
     def num_samples(self) -> int:
         """Samples in all packs."""
         return sum(len(keys) for keys in self.keys)
+
+    @property
+    def label_targets(self) -> Tensor:
+        """(R,) int64: the tokens that `label_rows` predict; gathered on the batch's device."""
+        return self.labels.flatten().index_select(0, self.label_rows + 1).long()
+
+    @property
+    def label_weights(self) -> Tensor:
+        """(R,) float32: what each of them counts in the loss; gathered on the batch's device."""
+        return self.loss_weights.flatten().index_select(0, self.label_rows + 1)
 
     def model_inputs(self, *, varlen: bool = True) -> dict[str, Any]:
         """The keyword arguments of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL forward, without labels.
@@ -216,6 +231,7 @@ def as_tensors(arrays: PackedArrays, device: torch.device | None = None) -> Pack
         mm_token_type_ids=tensor(arrays.mm_token_type_ids),
         segment_ids=tensor(arrays.segment_ids),
         loss_weights=tensor(arrays.loss_weights),
+        label_rows=tensor(arrays.label_rows),
         cu_seqlens=tensor(arrays.cu_seqlens),
         max_seqlen=arrays.max_seqlen,
         num_tokens=arrays.num_tokens,
@@ -264,6 +280,7 @@ def make_batch(
         position_ids=packed.position_ids,
         segment_ids=packed.segment_ids,
         loss_weights=packed.loss_weights,
+        label_rows=packed.label_rows,
         cu_seqlens=packed.cu_seqlens,
         max_seqlen=packed.max_seqlen,
         pixel_values=as_tensor(pixel_values),

@@ -1,77 +1,29 @@
-"""Which hidden states predict a label, planned on the host: no mask or scan runs on the device.
+"""Which hidden states predict a label, planned on the host: no mask or scan runs on a device.
 
-Legend: B packs, T seq_len, R labels.
+Legend: B packs, T seq_len, K spans, R labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from omr_io.errors import DataError, Where
-from omr_io.types import IGNORE_INDEX, EncodedSample, Float32Array, Int64Array
+from omr_io.types import Int32Array, Int64Array
 
 
-def label_index(labels_BT: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """The rows of the flattened hidden states that meet the language-model head, and their targets.
+def label_rows(spans_KF: Int32Array) -> Int64Array:
+    """The rows of the flattened hidden states that meet the language-model head.
 
     Row t predicts the label of t + 1. That is safe over flattened packs, since the first token of
-    every sample is never a label.
+    every sample is never a label. Some hundred spans are looked at, not all B x T labels.
 
     Args:
-        labels_BT: (B, T) int64, unshifted, IGNORE_INDEX where there is no loss.
+        spans_KF: (K, SPAN_FIELDS) int32, see `SpanTable`.
 
     Returns:
-        rows, targets: (R,) int64 ascending places in the flattened B * T, and (R,) int64 token ids.
-
-    Raises:
-        DataError: the first token of a pack is a label, so nothing of its own sample predicts it.
+        (R,) int64, ascending places in the flattened B x T.
     """
-    first = np.flatnonzero(labels_BT[:, :1] != IGNORE_INDEX)
-    if len(first):
-        raise DataError(
-            f"the first token of pack {first[0]} is a label, and no hidden state predicts it",
-            mend="Set the first token of every sample to IGNORE_INDEX",
-        )
-    flat = labels_BT.reshape(-1)[1:]
-    rows = np.flatnonzero(flat != IGNORE_INDEX)
-    return rows.astype(np.int64, copy=False), flat[rows].astype(np.int64, copy=False)
-
-
-def plan_label_index(
-    packs: Sequence[Sequence[EncodedSample]], *, seq_len: int, image_token_id: int
-) -> tuple[Int64Array, Int64Array, Float32Array]:
-    """`label_index` of packs from their samples, where the labels themselves are on a device.
-
-    Args:
-        packs: B packs of samples, as they were assembled.
-        seq_len: T.
-        image_token_id: the id of image placeholders, which are never labels.
-
-    Returns:
-        rows, targets, weights: (R,) int64, (R,) int64, and (R,) float32: each label's loss_weight.
-
-    Raises:
-        DataError: a sample's `trained` is not as long as its `input_ids`.
-    """
-    rows, targets, weights = [], [], []
-    for number, samples in enumerate(packs):
-        start = number * seq_len
-        for sample in samples:
-            if len(sample.trained) != len(sample.input_ids):
-                raise DataError(
-                    f"trained has {len(sample.trained)} entries for {len(sample.input_ids)} tokens",
-                    where=Where(key=sample.key),
-                )
-            labels = sample.trained[1:] & (sample.input_ids[1:] != image_token_id)
-            places = np.flatnonzero(labels)  # of the tokens before the labels
-            rows.append(start + places)
-            targets.append(sample.input_ids[places + 1])
-            weights.append(np.full(len(places), sample.loss_weight, np.float32))
-            start += len(sample.input_ids)
-    return (
-        np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int64, copy=False),
-        np.concatenate([np.empty(0, np.int64), *targets]).astype(np.int64, copy=False),
-        np.concatenate([np.empty(0, np.float32), *weights]),
-    )
+    starts, ends = spans_KF[:, 4].astype(np.int64), spans_KF[:, 5].astype(np.int64)
+    counts = np.maximum(ends - starts, 0)
+    before = np.cumsum(counts) - counts  # rows of the spans before each
+    rows: Int64Array = np.repeat(starts - 1 - before, counts) + np.arange(counts.sum())
+    return rows

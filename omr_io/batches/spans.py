@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from omr_io import _C
+from omr_io.batches.labels import label_rows
 from omr_io.packing.refusals import check_options, mismatch, too_long, wrong
 from omr_io.types import EncodedSample, IdType, PackedArrays, SpanTable
 
@@ -75,6 +76,7 @@ def pack_spans(table: SpanTable, *, dtype: IdType = "int64") -> PackedArrays:
         mm_token_type_ids=ids_7BT[6],
         segment_ids=segment_ids_BT,
         loss_weights=loss_weights_BT,
+        label_rows=label_rows(table.spans),
         cu_seqlens=table.cu_seqlens,
         max_seqlen=table.max_seqlen,
         num_tokens=table.num_tokens,

@@ -79,6 +79,8 @@ def pack(
         mm_token_type_ids=mm_token_type_ids_BT,
         segment_ids=np.repeat(segments_S, np.diff(cu_seqlens)).reshape(shape),
         loss_weights=loss_weights_BT,
+        # A label at t + 1 is predicted by the hidden state at t, of the same sample.
+        label_rows=np.flatnonzero(labels_BT.reshape(-1)[1:] != IGNORE_INDEX).astype(np.int64),
         cu_seqlens=cu_seqlens,
         max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
         num_tokens=sum(len(sample.input_ids) for samples in packs for sample in samples),

@@ -76,7 +76,7 @@ def log_probs(
             outside the vocabulary is a device-side assertion.
         rows: (R,) int64 places in the flattened positions, which may occur repeatedly (a prompt's
             last one does where completions share it); see
-            `omr_io.batches.labels.label_index`.
+            `Batch.label_rows`.
         row_weights: (R,) float32, or one for all rows: what each row counts in `weighted_sum`.
         entropy: whether to compute it: one more pass over the logits.
         temperature: the sampler's, above 0.

@@ -17,7 +17,6 @@ from omr_io.errors import ConfigError, TrainingError
 from omr_io.train.attention import require_varlen, use_varlen
 from omr_io.train.log_prob_backends import Backend
 from omr_io.train.log_probs import LogProbs, log_probs
-from omr_io.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen3VLForConditionalGeneration
@@ -27,12 +26,16 @@ class PackedBatch(Protocol):
     """What the forward pass needs of `omr_io.batches.Batch`."""
 
     @property
-    def labels(self) -> Tensor:
-        """(B, T) int64, unshifted."""
+    def label_rows(self) -> Tensor:
+        """(R,) int64 places in the flattened B x T whose hidden states predict the labels."""
+
+    @property
+    def label_targets(self) -> Tensor:
+        """(R,) int64, what they should predict."""
 
     @property
     def num_label_tokens(self) -> int:
-        """Labels that are not IGNORE_INDEX; known on the host."""
+        """R; known on the host."""
 
     def model_inputs(self) -> dict[str, Any]:
         """The keyword arguments of the model's forward; no pixel_values if there are no images."""
@@ -250,53 +253,6 @@ def _dummy_image_features(model: Any) -> Tensor:
     return total
 
 
-def label_rows(labels_BT: Tensor, num_label_tokens: int) -> tuple[Tensor, Tensor]:
-    """Which hidden states predict a label, and what they should predict.
-
-    Row t predicts the label of t + 1. That is safe over flattened packs, since the first token of
-    every sample is never a label.
-
-    Args:
-        labels_BT: (B, T) int64 or int32, unshifted, IGNORE_INDEX where there is no loss.
-        num_label_tokens: how many labels there are; from the host, so that nothing syncs.
-
-    Returns:
-        rows_R, targets_R: (R,) int64 into the flattened B * T, and (R,) int64 token ids.
-
-    Raises:
-        TrainingError: the count is not that of the labels (seen on the CPU only: on CUDA, looking
-            would sync).
-    """
-    targets = labels_BT.flatten()[1:]
-    trained = targets != IGNORE_INDEX
-    if not trained.is_cuda and (count := int(trained.sum())) != num_label_tokens:
-        raise TrainingError(
-            f"{count} labels can be predicted, but the batch counts {num_label_tokens}",
-            mend="num_label_tokens counts labels that are not IGNORE_INDEX; a first token has none",
-        )
-    rows_R = torch.nonzero_static(trained, size=num_label_tokens).squeeze(1)
-    return rows_R, targets[rows_R].long()
-
-
-def label_index(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """The rows and targets of a batch's labels: those it planned on the host, or `label_rows`.
-
-    A batch that has `label_rows` and `label_targets`, (R,) int64 each, made by
-    `omr_io.batches.labels`, spares the device a scan over all labels.
-    """
-    rows_R: Tensor | None = getattr(batch, "label_rows", None)
-    if rows_R is None:
-        return label_rows(batch.labels, batch.num_label_tokens)
-    targets_R: Tensor = batch.label_targets  # type: ignore[attr-defined]
-    if not len(rows_R) == len(targets_R) == batch.num_label_tokens:
-        raise TrainingError(
-            f"{len(rows_R)} label rows and {len(targets_R)} targets, but the batch counts "
-            f"{batch.num_label_tokens} labels",
-            mend="Make both by label_index from the batch's own labels",
-        )
-    return rows_R, targets_R
-
-
 def label_log_probs(
     model: Any,
     batch: PackedBatch,
@@ -315,7 +271,7 @@ def label_log_probs(
     Raises:
         ConfigError: the head is not a linear layer without bias: its weight alone would not be
             what it computes (an adapter's part would silently be left out); and as `log_probs`.
-        TrainingError: see `log_probs` and `label_rows`.
+        TrainingError: the batch counts other labels than it lists; and as `log_probs`.
     """
     head: object = model.lm_head
     if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
@@ -323,7 +279,13 @@ def label_log_probs(
             f"lm_head is a {type(head).__name__} with more than a weight",
             mend="Leave lm_head out of LoRA's target_modules and modules_to_save, or merge it",
         )
-    rows_R, targets_R = label_index(batch)
+    rows_R, targets_R = batch.label_rows, batch.label_targets
+    if not len(rows_R) == len(targets_R) == batch.num_label_tokens:
+        raise TrainingError(
+            f"{len(rows_R)} label rows and {len(targets_R)} targets, but the batch counts "
+            f"{batch.num_label_tokens} labels",
+            mend="num_label_tokens counts the labels that rows and targets list",
+        )
     return log_probs(
         forward(model, batch), head.weight, targets_R, rows=rows_R, row_weights=row_weights,
         entropy=entropy, temperature=temperature, banned=banned, backend=backend,

@@ -22,7 +22,7 @@ def sft_loss(labels: LogProbs, global_label_tokens: int) -> Tensor:
 
     Args:
         labels: from `label_log_probs`; R may be 0. With `row_weights` the sum is the weighted one,
-            and its gradient costs one product less: 1.0 gives every label the same weight.
+            and its gradient costs one product less: `Batch.label_weights`.
         global_label_tokens: label tokens of the whole optimiser step, all ranks and accumulation
             steps together. Under data parallelism that *averages* gradients, multiply the loss by
             the number of ranks.

@@ -284,10 +284,13 @@ def _share(batch: Batch, packs: Sequence[Sequence[_Group]], seq_len: int) -> Sha
         lengths.append(seq_len - start)
         prefixes.append(None)
     shared = share_prefixes(lengths, prefixes)
+    sizes = np.diff(shared.bounds)
+    segment_ids = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     label_rows = np.concatenate(rows)
     batch = dataclasses.replace(
         batch,
         position_ids=batch.position_ids - torch.from_numpy(between_BT),
+        segment_ids=torch.from_numpy(segment_ids).view(len(packs), seq_len),
         cu_seqlens=shared.cu_seqlens,
         max_seqlen=shared.max_seqlen,
         boundaries=HostBoundaries((shared.bounds,)),

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from omr_io.batches import Batch, make_batch
-from omr_io.batches.labels import label_index as plan_labels
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, TrainingError
 from omr_io.ops import pack_implementation
@@ -20,7 +19,6 @@ from omr_io.train.model import (
     build_demo_model,
     forward,
     label_log_probs,
-    label_rows,
     load_model,
 )
 from omr_io.types import EncodedSample
@@ -87,37 +85,15 @@ def test_label_log_probs_equal_one_sample_at_a_time(family: str) -> None:
     assert torch.allclose(got, torch.stack(expected), atol=1e-5)
 
 
-def test_label_rows_without_labels() -> None:
-    rows, targets = label_rows(torch.full((2, 4), -100), 0)
-    assert rows.shape == targets.shape == (0,)
-    with pytest.raises(TrainingError, match="0 labels can be predicted, but the batch counts 1"):
-        label_rows(torch.full((2, 4), -100), 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """A batch whose label rows were planned on the host."""
-
-    batch: tiny.TinyBatch
-    label_rows: torch.Tensor
-    label_targets: torch.Tensor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.batch, name)
-
-
-def test_label_rows_planned_on_the_host_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_that_are_not_those_counted_are_refused() -> None:
     model = tiny.tiny_model("qwen3_vl")
     use_varlen(model)
-    samples = [tiny.tiny_sample([(4, 4 + 2 * i)], 3 + i, i) for i in range(4)]
-    batch = tiny.pack(model, [samples[:2], samples[2:]])
-    expected = label_log_probs(model, batch).log_probs
-    monkeypatch.setattr("omr_io.train.model.label_rows", None)  # no scan of the labels
-    rows, targets = map(torch.from_numpy, plan_labels(batch.labels.numpy()))
-    got = label_log_probs(model, Planned(batch, rows, targets)).log_probs
-    assert torch.equal(got, expected)
-    with pytest.raises(TrainingError, match="1 label rows and 1 targets, but the batch counts"):
-        label_log_probs(model, Planned(batch, rows[:1], targets[:1]))
+    batch = tiny.pack(model, [[tiny.tiny_sample([(4, 4)], 3, 0)]])
+    miscounted = dataclasses.make_dataclass("Miscounted", [])
+    miscounted.num_label_tokens = 1
+    miscounted.__getattr__ = lambda self, name: getattr(batch, name)
+    with pytest.raises(TrainingError, match="3 label rows and 3 targets, but the batch counts 1"):
+        label_log_probs(model, miscounted())
 
 
 class Adapted(torch.nn.Module):

@@ -10,7 +10,6 @@ from omr_io.images.decode import CpuDecoder
 from omr_io.index import ShardSet
 from omr_io.loader.samples import SampleEncoder
 from omr_io.tokenizer import train_bpe
-from omr_io.train.model import label_rows
 from omr_io.train.recipe import load_recipe
 from omr_io.train.rollout import Completion
 from omr_io.train.run import (
@@ -49,9 +48,8 @@ def test_every_completion_token_is_a_label_in_the_order_of_members(encoder) -> N
     for batch, members in packed:
         assert batch.input_ids.shape[1] == 400
         assert batch.step_label_tokens == sum(len(c.ids) for c in completions)
-        _, targets = label_rows(batch.labels, batch.num_label_tokens)
         wanted = np.concatenate([completions[i].ids for i in members])
-        np.testing.assert_array_equal(targets.numpy(), wanted)
+        np.testing.assert_array_equal(batch.label_targets.numpy(), wanted)
         keys = [key for row in batch.keys for key in row]
         assert keys == [prompts[i // 2].key for i in members]
         assert batch.num_images == sum(len(prompts[i // 2].image_grid_thw) for i in members)

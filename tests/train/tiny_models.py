@@ -135,6 +135,14 @@ class TinyBatch:
     image_grid_thw: Tensor | None
 
     @property
+    def label_rows(self) -> Tensor:
+        return (self.labels.flatten()[1:] != -100).nonzero().squeeze(1)
+
+    @property
+    def label_targets(self) -> Tensor:
+        return self.labels.flatten()[self.label_rows + 1]
+
+    @property
     def num_label_tokens(self) -> int:
         return int((self.labels != -100).sum())
 
