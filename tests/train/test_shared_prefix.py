@@ -36,6 +36,7 @@ PROMPTS = [
 ]
 LENGTHS = [5, 1, 9, 4, 4, 2, 1, 7, 3, 6, 1, 1]
 ENCODER: Any = SimpleNamespace(
+    pixel_dtype=torch.float32,
     chat=SimpleNamespace(image_token_id=tiny.IMAGE, pad_token_id=tiny.PAD),
     vision=VisionConfig(patch_size=4),
 )
