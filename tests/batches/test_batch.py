@@ -156,6 +156,11 @@ def test_dtypes_shapes_and_counts(batch):
     assert batch.segment_ids.shape == batch.loss_weights.shape == (3, 90)
     assert batch.loss_weights.dtype == torch.float32
     assert torch.equal(batch.loss_weights != 0, batch.labels != IGNORE_INDEX)
+    labelled = (batch.labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+    assert batch.label_rows.dtype == batch.label_targets.dtype == torch.int64
+    assert torch.equal(batch.label_rows, labelled - 1)
+    assert torch.equal(batch.label_targets, batch.labels.flatten()[labelled])
+    assert torch.equal(batch.label_weights, batch.loss_weights.flatten()[labelled])
     lengths = batch.cu_seqlens.diff().long()
     segments = torch.arange(len(lengths)).repeat_interleave(lengths)
     assert torch.equal(batch.segment_ids.flatten().long(), segments)

@@ -92,7 +92,7 @@ def test_labels_that_are_not_those_counted_are_refused() -> None:
     miscounted = dataclasses.make_dataclass("Miscounted", [])
     miscounted.num_label_tokens = 1
     miscounted.__getattr__ = lambda self, name: getattr(batch, name)
-    with pytest.raises(TrainingError, match="3 label rows and 3 targets, but the batch counts 1"):
+    with pytest.raises(TrainingError, match="2 label rows and 2 targets, but the batch counts 1"):
         label_log_probs(model, miscounted())
 
 
