@@ -13,12 +13,6 @@ namespace {
 
 constexpr std::uint32_t kNoSymbol = kMaxIds;  // no id
 
-// All pairs with it share one key, whose bucket stays in the cache: that of empty slots, kNoRank.
-std::uint64_t key_or_none(std::uint32_t left, std::uint32_t right) {
-    const bool none = (left == kNoSymbol) | (right == kNoSymbol);
-    return pair_key(left, right) | (PairBucket::kPair & -std::uint64_t{none});
-}
-
 // Rank and position in one number, so that one minimum tells both. kNoRank comes behind all ranks.
 constexpr std::int32_t order_of(std::int32_t rank, std::uint32_t position) {
     return rank << 6U | static_cast<std::int32_t>(position);
@@ -27,6 +21,7 @@ constexpr std::int32_t kNoOrder = order_of(kNoRank, 0);  // from here on
 
 // A hint, so that any rank will do.
 void prefetch_merged(const MergeTable& table, std::int32_t rank) {
+    if (table.first_merged != 0) return;
     const auto address = reinterpret_cast<std::uintptr_t>(table.merged.data()) +
                          static_cast<std::uintptr_t>(rank) * sizeof(std::uint32_t);
     __builtin_prefetch(reinterpret_cast<const void*>(address));
@@ -57,7 +52,7 @@ std::size_t merge_short(const MergeTable& table, std::string_view piece, std::in
         const auto at = static_cast<unsigned>(least & 63);
         const std::uint64_t behind = alive & (~1ULL << at);
         const auto next = static_cast<unsigned>(std::countr_zero(behind));
-        const std::uint32_t merged = table.merged[static_cast<std::size_t>(least >> 6U)];
+        const std::uint32_t merged = table.merged_by(least >> 6U);
         id[at] = merged;
         order[next] = kNoOrder;
         alive &= ~(1ULL << next);
@@ -104,7 +99,7 @@ bool MergeBatch::begin_step(State& state) const {
     for (const std::int32_t order : state.order) least = std::min(least, order);
     if (least == kNoOrder) return false;
     const auto at = static_cast<std::uint32_t>(least & 63);
-    const std::uint32_t merged = table_.merged[static_cast<std::size_t>(least >> 6U)];
+    const std::uint32_t merged = table_.merged_by(least >> 6U);
     std::uint32_t behind = state.alive & (~1U << at);
     const auto right = static_cast<std::uint32_t>(std::countr_zero(behind));
     behind &= behind - 1;
@@ -114,8 +109,8 @@ bool MergeBatch::begin_step(State& state) const {
     state.alive &= ~(1U << right);
     state.id[at] = merged;
     state.order[right - 1] = kNoOrder;
-    state.right_key = key_or_none(merged, state.id[std::countr_zero(behind)]);
-    state.left_key = key_or_none(state.id[state.previous], merged);
+    state.right_key = pair_key(merged, state.id[std::countr_zero(behind)]);
+    state.left_key = pair_key(state.id[state.previous], merged);
     state.right_bucket = table_.bucket_of(state.right_key);
     state.left_bucket = table_.bucket_of(state.left_key);
     __builtin_prefetch(state.right_bucket);
@@ -247,7 +242,7 @@ void Window::run(std::string_view bytes) {
         if (rank_[at] != rank) continue;
         const std::uint32_t right = after(at);
         const std::uint32_t next = after(right);
-        const std::uint32_t merged = table_->merged[static_cast<std::size_t>(rank)];
+        const std::uint32_t merged = table_->merged_by(rank);
         id_[at] = merged;
         begins_[right / 64] &= ~(1ULL << (right % 64));
         rank_[right] = kNoRank;

@@ -11,13 +11,13 @@ namespace omr {
 namespace {
 
 constexpr char kMagic[8] = {'O', 'M', 'R', '-', 'B', 'P', 'E', '\n'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::uint32_t kByteOrder = 0x0102'0304;
 constexpr std::size_t kLongEmpty = ~0ULL;
 
 // Byte offsets of the tables, each on a cache line of its own.
 struct Layout {
-    std::uint64_t starts, text, tokens, long_tokens, byte_id, byte_pair, pairs, merged, end;
+    std::uint64_t starts, text, tokens, long_tokens, byte_id, byte_pair, pairs, merged, filter, end;
 
     explicit Layout(const BlockSizes& sizes) {
         std::uint64_t at = 0;
@@ -35,13 +35,15 @@ struct Layout {
         byte_pair = place(65536, 4);
         pairs = place(sizes.pair_buckets, sizeof(PairBucket));
         merged = place(sizes.merges, 4);
+        filter = place(sizes.filter_words, 8);
         end = at;
     }
 };
 
 BlockSizes sizes_of(const BlockHeader& header) {
     return {header.text,          header.tokens,     header.merges,
-            header.token_buckets, header.long_slots, header.pair_buckets};
+            header.token_buckets, header.long_slots, header.pair_buckets,
+            header.filter_words};
 }
 
 void require(bool holds, const char* reason) {
@@ -60,7 +62,9 @@ void check_header(const BlockHeader& header, std::size_t size) {
     require(header.text <= 0xFFFF'FFFFU && header.tokens > 0 && header.tokens <= kMaxIds &&
                 header.merges <= kMaxIds && header.token_buckets > 0 &&
                 header.pair_buckets > 0 && std::has_single_bit(header.long_slots) &&
-                header.ignore_merges <= 1,
+                std::has_single_bit(header.filter_words) && header.ignore_merges <= 1 &&
+                header.first_merged < header.tokens &&
+                header.merges <= header.tokens - header.first_merged,
             "its sizes are impossible");
     require(block_size(sizes_of(header)) == size, "its sizes do not add up");
 }
@@ -180,6 +184,8 @@ VocabularyTables block_tables(const std::uint8_t* bytes) {
     view(tables.merges.byte_pair, layout.byte_pair, 65536);
     view(tables.merges.pairs, layout.pairs, header.pair_buckets);
     view(tables.merges.merged, layout.merged, header.merges);
+    view(tables.merges.filter.words, layout.filter, header.filter_words);
+    tables.merges.first_merged = header.first_merged;
     return tables;
 }
 

@@ -39,6 +39,8 @@ struct BlockHeader {
     std::uint32_t tokens, merges;
     std::uint32_t token_buckets, long_slots, pair_buckets;
     std::uint32_t ignore_merges;
+    std::uint32_t filter_words;  // of the filter of pairs
+    std::uint32_t first_merged;  // see MergeTable
 };
 
 // Views of a block's tables.
@@ -84,7 +86,7 @@ using BlockMemory = std::unique_ptr<std::uint8_t, FreeBytes>;
 // The sizes that decide where each table lies.
 struct BlockSizes {
     std::uint64_t text;
-    std::uint32_t tokens, merges, token_buckets, long_slots, pair_buckets;
+    std::uint32_t tokens, merges, token_buckets, long_slots, pair_buckets, filter_words;
 };
 
 std::uint64_t block_size(const BlockSizes& sizes);
