@@ -38,6 +38,7 @@ std::vector<std::pair<std::size_t, std::size_t>> ranges(std::span<const std::uin
     add(tables.merges.pairs);
     add(tables.merges.merged);
     add(tables.merges.filter.words);
+    add(tables.merges.characters);
     return found;
 }
 

@@ -50,6 +50,17 @@ struct BitFilter {
     bool may_hold(std::uint64_t hash) const { return (~*word(hash) & bits(hash)) == 0; }
 };
 
+// A character of two or three bytes that may be a symbol from the start: its id, and beside what.
+struct Character {
+    static constexpr std::uint32_t kNone = 0;
+    static constexpr std::uint32_t kId = (1U << kIdBits) - 1;
+    static constexpr std::uint32_t kAfterAscii = 1U << 24U;
+    static constexpr std::uint32_t kAfterOther = 1U << 25U;  // a character beyond ASCII
+    static constexpr std::uint32_t kBeforeAscii = 1U << 26U;
+    static constexpr std::uint32_t kBeforeOther = 1U << 27U;
+    static constexpr std::uint32_t kEdge = kAfterAscii | kAfterOther | kBeforeAscii | kBeforeOther;
+};
+
 // Ids below kMaxIds, or both kMaxIds, which is a pair that no table holds but in its empty slots.
 inline std::uint64_t pair_key(std::uint32_t left, std::uint32_t right) {
     return static_cast<std::uint64_t>(left) << (2 * kIdBits) |
@@ -67,6 +78,8 @@ struct MergeTable {
     std::span<const PairBucket> pairs;
     std::span<const std::uint32_t> merged;     // by rank
     BitFilter filter;                          // of the pairs, by pair_hash
+    // By code point below 65,536, for merge_short, which says what for.
+    std::span<const std::uint32_t> characters;
     // What is added to a rank to make the id, or 0 where there is no such number. Nearly every
     // vocabulary has its tokens in the order of their merges, and `merged` is never read.
     std::uint32_t first_merged = 0;
@@ -139,6 +152,19 @@ private:
     std::size_t count_ = 0;
     State states_[kPieces];
 };
+
+// The code point of the character of two or three bytes that `bytes` begin with, or 0. No two
+// spellings give the same one; whether it is a surrogate is not asked.
+inline std::uint32_t character_at(std::string_view bytes) {
+    const auto byte = [bytes](std::size_t i) { return static_cast<std::uint8_t>(bytes[i]); };
+    const auto follows = [&byte](std::size_t i) { return (byte(i) & 0xC0U) == 0x80U; };
+    if (bytes.size() < 2 || byte(0) < 0xC2 || byte(0) >= 0xF0 || !follows(1)) return 0;
+    if (byte(0) < 0xE0) return (byte(0) & 0x1FU) << 6U | (byte(1) & 0x3FU);
+    if (bytes.size() < 3 || !follows(2)) return 0;
+    const std::uint32_t found =
+        (byte(0) & 0x0FU) << 12U | (byte(1) & 0x3FU) << 6U | (byte(2) & 0x3FU);
+    return found < 0x800 ? 0 : found;
+}
 
 // Writes the ids of a piece of 1 to kShortPiece bytes; returns how many. `out` has room for as many
 // as the piece has bytes.

@@ -157,6 +157,11 @@ private:
                 continue;
             }
             if (!cache_.recall(lookup.key.view(), lookup.hash).empty()) continue;
+            if (lookup.key.is_foreign()) {
+                std::int32_t ids[kShortPiece];
+                found(index, ids, merge_short(tables_.merges, lookup.key.view(), ids));
+                continue;
+            }
             if (batch_.full()) merge(merging);
             merging[batch_.size()] = index;
             batch_.add(lookup.key);
@@ -167,16 +172,19 @@ private:
     void merge(const std::uint16_t* indices) {
         batch_.run();
         for (std::size_t i = 0; i < batch_.size(); ++i) {
-            const Lookup& lookup = lookups_[indices[i]];
             std::int32_t ids[kKeyBytes];
-            const std::size_t count = batch_.take(i, ids);
-            if (count <= 4) {
-                found_[indices[i]] = keep(lookup.key, ids, count);
-            } else {
-                cache_.remember(lookup.key.view(), lookup.hash, {ids, count});
-            }
+            found(indices[i], ids, batch_.take(i, ids));
         }
         batch_.clear();
+    }
+
+    void found(std::size_t index, const std::int32_t* ids, std::size_t count) {
+        const Lookup& lookup = lookups_[index];
+        if (count <= 4) {
+            found_[index] = keep(lookup.key, ids, count);
+        } else {
+            cache_.remember(lookup.key.view(), lookup.hash, {ids, count});
+        }
     }
 
     const CachedPiece* keep(const PieceKey& key, const std::int32_t* ids, std::size_t count) {

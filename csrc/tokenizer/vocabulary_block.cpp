@@ -14,10 +14,11 @@ constexpr char kMagic[8] = {'O', 'M', 'R', '-', 'B', 'P', 'E', '\n'};
 constexpr std::uint32_t kVersion = 2;
 constexpr std::uint32_t kByteOrder = 0x0102'0304;
 constexpr std::size_t kLongEmpty = ~0ULL;
+constexpr std::size_t kCharacters = 65536;
 
 // Byte offsets of the tables, each on a cache line of its own.
 struct Layout {
-    std::uint64_t starts, text, tokens, long_tokens, byte_id, byte_pair, pairs, merged, filter, end;
+    std::uint64_t starts, text, tokens, long_tokens, byte_id, byte_pair, pairs, merged, filter, characters, end;
 
     explicit Layout(const BlockSizes& sizes) {
         std::uint64_t at = 0;
@@ -36,6 +37,7 @@ struct Layout {
         pairs = place(sizes.pair_buckets, sizeof(PairBucket));
         merged = place(sizes.merges, 4);
         filter = place(sizes.filter_words, 8);
+        characters = place(kCharacters, 4);
         end = at;
     }
 };
@@ -125,6 +127,9 @@ void check_tables(const VocabularyTables& tables) {
     require_end(tables.merges.pairs,
                 [](const PairBucket& bucket) { return bucket.slots[0] >> 63U != 0; });
     require_all(tables.merges.merged, is_token, "a merge's token is out of range");
+    require_all(
+        tables.merges.characters, [&](std::uint32_t one) { return is_token(one & Character::kId); },
+        "a character's token is out of range");
 }
 
 }  // namespace
@@ -185,6 +190,7 @@ VocabularyTables block_tables(const std::uint8_t* bytes) {
     view(tables.merges.pairs, layout.pairs, header.pair_buckets);
     view(tables.merges.merged, layout.merged, header.merges);
     view(tables.merges.filter.words, layout.filter, header.filter_words);
+    view(tables.merges.characters, layout.characters, kCharacters);
     tables.merges.first_merged = header.first_merged;
     return tables;
 }
