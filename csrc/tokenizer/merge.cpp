@@ -49,13 +49,15 @@ std::uint32_t whole_character(const MergeTable& table, std::string_view piece, s
     return found;
 }
 
-// The symbols that a piece is merged from, and for all but the last the order of it and the next.
-std::size_t begin_symbols(const MergeTable& table, std::string_view piece, std::uint32_t* id,
-                          std::int32_t* order) {
+// The symbols that a piece is merged from, and for all but the last the order of it and the next,
+// positions counted from `first`. 0 if they are more than `most`.
+std::size_t begin_symbols(const MergeTable& table, std::string_view piece, unsigned first,
+                          std::size_t most, std::uint32_t* id, std::int32_t* order) {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(piece.data());
     unsigned count = 0;
     bool was_byte = false;
     for (std::size_t at = 0; at < piece.size(); ++count) {
+        if (count == most) return 0;
         std::size_t size = 1;
         std::uint32_t whole = Character::kNone;
         if (bytes[at] >= 0xC2) whole = whole_character(table, piece, at, size);
@@ -66,7 +68,7 @@ std::size_t begin_symbols(const MergeTable& table, std::string_view piece, std::
                 is_byte && was_byte
                     ? table.byte_pair[static_cast<std::size_t>(bytes[at - 1] << 8U | bytes[at])]
                     : table.rank_of(id[count - 1], id[count]);
-            order[count - 1] = order_of(rank, count - 1);
+            order[count - 1] = order_of(rank, count - 1 + first);
         }
         at += size;
         was_byte = is_byte;
@@ -95,7 +97,7 @@ std::size_t begin_symbols(const MergeTable& table, std::string_view piece, std::
 std::size_t merge_short(const MergeTable& table, std::string_view piece, std::int32_t* out) {
     alignas(64) std::int32_t order[kShortPiece];
     std::uint32_t id[kShortPiece];
-    const std::size_t length = begin_symbols(table, piece, id, order);
+    const std::size_t length = begin_symbols(table, piece, 0, kShortPiece, id, order);
     const std::size_t scanned = (length + 3) / 4 * 4;
     std::fill(order + length - 1, order + scanned, kNoOrder);
     std::uint64_t alive = ~0ULL >> (kShortPiece - length);
@@ -143,14 +145,32 @@ void MergeBatch::add(const PieceKey& piece) {
         state.order[i] = i + 1 < length ? order : kNoOrder;
     }
     state.order[15] = kNoOrder;
+    state.wide = false;
     state.id[length + 1] = kNoSymbol;
     state.alive = (4U << length) - 1;
+}
+
+bool MergeBatch::add(std::string_view piece) {
+    State& state = states_[count_];
+    const std::size_t length =
+        begin_symbols(table_, piece, 1, kSymbols, state.id + 1, state.order);
+    if (length == 0) return false;
+    ++count_;
+    state.wide = length > 16;
+    std::fill(state.order + length - 1, state.order + (state.wide ? 32 : 16), kNoOrder);
+    state.id[0] = kNoSymbol;
+    state.id[length + 1] = kNoSymbol;
+    state.alive = (4U << length) - 1;
+    return true;
 }
 
 // Does the merge of lowest rank and asks for the ranks of the two pairs that it makes.
 bool MergeBatch::begin_step(State& state) const {
     std::int32_t least = kNoOrder;
-    for (const std::int32_t order : state.order) least = std::min(least, order);
+    for (std::size_t i = 0; i < 16; ++i) least = std::min(least, state.order[i]);
+    if (state.wide) {
+        for (std::size_t i = 16; i < 32; ++i) least = std::min(least, state.order[i]);
+    }
     if (least == kNoOrder) return false;
     const auto at = static_cast<std::uint32_t>(least & 63);
     const std::uint32_t merged = table_.merged_by(least >> 6U);
@@ -179,7 +199,7 @@ void MergeBatch::end_step(State& state) const {
     prefetch_merged(table_, left);
     state.order[state.at - 1] = order_of(right, state.at);
     // The symbol before the first has no slot of its own; it takes the last, which stays void.
-    state.order[(state.previous - 1) & 15U] = order_of(left, state.previous);
+    state.order[(state.previous - 1) & 31U] = order_of(left, state.previous);
 }
 
 void MergeBatch::run() {

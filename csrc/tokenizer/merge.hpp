@@ -116,11 +116,12 @@ struct MergeTable {
     }
 };
 
-// Pieces of 1 to 15 bytes merged step by step in turn, so that while one waits for a line of the
-// pair table the others go on.
+// Pieces merged step by step in turn, so that while one waits for a line of the pair table the
+// others go on.
 class MergeBatch {
 public:
     static constexpr std::size_t kPieces = 16;
+    static constexpr std::size_t kSymbols = 30;  // of one piece, at the start
 
     explicit MergeBatch(const MergeTable& table) : table_(table) {}
 
@@ -128,16 +129,20 @@ public:
     std::size_t size() const { return count_; }
     void clear() { count_ = 0; }
     void add(const PieceKey& piece);
+    // False, and nothing is added, if the piece begins with more than kSymbols symbols. It has 1 to
+    // kShortPiece bytes.
+    bool add(std::string_view piece);
     void run();
-    // Ids of the piece that was added as number `index`, after run; `out` has room for 15.
+    // Ids of the piece that was added as number `index`, after run; `out` has room for kSymbols.
     std::size_t take(std::size_t index, std::int32_t* out) const;
 
 private:
-    // Symbols stand at 1 plus the position of their first byte; at 0 and behind the last byte
-    // stands a symbol that merges with none, so that every symbol has two neighbours.
+    // Symbols stand at 1 plus the position of what they began with; at 0 and behind the last stands
+    // a symbol that merges with none, so that every symbol has two neighbours.
     struct State {
-        std::int32_t order[16];  // rank << 6 | position; [i] belongs to position i + 1
-        std::uint32_t id[17];
+        std::int32_t order[32];  // rank << 6 | position; [i] belongs to position i + 1
+        std::uint32_t id[32];
+        bool wide;            // whether more than the first half of `order` is in use
         std::uint32_t alive;  // a bit a position
         std::uint32_t at, previous;
         const PairBucket* right_bucket;

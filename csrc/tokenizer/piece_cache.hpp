@@ -80,6 +80,10 @@ public:
 
     Set& set(std::uint64_t hash) { return sets_[hash >> (64U - kSetBits)]; }
 
+    void prefetch(std::uint64_t hash) const {
+        __builtin_prefetch(&middle_[slot(hash, kMiddle)]);
+        __builtin_prefetch(&long_[slot(hash, kLong)]);
+    }
     // The ids of a piece that `remember` was given, or none.
     std::span<const std::int32_t> recall(std::string_view piece, std::uint64_t hash) const {
         if (const Middle& entry = middle_[slot(hash, kMiddle)]; entry.holds(piece)) {

@@ -86,10 +86,12 @@ public:
 
     // Pieces of one block, at most kBlock.
     void block(std::size_t start, std::span<const std::uint32_t> ends) {
+        start_ = start;
+        ends_ = ends;
         make_keys(start, ends);
         look_up(ends.size());
         if (missed_ != 0) resolve();
-        store(start, ends);
+        store(ends);
         for (std::size_t i = 0; i < resolved_; ++i) {
             cache_.set(local_[i].key().hash()).put(local_[i]);
         }
@@ -122,7 +124,7 @@ private:
         }
     }
 
-    void store(std::size_t start, std::span<const std::uint32_t> ends) {
+    void store(std::span<const std::uint32_t> ends) {
         auto at = sink_.room(ends.size() * 4);
         for (std::size_t i = 0; i < ends.size(); ++i) {
             const CachedPiece* piece = found_[i];
@@ -131,40 +133,52 @@ private:
                 continue;
             }
             sink_.stored(at);
-            const std::size_t from = i == 0 ? start : ends[i - 1];
-            single(text_.substr(from, ends[i] - from), lookups_[i]);
+            single(text_of(i), lookups_[i].hash);
             at = sink_.room((ends.size() - i) * 4);
         }
         sink_.stored(at);
     }
 
+    std::string_view text_of(std::size_t index) const {
+        const std::size_t from = index == 0 ? start_ : ends_[index - 1];
+        return text_.substr(from, ends_[index] - from);
+    }
+
     // The missed of at most 15 bytes that are at most 4 ids get an entry in local_; the others are
-    // left to `single`.
+    // left to `single`, which finds most in the cache, where they are put here.
     void resolve() {
         for (std::size_t i = 0; i < missed_; ++i) {
-            __builtin_prefetch(tables_.bucket_of(lookups_[misses_[i]].hash));
+            Lookup& lookup = lookups_[misses_[i]];
+            if (lookup.key.is_long()) {
+                lookup.hash = hash_piece(text_of(misses_[i]));
+                cache_.prefetch(lookup.hash);
+            } else {
+                __builtin_prefetch(tables_.bucket_of(lookup.hash));
+            }
         }
         std::uint16_t merging[MergeBatch::kPieces];
         for (std::size_t i = 0; i < missed_; ++i) {
             const std::uint16_t index = misses_[i];
             const Lookup& lookup = lookups_[index];
             found_[index] = nullptr;
-            if (lookup.key.is_long()) continue;
-            const std::uint32_t token = tables_.find_short(lookup.key, lookup.hash);
+            const std::string_view text = text_of(index);
+            if (text.empty() || text.size() > kShortPiece) continue;
+            const bool is_long = lookup.key.is_long();
+            const std::uint32_t token = is_long ? tables_.find_long(text, lookup.hash)
+                                                : tables_.find_short(lookup.key, lookup.hash);
             if (token < kNotWhole) {
                 const auto id = static_cast<std::int32_t>(token);
-                found_[index] = keep(lookup.key, &id, 1);
+                found(index, &id, 1);
                 continue;
             }
-            if (!cache_.recall(lookup.key.view(), lookup.hash).empty()) continue;
-            if (lookup.key.is_foreign()) {
-                std::int32_t ids[kShortPiece];
-                found(index, ids, merge_short(tables_.merges, lookup.key.view(), ids));
-                continue;
-            }
+            if (!cache_.recall(text, lookup.hash).empty()) continue;
             if (batch_.full()) merge(merging);
             merging[batch_.size()] = index;
-            batch_.add(lookup.key);
+            if (is_long || lookup.key.is_foreign()) {
+                batch_.add(text);
+            } else {
+                batch_.add(lookup.key);
+            }
         }
         if (batch_.size() != 0) merge(merging);
     }
@@ -172,7 +186,7 @@ private:
     void merge(const std::uint16_t* indices) {
         batch_.run();
         for (std::size_t i = 0; i < batch_.size(); ++i) {
-            std::int32_t ids[kKeyBytes];
+            std::int32_t ids[MergeBatch::kSymbols];
             found(indices[i], ids, batch_.take(i, ids));
         }
         batch_.clear();
@@ -180,10 +194,10 @@ private:
 
     void found(std::size_t index, const std::int32_t* ids, std::size_t count) {
         const Lookup& lookup = lookups_[index];
-        if (count <= 4) {
+        if (count <= 4 && !lookup.key.is_long()) {
             found_[index] = keep(lookup.key, ids, count);
         } else {
-            cache_.remember(lookup.key.view(), lookup.hash, {ids, count});
+            cache_.remember(text_of(index), lookup.hash, {ids, count});
         }
     }
 
@@ -196,15 +210,14 @@ private:
     }
 
     // A piece of more than 15 bytes, or of more than 4 ids.
-    [[gnu::noinline]] void single(std::string_view piece, const Lookup& lookup) {
+    [[gnu::noinline]] void single(std::string_view piece, std::uint64_t hash) {
         if (piece.empty()) return;
         const bool is_short = piece.size() <= kKeyBytes;
-        const std::uint64_t hash = is_short ? lookup.hash : hash_piece(piece);
         if (const auto known = cache_.recall(piece, hash); !known.empty()) {
             sink_.some(known.data(), known.size());
             return;
         }
-        const std::uint32_t token = is_short ? kNoToken : tables_.find_long(piece);
+        const std::uint32_t token = is_short ? kNoToken : tables_.find_long(piece, hash);
         std::int32_t ids[kShortPiece];
         std::size_t count = 1;
         if (token < kNotWhole) {
@@ -223,6 +236,8 @@ private:
     PieceCache& cache_;
     std::string_view text_;
     Sink& sink_;
+    std::size_t start_ = 0;
+    std::span<const std::uint32_t> ends_;
     std::size_t missed_ = 0;
     std::size_t resolved_ = 0;
     Lookup lookups_[kBlock];

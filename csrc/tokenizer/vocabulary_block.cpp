@@ -205,8 +205,7 @@ VocabularyTables check_block(std::span<const std::uint8_t> block) {
     return tables;
 }
 
-std::uint32_t VocabularyTables::find_long(std::string_view piece) const {
-    const std::uint64_t hash = hash_piece(piece);
+std::uint32_t VocabularyTables::find_long(std::string_view piece, std::uint64_t hash) const {
     const std::size_t mask = long_tokens.size() - 1;
     for (std::size_t at = hash & mask;; at = (at + 1) & mask) {
         const std::uint64_t slot = long_tokens[at];
@@ -218,7 +217,7 @@ std::uint32_t VocabularyTables::find_long(std::string_view piece) const {
 
 std::uint32_t VocabularyTables::find(std::string_view piece) const {
     if (piece.empty()) return kNoToken;
-    if (piece.size() > kKeyBytes) return find_long(piece);
+    if (piece.size() > kKeyBytes) return find_long(piece, hash_piece(piece));
     const PieceKey key = copy_key(piece.data(), piece.size());
     return find_short(key, key.hash());
 }

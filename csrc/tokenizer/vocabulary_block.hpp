@@ -74,7 +74,7 @@ struct VocabularyTables {
             at = at + 1 == count ? 0 : at + 1;
         }
     }
-    std::uint32_t find_long(std::string_view piece) const;
+    std::uint32_t find_long(std::string_view piece, std::uint64_t hash) const;  // by hash_piece
     std::uint32_t find(std::string_view piece) const;
 };
 
