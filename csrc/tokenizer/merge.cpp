@@ -185,11 +185,18 @@ bool MergeBatch::begin_step(State& state) const {
     state.order[right - 1] = kNoOrder;
     state.right_key = pair_key(merged, state.id[std::countr_zero(behind)]);
     state.left_key = pair_key(state.id[state.previous], merged);
-    state.right_bucket = table_.bucket_of(state.right_key);
-    state.left_bucket = table_.bucket_of(state.left_key);
+    state.right_hash = pair_hash(state.right_key);
+    state.left_hash = pair_hash(state.left_key);
+    __builtin_prefetch(table_.filter.word(state.right_hash));
+    __builtin_prefetch(table_.filter.word(state.left_hash));
+    return true;
+}
+
+void MergeBatch::go_on(State& state) const {
+    state.right_bucket = table_.bucket_of(state.right_hash);
+    state.left_bucket = table_.bucket_of(state.left_hash);
     __builtin_prefetch(state.right_bucket);
     __builtin_prefetch(state.left_bucket);
-    return true;
 }
 
 void MergeBatch::end_step(State& state) const {
@@ -210,6 +217,7 @@ void MergeBatch::run() {
         left += begin_step(states_[i]);
     }
     while (left != 0) {
+        for (std::size_t i = 0; i < left; ++i) go_on(states_[active[i]]);
         for (std::size_t i = 0; i < left; ++i) end_step(states_[active[i]]);
         std::size_t kept = 0;
         for (std::size_t i = 0; i < left; ++i) {

@@ -90,10 +90,10 @@ struct MergeTable {
     }
 
     // The bucket where the search for a pair begins; where the filter knows better, an empty one.
-    const PairBucket* bucket_of(std::uint64_t key) const {
-        const std::uint64_t hash = pair_hash(key);
-        const PairBucket* bucket = &pairs[below(hash, static_cast<std::uint32_t>(pairs.size()))];
-        return filter.may_hold(hash) ? bucket : &kNoPairs;
+    const PairBucket* bucket_of(std::uint64_t hash) const {
+        const PairBucket* const some[2] = {
+            &kNoPairs, &pairs[below(hash, static_cast<std::uint32_t>(pairs.size()))]};
+        return some[filter.may_hold(hash)];  // no branch: it would be hard to foretell
     }
 
     // The rank of a merge, or kNoRank.
@@ -112,7 +112,7 @@ struct MergeTable {
     }
     std::int32_t rank_of(std::uint32_t left, std::uint32_t right) const {
         const std::uint64_t key = pair_key(left, right);
-        return rank_in(bucket_of(key), key);
+        return rank_in(bucket_of(pair_hash(key)), key);
     }
 };
 
@@ -148,9 +148,11 @@ private:
         const PairBucket* right_bucket;
         const PairBucket* left_bucket;
         std::uint64_t right_key, left_key;
+        std::uint64_t right_hash, left_hash;
     };
 
     bool begin_step(State& state) const;
+    void go_on(State& state) const;
     void end_step(State& state) const;
 
     const MergeTable& table_;
