@@ -91,9 +91,7 @@ private:
     std::size_t room_for_ids() const { return bytes_ / threads_ / 3; }
 
     void encode_one(std::size_t text, Worker& worker, Ids& out) {
-        const std::size_t before = out.size();
-        encoder_.encode(texts_[text], worker, out);
-        counts_[text] = static_cast<std::int64_t>(out.size() - before);
+        encoder_.encode_later(texts_[text], worker, out, counts_[text]);
     }
 
     void encode_runs(std::size_t thread, Worker& worker) {
@@ -106,6 +104,7 @@ private:
                 encode_one(text, worker, out);
             },
             [&](Run& run) {
+                encoder_.finish(worker, out);
                 run.thread = thread;
                 run.size = out.size() - run.begin;
             });
@@ -120,6 +119,7 @@ private:
             if (room.data() == nullptr) out.reserve(room_for_ids());
             take_runs(thread, [&](Run&, std::size_t text) { encode_one(text, worker, out); },
                       [&](Run&) {
+                          encoder_.finish(worker, out);
                           if (room.data() == nullptr) return;
                           if (result.size + out.size() <= room.size()) {
                               std::copy_n(out.data(), out.size(), room.data() + result.size);
@@ -194,6 +194,7 @@ private:
     void guarded(std::size_t thread, const Stage& stage) noexcept {
         try {
             const std::shared_ptr<Worker> worker = encoder_.borrow();
+            Encoder::give_up(*worker);
             stage(thread, *worker);
         } catch (...) {
             const std::lock_guard lock(mutex_);

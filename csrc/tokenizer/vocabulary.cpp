@@ -31,6 +31,7 @@ struct Lookup {
 struct Store {
     Ids& out;
 
+    std::size_t size() const { return out.size(); }
     // Where the next id goes; there is room for `count` of them.
     std::int32_t* room(std::size_t count) { return out.reserve(count); }
     // Ids were stored up to `at`.
@@ -57,6 +58,7 @@ struct Count {
     std::size_t total = 0;
     Ids ids = {};
 
+    std::size_t size() const { return total; }
     std::size_t room(std::size_t) const { return total; }
     void stored(std::size_t at) { total = at; }
     static std::size_t four(std::size_t at, const std::int32_t*, std::size_t count) {
@@ -84,6 +86,12 @@ public:
     Walk(const VocabularyTables& tables, PieceCache& cache, std::string_view text, Sink& sink)
         : tables_(tables), cache_(cache), text_(text), sink_(sink), batch_(tables.merges) {}
 
+    // From now on the ids are counted by parts. Only where ids are stored.
+    void count(std::span<const Vocabulary::Part> parts) {
+        parts_ = parts;
+        left_ = parts.empty() ? 0 : parts.front().pieces;
+    }
+
     // Pieces of one block, at most kBlock.
     void block(std::size_t start, std::span<const std::uint32_t> ends) {
         start_ = start;
@@ -91,7 +99,11 @@ public:
         make_keys(start, ends);
         look_up(ends.size());
         if (missed_ != 0) resolve();
-        store(ends);
+        if (parts_.empty()) {
+            store(0, ends.size());
+        } else {
+            store_parts(ends.size());
+        }
         for (std::size_t i = 0; i < resolved_; ++i) {
             cache_.set(local_[i].key().hash()).put(local_[i]);
         }
@@ -124,9 +136,21 @@ private:
         }
     }
 
-    void store(std::span<const std::uint32_t> ends) {
-        auto at = sink_.room(ends.size() * 4);
-        for (std::size_t i = 0; i < ends.size(); ++i) {
+    void store_parts(std::size_t pieces) {
+        for (std::size_t from = 0; from < pieces;) {
+            const std::size_t some = std::min(left_, pieces - from);
+            const std::size_t before = sink_.size();
+            store(from, from + some);
+            *parts_.front().count += static_cast<std::int64_t>(sink_.size() - before);
+            from += some;
+            left_ -= some;
+            if (left_ == 0) count(parts_.subspan(1));
+        }
+    }
+
+    void store(std::size_t from, std::size_t to) {
+        auto at = sink_.room((to - from) * 4);
+        for (std::size_t i = from; i < to; ++i) {
             const CachedPiece* piece = found_[i];
             if (piece != nullptr) [[likely]] {
                 at = Sink::four(at, piece->ids, piece->count());
@@ -134,7 +158,7 @@ private:
             }
             sink_.stored(at);
             single(text_of(i), lookups_[i].hash);
-            at = sink_.room((ends.size() - i) * 4);
+            at = sink_.room((to - i) * 4);
         }
         sink_.stored(at);
     }
@@ -236,6 +260,8 @@ private:
     PieceCache& cache_;
     std::string_view text_;
     Sink& sink_;
+    std::span<const Vocabulary::Part> parts_;
+    std::size_t left_ = 0;  // pieces of the first of them
     std::size_t start_ = 0;
     std::span<const std::uint32_t> ends_;
     std::size_t missed_ = 0;
@@ -249,9 +275,11 @@ private:
 
 template <typename Sink>
 void walk(const VocabularyTables& tables, std::string_view text, std::size_t start,
-          std::span<const std::uint32_t> ends, PieceCache& cache, Sink& sink) {
+          std::span<const std::uint32_t> ends, PieceCache& cache, Sink& sink,
+          std::span<const Vocabulary::Part> parts = {}) {
     cache.serve(tables.header->checksum);
     Walk<Sink> walk(tables, cache, text, sink);
+    walk.count(parts);
     while (!ends.empty()) {
         const auto block = ends.first(std::min(ends.size(), kBlock));
         walk.block(start, block);
@@ -322,6 +350,12 @@ void Vocabulary::encode(std::string_view text, std::size_t start,
                         std::span<const std::uint32_t> ends, PieceCache& cache, Ids& out) const {
     Store sink{out};
     walk(*tables_, text, start, ends, cache, sink);
+}
+
+void Vocabulary::encode(std::string_view text, std::span<const std::uint32_t> ends,
+                        std::span<const Part> parts, PieceCache& cache, Ids& out) const {
+    Store sink{out};
+    walk(*tables_, text, 0, ends, cache, sink, parts);
 }
 
 std::size_t Vocabulary::count(std::string_view text, std::size_t start,
