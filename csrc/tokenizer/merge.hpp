@@ -178,7 +178,7 @@ inline std::uint32_t character_at(std::string_view bytes) {
 std::size_t merge_short(const MergeTable& table, std::string_view piece, std::int32_t* out);
 
 // Appends the ids of a piece of any length, in O(n log n) time and some 200 KB of memory beyond
-// them unless the piece is made to resist: see merge.cpp. `window`, in bytes, is for tests.
+// them unless the piece is made to resist: see merge_long.cpp. `window`, in bytes, is for tests.
 void merge_long(const MergeTable& table, std::string_view piece, Ids& out,
                 std::size_t window = 4096);
 
