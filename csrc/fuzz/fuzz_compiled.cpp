@@ -37,6 +37,8 @@ std::vector<std::pair<std::size_t, std::size_t>> ranges(std::span<const std::uin
     add(tables.merges.byte_pair);
     add(tables.merges.pairs);
     add(tables.merges.merged);
+    add(tables.merges.filter.words);
+    add(tables.merges.characters);
     return found;
 }
 

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <iterator>
 #include <mutex>
 #include <utility>
 
@@ -27,6 +29,68 @@ struct ToIds {
     void pieces(const Vocabulary& vocabulary, std::string_view text, std::size_t start,
                 std::span<const std::uint32_t> ends, PieceCache& cache) {
         vocabulary.encode(text, start, ends, cache, out);
+    }
+};
+
+// Pieces of short texts that wait for more. They are copied, to stand one after the other.
+class Waiting {
+public:
+    // A text that is longer fills a block by itself.
+    static constexpr std::size_t most_bytes = 4096;
+
+    bool has_room(std::size_t bytes, std::size_t pieces) const {
+        return size_ + bytes <= sizeof text_ && pieces_ + pieces <= std::size(ends_);
+    }
+    void add(std::string_view text, std::span<const std::uint32_t> ends, std::size_t start,
+             std::int64_t* count) {
+        std::memcpy(text_ + size_, text.data() + start, ends.back() - start);
+        const auto shift = static_cast<std::uint32_t>(size_ - start);
+        for (const std::uint32_t end : ends) ends_[pieces_++] = end + shift;
+        size_ += ends.back() - start;
+        parts_.push_back({ends.size(), count});
+    }
+    void flush(const Vocabulary& vocabulary, PieceCache& cache, Ids& out) {
+        if (pieces_ == 0) return;
+        vocabulary.encode({text_, size_}, {ends_, pieces_}, parts_, cache, out);
+        clear();
+    }
+    void clear() {
+        size_ = 0;
+        pieces_ = 0;
+        parts_.clear();
+    }
+
+private:
+    std::size_t size_ = 0, pieces_ = 0;
+    std::vector<Vocabulary::Part> parts_;
+    std::uint32_t ends_[2 * ends_at_a_time];
+    char text_[8 * most_bytes];
+};
+
+struct ToWait {
+    Waiting& waiting;
+    const Vocabulary& vocabulary;
+    PieceCache& cache;
+    Ids& out;
+    std::int64_t& count;
+
+    void token(std::uint32_t id) {
+        waiting.flush(vocabulary, cache, out);
+        out.push(static_cast<std::int32_t>(id));
+        ++count;
+    }
+    void pieces(const Vocabulary&, std::string_view text, std::size_t start,
+                std::span<const std::uint32_t> ends, PieceCache&) {
+        const std::size_t bytes = ends.back() - start;
+        if (text.size() <= Waiting::most_bytes) {
+            if (!waiting.has_room(bytes, ends.size())) waiting.flush(vocabulary, cache, out);
+            waiting.add(text, ends, start, &count);
+            return;
+        }
+        waiting.flush(vocabulary, cache, out);
+        const std::size_t before = out.size();
+        vocabulary.encode(text, start, ends, cache, out);
+        count += static_cast<std::int64_t>(out.size() - before);
     }
 };
 
@@ -73,6 +137,7 @@ public:
     std::vector<AddedTokens::Part> raw_parts, normal_parts;
     std::array<std::uint32_t, ends_at_a_time> ends;
     PieceCache cache;
+    Waiting waiting;
     Ids scratch;
 };
 
@@ -222,6 +287,25 @@ void Encoder::encode(std::string_view utf8, Worker& worker, Ids& out) const {
 void Encoder::encode(const TextView& text, Worker& worker, Ids& out) const {
     encode(to_utf8(text, worker.utf8), worker, out);
 }
+
+void Encoder::encode_later(const TextView& text, Worker& worker, Ids& out,
+                           std::int64_t& count) const {
+    count = 0;
+    if (!yieldable_.empty()) {  // the ids must be seen at once
+        const std::size_t before = out.size();
+        encode(text, worker, out);
+        count = static_cast<std::int64_t>(out.size() - before);
+        return;
+    }
+    ToWait sink{worker.waiting, *vocabulary_, worker.cache, out, count};
+    run(to_utf8(text, worker.utf8), worker, sink);
+}
+
+void Encoder::finish(Worker& worker, Ids& out) const {
+    worker.waiting.flush(*vocabulary_, worker.cache, out);
+}
+
+void Encoder::give_up(Worker& worker) { worker.waiting.clear(); }
 
 std::size_t Encoder::count(std::string_view utf8, Worker& worker) const {
     if (!yieldable_.empty()) {  // the ids must be seen

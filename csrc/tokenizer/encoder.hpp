@@ -50,6 +50,14 @@ public:
     void encode(const TextView& text, Worker& worker, Ids& out) const;
     void encode(std::string_view utf8, Worker& worker, Ids& out) const;  // valid UTF-8
     std::size_t count(const TextView& text, Worker& worker) const;
+
+    // The same for many texts: `count` is set to 0, and when `finish` has been called for the
+    // worker it is how many ids the text has. Short texts wait for each other, so that enough of
+    // their pieces are looked up side by side. All texts up to `finish` go to the same `out`; after
+    // a TextError `give_up` has to be called instead.
+    void encode_later(const TextView& text, Worker& worker, Ids& out, std::int64_t& count) const;
+    void finish(Worker& worker, Ids& out) const;
+    static void give_up(Worker& worker);
     std::size_t count(std::string_view utf8, Worker& worker) const;
 
     const Vocabulary& vocabulary() const { return *vocabulary_; }

@@ -1,19 +1,29 @@
 // A growing array of token ids that does not zero what it grows by.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
+#include <utility>
+
+#include "tokenizer/pages.hpp"
 
 namespace omr {
 
 class Ids {
 public:
-    const std::int32_t* data() const { return data_.get(); }
-    std::int32_t* data() { return data_.get(); }
+    Ids() = default;
+    Ids(Ids&& other) noexcept { *this = std::move(other); }
+    Ids& operator=(Ids&& other) noexcept {
+        memory_ = std::move(other.memory_);
+        size_ = std::exchange(other.size_, 0);
+        capacity_ = std::exchange(other.capacity_, 0);
+        return *this;
+    }
+
+    const std::int32_t* data() const { return at(); }
+    std::int32_t* data() { return at(); }
     std::size_t size() const { return size_; }
     void clear() { size_ = 0; }
     void truncate(std::size_t size) { size_ = size; }  // to less than there are
@@ -21,7 +31,7 @@ public:
     // Room for `count` more ids; write them there, then `commit` how many they were.
     std::int32_t* reserve(std::size_t count) {
         if (size_ + count > capacity_) grow(size_ + count);
-        return data_.get() + size_;
+        return at() + size_;
     }
     void commit(std::size_t count) { size_ += count; }
     void push(std::int32_t id) {
@@ -30,21 +40,17 @@ public:
     }
 
 private:
-    struct Free {
-        void operator()(std::int32_t* data) const { std::free(data); }
-    };
+    std::int32_t* at() const { return reinterpret_cast<std::int32_t*>(memory_.data()); }
 
     void grow(std::size_t least) {
-        std::size_t capacity = capacity_ < 512 ? 1024 : capacity_ * 2;
-        if (capacity < least) capacity = least;
-        void* moved = std::realloc(data_.get(), capacity * sizeof(std::int32_t));
-        if (moved == nullptr) throw std::bad_alloc();
-        static_cast<void>(data_.release());
-        data_.reset(static_cast<std::int32_t*>(moved));
+        const std::size_t capacity = std::max({least, capacity_ * 2, std::size_t{1024}});
+        Pages larger(capacity * sizeof(std::int32_t), false);
+        if (size_ != 0) std::memcpy(larger.data(), memory_.data(), size_ * sizeof(std::int32_t));
+        memory_ = std::move(larger);
         capacity_ = capacity;
     }
 
-    std::unique_ptr<std::int32_t, Free> data_;
+    Pages memory_;
     std::size_t size_ = 0;
     std::size_t capacity_ = 0;
 };

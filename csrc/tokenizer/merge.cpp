@@ -3,21 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <functional>
-#include <utility>
-#include <vector>
 
 namespace omr {
 
 namespace {
 
 constexpr std::uint32_t kNoSymbol = kMaxIds;  // no id
-
-// All pairs with it share one key, whose bucket stays in the cache: that of empty slots, kNoRank.
-std::uint64_t key_or_none(std::uint32_t left, std::uint32_t right) {
-    const bool none = (left == kNoSymbol) | (right == kNoSymbol);
-    return pair_key(left, right) | (PairBucket::kPair & -std::uint64_t{none});
-}
 
 // Rank and position in one number, so that one minimum tells both. kNoRank comes behind all ranks.
 constexpr std::int32_t order_of(std::int32_t rank, std::uint32_t position) {
@@ -27,27 +18,84 @@ constexpr std::int32_t kNoOrder = order_of(kNoRank, 0);  // from here on
 
 // A hint, so that any rank will do.
 void prefetch_merged(const MergeTable& table, std::int32_t rank) {
+    if (table.first_merged != 0) return;
     const auto address = reinterpret_cast<std::uintptr_t>(table.merged.data()) +
                          static_cast<std::uintptr_t>(rank) * sizeof(std::uint32_t);
     __builtin_prefetch(reinterpret_cast<const void*>(address));
 }
 
+// The character at `at` if it may be a symbol from the start, else 0; and its bytes.
+std::uint32_t whole_character(const MergeTable& table, std::string_view piece, std::size_t at,
+                              std::size_t& bytes) {
+    const std::uint32_t code_point = character_at(piece.substr(at));
+    const std::uint32_t found = table.characters[code_point];
+    if (found == Character::kNone) return found;
+    const std::size_t end = at + (code_point < 0x800 ? 2 : 3);
+    const auto byte = [piece](std::size_t i) { return static_cast<std::uint8_t>(piece[i]); };
+    std::uint32_t needed = 0;
+    if (at != 0) {
+        if (byte(at - 1) >= 0xC0) return Character::kNone;  // no UTF-8
+        needed |= byte(at - 1) < 0x80 ? Character::kAfterAscii : Character::kAfterOther;
+    }
+    if (end != piece.size()) {
+        if ((byte(end) & 0xC0U) == 0x80U) return Character::kNone;  // no UTF-8
+        needed |= byte(end) < 0x80 ? Character::kBeforeAscii : Character::kBeforeOther;
+    }
+    if ((needed & ~found) != 0) return Character::kNone;
+    bytes = end - at;
+    return found;
+}
+
+// The symbols that a piece is merged from, and for all but the last the order of it and the next,
+// positions counted from `first`. 0 if they are more than `most`.
+std::size_t begin_symbols(const MergeTable& table, std::string_view piece, unsigned first,
+                          std::size_t most, std::uint32_t* id, std::int32_t* order) {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(piece.data());
+    unsigned count = 0;
+    bool was_byte = false;
+    for (std::size_t at = 0; at < piece.size(); ++count) {
+        if (count == most) return 0;
+        std::size_t size = 1;
+        std::uint32_t whole = Character::kNone;
+        if (bytes[at] >= 0xC2) whole = whole_character(table, piece, at, size);
+        const bool is_byte = size == 1;
+        id[count] = is_byte ? table.byte_id[bytes[at]] : whole & Character::kId;
+        if (count != 0) {
+            const std::int32_t rank =
+                is_byte && was_byte
+                    ? table.byte_pair[static_cast<std::size_t>(bytes[at - 1] << 8U | bytes[at])]
+                    : table.rank_of(id[count - 1], id[count]);
+            order[count - 1] = order_of(rank, count - 1 + first);
+        }
+        at += size;
+        was_byte = is_byte;
+    }
+    return count;
+}
+
 }  // namespace
 
-// Symbols stay where their first byte stands, in an array that a bit mask says is alive. Each slot
-// of `order` holds rank << 6 | position, so that one minimum over the array, which compilers turn
-// into SIMD, gives the merge to do and where: for up to 64 symbols it beats any heap.
+// Symbols stay where they stand at first, in an array that a bit mask says is alive. Each slot of
+// `order` holds rank << 6 | position, so that one minimum over the array, which compilers turn into
+// SIMD, gives the merge to do and where: for up to 64 symbols it beats any heap.
+//
+// It begins with bytes, but for characters that are sure to be whole before anything else can be
+// made of their bytes: Chinese takes a third of the symbols, and few merges. A character may be
+// taken whole if it is a token that its own merges arrive at in the order of their ranks, and
+//   - every merge of a part of it that stands at its edge with what may stand beside it comes later
+//     than the merge that ends this part,
+//   - every merge of the whole character with what may stand beside it comes later than the one
+//     that makes it.
+// What may stand beside it is told apart by its side and by whether it is ASCII, since a space
+// often merges with the first bytes of a character.
+// Then no merge can reach into it before it is whole, since one of its own would come first; and of
+// the merges beside it none comes before another because it is whole too early, since those with
+// it come after all that may still be done within it.
 std::size_t merge_short(const MergeTable& table, std::string_view piece, std::int32_t* out) {
     alignas(64) std::int32_t order[kShortPiece];
     std::uint32_t id[kShortPiece];
-    const std::size_t length = piece.size();
+    const std::size_t length = begin_symbols(table, piece, 0, kShortPiece, id, order);
     const std::size_t scanned = (length + 3) / 4 * 4;
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(piece.data());
-    for (unsigned i = 0; i < length; ++i) id[i] = table.byte_id[bytes[i]];
-    for (unsigned i = 0; i + 1 < length; ++i) {
-        const auto pair = static_cast<std::size_t>(bytes[i] << 8U | bytes[i + 1]);
-        order[i] = order_of(table.byte_pair[pair], i);
-    }
     std::fill(order + length - 1, order + scanned, kNoOrder);
     std::uint64_t alive = ~0ULL >> (kShortPiece - length);
     for (;;) {
@@ -57,7 +105,7 @@ std::size_t merge_short(const MergeTable& table, std::string_view piece, std::in
         const auto at = static_cast<unsigned>(least & 63);
         const std::uint64_t behind = alive & (~1ULL << at);
         const auto next = static_cast<unsigned>(std::countr_zero(behind));
-        const std::uint32_t merged = table.merged[static_cast<std::size_t>(least >> 6U)];
+        const std::uint32_t merged = table.merged_by(least >> 6U);
         id[at] = merged;
         order[next] = kNoOrder;
         alive &= ~(1ULL << next);
@@ -94,17 +142,35 @@ void MergeBatch::add(const PieceKey& piece) {
         state.order[i] = i + 1 < length ? order : kNoOrder;
     }
     state.order[15] = kNoOrder;
+    state.wide = false;
     state.id[length + 1] = kNoSymbol;
     state.alive = (4U << length) - 1;
+}
+
+bool MergeBatch::add(std::string_view piece) {
+    State& state = states_[count_];
+    const std::size_t length =
+        begin_symbols(table_, piece, 1, kSymbols, state.id + 1, state.order);
+    if (length == 0) return false;
+    ++count_;
+    state.wide = length > 16;
+    std::fill(state.order + length - 1, state.order + (state.wide ? 32 : 16), kNoOrder);
+    state.id[0] = kNoSymbol;
+    state.id[length + 1] = kNoSymbol;
+    state.alive = (4U << length) - 1;
+    return true;
 }
 
 // Does the merge of lowest rank and asks for the ranks of the two pairs that it makes.
 bool MergeBatch::begin_step(State& state) const {
     std::int32_t least = kNoOrder;
-    for (const std::int32_t order : state.order) least = std::min(least, order);
+    for (std::size_t i = 0; i < 16; ++i) least = std::min(least, state.order[i]);
+    if (state.wide) {
+        for (std::size_t i = 16; i < 32; ++i) least = std::min(least, state.order[i]);
+    }
     if (least == kNoOrder) return false;
     const auto at = static_cast<std::uint32_t>(least & 63);
-    const std::uint32_t merged = table_.merged[static_cast<std::size_t>(least >> 6U)];
+    const std::uint32_t merged = table_.merged_by(least >> 6U);
     std::uint32_t behind = state.alive & (~1U << at);
     const auto right = static_cast<std::uint32_t>(std::countr_zero(behind));
     behind &= behind - 1;
@@ -114,13 +180,20 @@ bool MergeBatch::begin_step(State& state) const {
     state.alive &= ~(1U << right);
     state.id[at] = merged;
     state.order[right - 1] = kNoOrder;
-    state.right_key = key_or_none(merged, state.id[std::countr_zero(behind)]);
-    state.left_key = key_or_none(state.id[state.previous], merged);
-    state.right_bucket = table_.bucket_of(state.right_key);
-    state.left_bucket = table_.bucket_of(state.left_key);
+    state.right_key = pair_key(merged, state.id[std::countr_zero(behind)]);
+    state.left_key = pair_key(state.id[state.previous], merged);
+    state.right_hash = pair_hash(state.right_key);
+    state.left_hash = pair_hash(state.left_key);
+    __builtin_prefetch(table_.filter.word(state.right_hash));
+    __builtin_prefetch(table_.filter.word(state.left_hash));
+    return true;
+}
+
+void MergeBatch::go_on(State& state) const {
+    state.right_bucket = table_.bucket_of(state.right_hash);
+    state.left_bucket = table_.bucket_of(state.left_hash);
     __builtin_prefetch(state.right_bucket);
     __builtin_prefetch(state.left_bucket);
-    return true;
 }
 
 void MergeBatch::end_step(State& state) const {
@@ -130,7 +203,7 @@ void MergeBatch::end_step(State& state) const {
     prefetch_merged(table_, left);
     state.order[state.at - 1] = order_of(right, state.at);
     // The symbol before the first has no slot of its own; it takes the last, which stays void.
-    state.order[(state.previous - 1) & 15U] = order_of(left, state.previous);
+    state.order[(state.previous - 1) & 31U] = order_of(left, state.previous);
 }
 
 void MergeBatch::run() {
@@ -141,6 +214,7 @@ void MergeBatch::run() {
         left += begin_step(states_[i]);
     }
     while (left != 0) {
+        for (std::size_t i = 0; i < left; ++i) go_on(states_[active[i]]);
         for (std::size_t i = 0; i < left; ++i) end_step(states_[active[i]]);
         std::size_t kept = 0;
         for (std::size_t i = 0; i < left; ++i) {
@@ -159,169 +233,6 @@ std::size_t MergeBatch::take(std::size_t index, std::int32_t* out) const {
         out[count++] = static_cast<std::int32_t>(state.id[std::countr_zero(alive)]);
     }
     return count;
-}
-
-namespace {
-
-// A stretch of a piece, merged with a heap of rank << 32 | position. Nothing is taken out of the
-// heap but its top: an entry is void when the pair that begins at its position has another rank
-// now.
-class Window {
-public:
-    explicit Window(const MergeTable& table) : table_(&table) {}
-
-    void run(std::string_view bytes);
-
-    std::uint32_t length() const { return length_; }
-    std::uint32_t id(std::uint32_t position) const { return id_[position]; }
-    // Positions of the symbols beside the one at `position`; behind the last it is length().
-    std::uint32_t after(std::uint32_t position) const;
-    std::uint32_t before(std::uint32_t position) const;  // position > 0
-    bool begins(std::uint32_t position) const {
-        return (begins_[position / 64] >> (position % 64) & 1U) != 0;
-    }
-
-private:
-    void start(std::string_view bytes);
-    void update(std::uint32_t position, std::int32_t rank);
-
-    const MergeTable* table_;
-    std::uint32_t length_ = 0;
-    std::vector<std::uint32_t> id_;      // of the symbol that begins at a position
-    std::vector<std::int32_t> rank_;     // of it and the next
-    std::vector<std::uint64_t> begins_;  // a bit a position; all are set from length() on
-    std::vector<std::uint64_t> heap_;
-};
-
-std::uint32_t Window::after(std::uint32_t position) const {
-    const std::uint32_t from = position + 1;
-    if (from >= length_) return length_;
-    std::size_t word = from / 64;
-    std::uint64_t bits = begins_[word] & (~0ULL << (from % 64));
-    while (bits == 0) bits = begins_[++word];
-    return static_cast<std::uint32_t>(word * 64 + static_cast<unsigned>(std::countr_zero(bits)));
-}
-
-std::uint32_t Window::before(std::uint32_t position) const {
-    std::size_t word = position / 64;
-    std::uint64_t bits = begins_[word] & ~(~0ULL << (position % 64));
-    while (bits == 0) bits = begins_[--word];  // a symbol always begins at 0
-    return static_cast<std::uint32_t>(word * 64 + 63 -
-                                      static_cast<unsigned>(std::countl_zero(bits)));
-}
-
-void Window::start(std::string_view bytes) {
-    length_ = static_cast<std::uint32_t>(bytes.size());
-    id_.resize(length_);
-    rank_.resize(length_);
-    begins_.assign(length_ / 64 + 1, ~0ULL);
-    heap_.clear();
-    const auto byte = [&bytes](std::size_t i) { return static_cast<std::uint8_t>(bytes[i]); };
-    for (std::uint32_t i = 0; i < length_; ++i) {
-        id_[i] = table_->byte_id[byte(i)];
-        const std::int32_t rank =
-            i + 1 == length_
-                ? kNoRank
-                : table_->byte_pair[static_cast<std::size_t>(byte(i) << 8U | byte(i + 1))];
-        rank_[i] = rank;
-        if (rank != kNoRank) heap_.push_back(static_cast<std::uint64_t>(rank) << 32U | i);
-    }
-    std::make_heap(heap_.begin(), heap_.end(), std::greater<>());
-}
-
-void Window::update(std::uint32_t position, std::int32_t rank) {
-    rank_[position] = rank;
-    if (rank == kNoRank) return;
-    heap_.push_back(static_cast<std::uint64_t>(rank) << 32U | position);
-    std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
-}
-
-void Window::run(std::string_view bytes) {
-    start(bytes);
-    while (!heap_.empty()) {
-        const std::uint64_t top = heap_.front();
-        std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
-        heap_.pop_back();
-        const auto at = static_cast<std::uint32_t>(top);
-        const auto rank = static_cast<std::int32_t>(top >> 32U);
-        if (rank_[at] != rank) continue;
-        const std::uint32_t right = after(at);
-        const std::uint32_t next = after(right);
-        const std::uint32_t merged = table_->merged[static_cast<std::size_t>(rank)];
-        id_[at] = merged;
-        begins_[right / 64] &= ~(1ULL << (right % 64));
-        rank_[right] = kNoRank;
-        update(at, next == length_ ? kNoRank : table_->rank_of(merged, id_[next]));
-        if (at != 0) {
-            const std::uint32_t previous = before(at);
-            update(previous, table_->rank_of(id_[previous], merged));
-        }
-    }
-}
-
-// The first symbol that both windows have, the second beginning at `shift` in the first: its
-// position in the first, or the first's length if there is none.
-std::uint32_t common_symbol(const Window& first, const Window& second, std::uint32_t shift) {
-    for (std::uint32_t at = shift; at < first.length(); at = first.after(at)) {
-        const std::uint32_t end = first.after(at);
-        if (second.begins(at - shift) && second.after(at - shift) == end - shift) return at;
-    }
-    return first.length();
-}
-
-void append(const Window& window, std::uint32_t from, std::uint32_t to, Ids& out) {
-    for (std::uint32_t at = from; at < to; at = window.after(at)) {
-        out.push(static_cast<std::int32_t>(window.id(at)));
-    }
-}
-
-// False if two windows share no token, or none behind the one that was shared before.
-bool merge_in_windows(const MergeTable& table, std::string_view piece, std::size_t window,
-                      Ids& out) {
-    Window first(table);
-    Window second(table);
-    std::size_t start = 0;   // of the first window, in the piece
-    std::uint32_t done = 0;  // bytes of the first window whose ids are out
-    first.run(piece.substr(0, window));
-    while (start + first.length() < piece.size()) {
-        const std::uint32_t shift = first.before(first.length() - first.length() / 8);
-        if (shift == 0 || shift < done) return false;
-        second.run(piece.substr(start + shift, window));
-        const std::uint32_t shared = common_symbol(first, second, shift);
-        if (shared == first.length()) return false;
-        append(first, done, shared, out);
-        done = shared - shift;
-        start += shift;
-        std::swap(first, second);
-    }
-    append(first, done, first.length(), out);
-    return true;
-}
-
-}  // namespace
-
-// One heap over 10 MB misses every cache, so a long piece is merged in windows that overlap. It is
-// exact, for any list of merges:
-//
-// A. Any run of neighbours in the result of a text is the result of the run's own bytes. No merge
-//    ever crossed the run's ends; each merge within it was the least of all by (rank, position), so
-//    the least of the run, and the run alone goes through the same merges in the same order.
-// B. Let every two neighbours in a sequence of tokens be the result of their bytes. Then the
-//    sequence is the result of its bytes. Else take the first merge that crosses a boundary of it:
-//    until then the two tokens beside that boundary went through what they go through alone (as in
-//    A), where that merge would be the least as well, but alone they are never merged across.
-//
-// So where the results of two windows that overlap share a token, the first up to it and the second
-// from it on are, by A and B, the result of both together; and so on, as long as each shared token
-// stands behind the one before. A window begins at a token of the one before it, so that they
-// nearly always share one at once. Where they do not, all is done again with longer windows, the
-// last of which is the whole piece.
-void merge_long(const MergeTable& table, std::string_view piece, Ids& out, std::size_t window) {
-    const std::size_t begun = out.size();
-    while (!merge_in_windows(table, piece, window, out)) {
-        out.truncate(begun);
-        window *= 4;
-    }
 }
 
 }  // namespace omr

@@ -1,15 +1,13 @@
-// What one thread remembers of the pieces it met: at most 3 MB, without a lock.
+// What one thread remembers of the pieces it met: 3 MB (4 in huge pages), without a lock.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <span>
 #include <string_view>
 
+#include "tokenizer/pages.hpp"
 #include "tokenizer/piece_key.hpp"
 
 namespace omr {
@@ -80,14 +78,18 @@ public:
         vocabulary_ = vocabulary;
     }
 
-    Set& set(std::uint64_t hash) { return sets_.get()[hash >> (64U - kSetBits)]; }
+    Set& set(std::uint64_t hash) { return sets_[hash >> (64U - kSetBits)]; }
 
+    void prefetch(std::uint64_t hash) const {
+        __builtin_prefetch(&middle_[slot(hash, kMiddle)]);
+        __builtin_prefetch(&long_[slot(hash, kLong)]);
+    }
     // The ids of a piece that `remember` was given, or none.
     std::span<const std::int32_t> recall(std::string_view piece, std::uint64_t hash) const {
-        if (const Middle& entry = middle_.get()[slot(hash, kMiddle)]; entry.holds(piece)) {
+        if (const Middle& entry = middle_[slot(hash, kMiddle)]; entry.holds(piece)) {
             return entry.found();
         }
-        if (const Long& entry = long_.get()[slot(hash, kLong)]; entry.holds(piece)) {
+        if (const Long& entry = long_[slot(hash, kLong)]; entry.holds(piece)) {
             return entry.found();
         }
         return {};
@@ -95,9 +97,9 @@ public:
     // Only if there is room for it.
     void remember(std::string_view piece, std::uint64_t hash, std::span<const std::int32_t> ids) {
         if (Middle::fits(piece.size(), ids.size())) {
-            middle_.get()[slot(hash, kMiddle)].put(piece, ids);
+            middle_[slot(hash, kMiddle)].put(piece, ids);
         } else if (Long::fits(piece.size(), ids.size())) {
-            long_.get()[slot(hash, kLong)].put(piece, ids);
+            long_[slot(hash, kLong)].put(piece, ids);
         }
     }
 
@@ -112,38 +114,17 @@ private:
         return hash >> 32U & (count - 1);
     }
 
-    // Zeros that take no memory until they are written to.
-    template <typename T>
-    class Zeroed {
-    public:
-        explicit Zeroed(std::size_t count) : bytes_(count * sizeof(T)) {
-            std::size_t room = bytes_ + alignof(T);
-            memory_.reset(std::calloc(room, 1));
-            if (!memory_) throw std::bad_alloc();
-            void* at = memory_.get();
-            first_ = static_cast<T*>(std::align(alignof(T), bytes_, at, room));
-        }
-        T* get() const { return first_; }
-        void clear() { std::memset(static_cast<void*>(first_), 0, bytes_); }
+    void clear() { std::memset(memory_.data(), 0, kBytes); }
 
-    private:
-        struct Free {
-            void operator()(void* memory) const { std::free(memory); }
-        };
-        std::size_t bytes_;
-        std::unique_ptr<void, Free> memory_;
-        T* first_;
-    };
+    // One block for all three: two huge pages.
+    static constexpr std::size_t kSetBytes = kSets * sizeof(Set);
+    static constexpr std::size_t kMiddleBytes = kMiddle * sizeof(Middle);
+    static constexpr std::size_t kBytes = kSetBytes + kMiddleBytes + kLong * sizeof(Long);
 
-    void clear() {
-        sets_.clear();
-        middle_.clear();
-        long_.clear();
-    }
-
-    Zeroed<Set> sets_{kSets};
-    Zeroed<Middle> middle_{kMiddle};
-    Zeroed<Long> long_{kLong};
+    Pages memory_{kBytes, true};
+    Set* const sets_ = reinterpret_cast<Set*>(memory_.data());
+    Middle* const middle_ = reinterpret_cast<Middle*>(memory_.data() + kSetBytes);
+    Long* const long_ = reinterpret_cast<Long*>(memory_.data() + kSetBytes + kMiddleBytes);
     std::uint64_t vocabulary_ = 0;  // the checksum of whose pieces these are; 0: none yet
 };
 

@@ -29,6 +29,11 @@ struct PieceKey {
 
     bool is_long() const { return high >> 56U == 0; }
     std::size_t length() const { return high >> 56U; }
+    // Whether four or more of its bytes are beyond ASCII: more than a word with an accent has.
+    bool is_foreign() const {
+        constexpr std::uint64_t kTops = 0x8080'8080'8080'8080U;
+        return std::popcount(low & kTops) + std::popcount(high & kTops) >= 4;
+    }
     std::string_view view() const { return {reinterpret_cast<const char*>(this), length()}; }
     std::uint64_t hash() const {
         return fold_multiply(low ^ 0x9E37'79B9'7F4A'7C15U, high ^ 0xD1B5'4A32'D192'ED03U);

@@ -31,6 +31,7 @@ struct Lookup {
 struct Store {
     Ids& out;
 
+    std::size_t size() const { return out.size(); }
     // Where the next id goes; there is room for `count` of them.
     std::int32_t* room(std::size_t count) { return out.reserve(count); }
     // Ids were stored up to `at`.
@@ -57,6 +58,7 @@ struct Count {
     std::size_t total = 0;
     Ids ids = {};
 
+    std::size_t size() const { return total; }
     std::size_t room(std::size_t) const { return total; }
     void stored(std::size_t at) { total = at; }
     static std::size_t four(std::size_t at, const std::int32_t*, std::size_t count) {
@@ -84,12 +86,24 @@ public:
     Walk(const VocabularyTables& tables, PieceCache& cache, std::string_view text, Sink& sink)
         : tables_(tables), cache_(cache), text_(text), sink_(sink), batch_(tables.merges) {}
 
+    // From now on the ids are counted by parts. Only where ids are stored.
+    void count(std::span<const Vocabulary::Part> parts) {
+        parts_ = parts;
+        left_ = parts.empty() ? 0 : parts.front().pieces;
+    }
+
     // Pieces of one block, at most kBlock.
     void block(std::size_t start, std::span<const std::uint32_t> ends) {
+        start_ = start;
+        ends_ = ends;
         make_keys(start, ends);
         look_up(ends.size());
         if (missed_ != 0) resolve();
-        store(start, ends);
+        if (parts_.empty()) {
+            store(0, ends.size());
+        } else {
+            store_parts(ends.size());
+        }
         for (std::size_t i = 0; i < resolved_; ++i) {
             cache_.set(local_[i].key().hash()).put(local_[i]);
         }
@@ -122,44 +136,73 @@ private:
         }
     }
 
-    void store(std::size_t start, std::span<const std::uint32_t> ends) {
-        auto at = sink_.room(ends.size() * 4);
-        for (std::size_t i = 0; i < ends.size(); ++i) {
+    void store_parts(std::size_t pieces) {
+        for (std::size_t from = 0; from < pieces;) {
+            const std::size_t some = std::min(left_, pieces - from);
+            const std::size_t before = sink_.size();
+            store(from, from + some);
+            *parts_.front().count += static_cast<std::int64_t>(sink_.size() - before);
+            from += some;
+            left_ -= some;
+            if (left_ == 0) count(parts_.subspan(1));
+        }
+    }
+
+    void store(std::size_t from, std::size_t to) {
+        auto at = sink_.room((to - from) * 4);
+        for (std::size_t i = from; i < to; ++i) {
             const CachedPiece* piece = found_[i];
             if (piece != nullptr) [[likely]] {
                 at = Sink::four(at, piece->ids, piece->count());
                 continue;
             }
             sink_.stored(at);
-            const std::size_t from = i == 0 ? start : ends[i - 1];
-            single(text_.substr(from, ends[i] - from), lookups_[i]);
-            at = sink_.room((ends.size() - i) * 4);
+            single(text_of(i), lookups_[i].hash);
+            at = sink_.room((to - i) * 4);
         }
         sink_.stored(at);
     }
 
+    std::string_view text_of(std::size_t index) const {
+        const std::size_t from = index == 0 ? start_ : ends_[index - 1];
+        return text_.substr(from, ends_[index] - from);
+    }
+
     // The missed of at most 15 bytes that are at most 4 ids get an entry in local_; the others are
-    // left to `single`.
+    // left to `single`, which finds most in the cache, where they are put here.
     void resolve() {
         for (std::size_t i = 0; i < missed_; ++i) {
-            __builtin_prefetch(tables_.bucket_of(lookups_[misses_[i]].hash));
+            Lookup& lookup = lookups_[misses_[i]];
+            if (lookup.key.is_long()) {
+                lookup.hash = hash_piece(text_of(misses_[i]));
+                cache_.prefetch(lookup.hash);
+            } else {
+                __builtin_prefetch(tables_.bucket_of(lookup.hash));
+            }
         }
         std::uint16_t merging[MergeBatch::kPieces];
         for (std::size_t i = 0; i < missed_; ++i) {
             const std::uint16_t index = misses_[i];
             const Lookup& lookup = lookups_[index];
             found_[index] = nullptr;
-            if (lookup.key.is_long()) continue;
-            const std::uint32_t token = tables_.find_short(lookup.key, lookup.hash);
+            const std::string_view text = text_of(index);
+            if (text.empty() || text.size() > kShortPiece) continue;
+            const bool is_long = lookup.key.is_long();
+            const std::uint32_t token = is_long ? tables_.find_long(text, lookup.hash)
+                                                : tables_.find_short(lookup.key, lookup.hash);
             if (token < kNotWhole) {
                 const auto id = static_cast<std::int32_t>(token);
-                found_[index] = keep(lookup.key, &id, 1);
+                found(index, &id, 1);
                 continue;
             }
-            if (!cache_.recall(lookup.key.view(), lookup.hash).empty()) continue;
+            if (!cache_.recall(text, lookup.hash).empty()) continue;
             if (batch_.full()) merge(merging);
             merging[batch_.size()] = index;
-            batch_.add(lookup.key);
+            if (is_long || lookup.key.is_foreign()) {
+                batch_.add(text);
+            } else {
+                batch_.add(lookup.key);
+            }
         }
         if (batch_.size() != 0) merge(merging);
     }
@@ -167,16 +210,19 @@ private:
     void merge(const std::uint16_t* indices) {
         batch_.run();
         for (std::size_t i = 0; i < batch_.size(); ++i) {
-            const Lookup& lookup = lookups_[indices[i]];
-            std::int32_t ids[kKeyBytes];
-            const std::size_t count = batch_.take(i, ids);
-            if (count <= 4) {
-                found_[indices[i]] = keep(lookup.key, ids, count);
-            } else {
-                cache_.remember(lookup.key.view(), lookup.hash, {ids, count});
-            }
+            std::int32_t ids[MergeBatch::kSymbols];
+            found(indices[i], ids, batch_.take(i, ids));
         }
         batch_.clear();
+    }
+
+    void found(std::size_t index, const std::int32_t* ids, std::size_t count) {
+        const Lookup& lookup = lookups_[index];
+        if (count <= 4 && !lookup.key.is_long()) {
+            found_[index] = keep(lookup.key, ids, count);
+        } else {
+            cache_.remember(text_of(index), lookup.hash, {ids, count});
+        }
     }
 
     const CachedPiece* keep(const PieceKey& key, const std::int32_t* ids, std::size_t count) {
@@ -188,15 +234,14 @@ private:
     }
 
     // A piece of more than 15 bytes, or of more than 4 ids.
-    [[gnu::noinline]] void single(std::string_view piece, const Lookup& lookup) {
+    [[gnu::noinline]] void single(std::string_view piece, std::uint64_t hash) {
         if (piece.empty()) return;
         const bool is_short = piece.size() <= kKeyBytes;
-        const std::uint64_t hash = is_short ? lookup.hash : hash_piece(piece);
         if (const auto known = cache_.recall(piece, hash); !known.empty()) {
             sink_.some(known.data(), known.size());
             return;
         }
-        const std::uint32_t token = is_short ? kNoToken : tables_.find_long(piece);
+        const std::uint32_t token = is_short ? kNoToken : tables_.find_long(piece, hash);
         std::int32_t ids[kShortPiece];
         std::size_t count = 1;
         if (token < kNotWhole) {
@@ -215,6 +260,10 @@ private:
     PieceCache& cache_;
     std::string_view text_;
     Sink& sink_;
+    std::span<const Vocabulary::Part> parts_;
+    std::size_t left_ = 0;  // pieces of the first of them
+    std::size_t start_ = 0;
+    std::span<const std::uint32_t> ends_;
     std::size_t missed_ = 0;
     std::size_t resolved_ = 0;
     Lookup lookups_[kBlock];
@@ -226,9 +275,11 @@ private:
 
 template <typename Sink>
 void walk(const VocabularyTables& tables, std::string_view text, std::size_t start,
-          std::span<const std::uint32_t> ends, PieceCache& cache, Sink& sink) {
+          std::span<const std::uint32_t> ends, PieceCache& cache, Sink& sink,
+          std::span<const Vocabulary::Part> parts = {}) {
     cache.serve(tables.header->checksum);
     Walk<Sink> walk(tables, cache, text, sink);
+    walk.count(parts);
     while (!ends.empty()) {
         const auto block = ends.first(std::min(ends.size(), kBlock));
         walk.block(start, block);
@@ -299,6 +350,12 @@ void Vocabulary::encode(std::string_view text, std::size_t start,
                         std::span<const std::uint32_t> ends, PieceCache& cache, Ids& out) const {
     Store sink{out};
     walk(*tables_, text, start, ends, cache, sink);
+}
+
+void Vocabulary::encode(std::string_view text, std::span<const std::uint32_t> ends,
+                        std::span<const Part> parts, PieceCache& cache, Ids& out) const {
+    Store sink{out};
+    walk(*tables_, text, 0, ends, cache, sink, parts);
 }
 
 std::size_t Vocabulary::count(std::string_view text, std::size_t start,

@@ -48,6 +48,14 @@ public:
     // `start`. Nothing beyond the text's end is read. The cache may have served another vocabulary.
     void encode(std::string_view text, std::size_t start, std::span<const std::uint32_t> ends,
                 PieceCache& cache, Ids& out) const;
+    // Pieces of several texts that stand one after the other in `text`: how many ids a part has is
+    // added to its count. The parts' pieces are all of them, in order.
+    struct Part {
+        std::size_t pieces;
+        std::int64_t* count;
+    };
+    void encode(std::string_view text, std::span<const std::uint32_t> ends,
+                std::span<const Part> parts, PieceCache& cache, Ids& out) const;
     // How many ids `encode` would append.
     std::size_t count(std::string_view text, std::size_t start,
                       std::span<const std::uint32_t> ends, PieceCache& cache) const;

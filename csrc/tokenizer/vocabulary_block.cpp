@@ -11,13 +11,14 @@ namespace omr {
 namespace {
 
 constexpr char kMagic[8] = {'O', 'M', 'R', '-', 'B', 'P', 'E', '\n'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::uint32_t kByteOrder = 0x0102'0304;
 constexpr std::size_t kLongEmpty = ~0ULL;
+constexpr std::size_t kCharacters = 65536;
 
 // Byte offsets of the tables, each on a cache line of its own.
 struct Layout {
-    std::uint64_t starts, text, tokens, long_tokens, byte_id, byte_pair, pairs, merged, end;
+    std::uint64_t starts, text, tokens, long_tokens, byte_id, byte_pair, pairs, merged, filter, characters, end;
 
     explicit Layout(const BlockSizes& sizes) {
         std::uint64_t at = 0;
@@ -35,13 +36,16 @@ struct Layout {
         byte_pair = place(65536, 4);
         pairs = place(sizes.pair_buckets, sizeof(PairBucket));
         merged = place(sizes.merges, 4);
+        filter = place(sizes.filter_words, 8);
+        characters = place(kCharacters, 4);
         end = at;
     }
 };
 
 BlockSizes sizes_of(const BlockHeader& header) {
     return {header.text,          header.tokens,     header.merges,
-            header.token_buckets, header.long_slots, header.pair_buckets};
+            header.token_buckets, header.long_slots, header.pair_buckets,
+            header.filter_words};
 }
 
 void require(bool holds, const char* reason) {
@@ -60,7 +64,9 @@ void check_header(const BlockHeader& header, std::size_t size) {
     require(header.text <= 0xFFFF'FFFFU && header.tokens > 0 && header.tokens <= kMaxIds &&
                 header.merges <= kMaxIds && header.token_buckets > 0 &&
                 header.pair_buckets > 0 && std::has_single_bit(header.long_slots) &&
-                header.ignore_merges <= 1,
+                std::has_single_bit(header.filter_words) && header.ignore_merges <= 1 &&
+                header.first_merged < header.tokens &&
+                header.merges <= header.tokens - header.first_merged,
             "its sizes are impossible");
     require(block_size(sizes_of(header)) == size, "its sizes do not add up");
 }
@@ -121,6 +127,9 @@ void check_tables(const VocabularyTables& tables) {
     require_end(tables.merges.pairs,
                 [](const PairBucket& bucket) { return bucket.slots[0] >> 63U != 0; });
     require_all(tables.merges.merged, is_token, "a merge's token is out of range");
+    require_all(
+        tables.merges.characters, [&](std::uint32_t one) { return is_token(one & Character::kId); },
+        "a character's token is out of range");
 }
 
 }  // namespace
@@ -180,6 +189,9 @@ VocabularyTables block_tables(const std::uint8_t* bytes) {
     view(tables.merges.byte_pair, layout.byte_pair, 65536);
     view(tables.merges.pairs, layout.pairs, header.pair_buckets);
     view(tables.merges.merged, layout.merged, header.merges);
+    view(tables.merges.filter.words, layout.filter, header.filter_words);
+    view(tables.merges.characters, layout.characters, kCharacters);
+    tables.merges.first_merged = header.first_merged;
     return tables;
 }
 
@@ -193,8 +205,7 @@ VocabularyTables check_block(std::span<const std::uint8_t> block) {
     return tables;
 }
 
-std::uint32_t VocabularyTables::find_long(std::string_view piece) const {
-    const std::uint64_t hash = hash_piece(piece);
+std::uint32_t VocabularyTables::find_long(std::string_view piece, std::uint64_t hash) const {
     const std::size_t mask = long_tokens.size() - 1;
     for (std::size_t at = hash & mask;; at = (at + 1) & mask) {
         const std::uint64_t slot = long_tokens[at];
@@ -206,7 +217,7 @@ std::uint32_t VocabularyTables::find_long(std::string_view piece) const {
 
 std::uint32_t VocabularyTables::find(std::string_view piece) const {
     if (piece.empty()) return kNoToken;
-    if (piece.size() > kKeyBytes) return find_long(piece);
+    if (piece.size() > kKeyBytes) return find_long(piece, hash_piece(piece));
     const PieceKey key = copy_key(piece.data(), piece.size());
     return find_short(key, key.hash());
 }

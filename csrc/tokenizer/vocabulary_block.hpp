@@ -39,6 +39,8 @@ struct BlockHeader {
     std::uint32_t tokens, merges;
     std::uint32_t token_buckets, long_slots, pair_buckets;
     std::uint32_t ignore_merges;
+    std::uint32_t filter_words;  // of the filter of pairs
+    std::uint32_t first_merged;  // see MergeTable
 };
 
 // Views of a block's tables.
@@ -72,7 +74,7 @@ struct VocabularyTables {
             at = at + 1 == count ? 0 : at + 1;
         }
     }
-    std::uint32_t find_long(std::string_view piece) const;
+    std::uint32_t find_long(std::string_view piece, std::uint64_t hash) const;  // by hash_piece
     std::uint32_t find(std::string_view piece) const;
 };
 
@@ -84,7 +86,7 @@ using BlockMemory = std::unique_ptr<std::uint8_t, FreeBytes>;
 // The sizes that decide where each table lies.
 struct BlockSizes {
     std::uint64_t text;
-    std::uint32_t tokens, merges, token_buckets, long_slots, pair_buckets;
+    std::uint32_t tokens, merges, token_buckets, long_slots, pair_buckets, filter_words;
 };
 
 std::uint64_t block_size(const BlockSizes& sizes);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import itertools
 import os
 import pickle
 import random
@@ -261,3 +262,27 @@ def test_decoding_takes_integers_of_any_kind() -> None:
         if ids.max() <= np.iinfo(kind).max:
             assert small().decode(ids.astype(kind)) == "naïve lesion"
     assert small().decode(ids.reshape(1, -1)) == "naïve lesion"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_short_texts_that_wait_for_each_other(seed: int) -> None:
+    """Around all bounds of what waits: bytes of a text, bytes and pieces of all together."""
+    rng = random.Random(seed)
+    base = " ".join(corpus(200))
+    parts = ["<think>", "é 中文 e\u0301 ", "1 2 3 ! ? ", "a" * 700, "<|im_end|>", " \n"]
+    texts = []
+    for _ in range(500):
+        at = rng.randrange(len(base) - 9000)
+        size = rng.choice((0, 1, 15, 16, 17, 300, 2000, 4080, 4096, 4097, 8200))
+        text = base[at : at + size]
+        for _ in range(rng.choice((0, 0, 0, 1, 3))):
+            cut = rng.randint(0, len(text))
+            text = text[:cut] + rng.choice(parts) * rng.choice((1, 1, 40)) + text[cut:]
+        texts.append(text)
+    tokenizer = small()
+    want = [tokenizer.encode(text).tolist() for text in texts]
+    for threads in (1, 2):
+        ids, offsets = tokenizer.encode_batch(texts, threads=threads)
+        assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == want
+        with pytest.raises(DataError, match="text 400 is not valid"):
+            tokenizer.encode_batch([*texts[:400], "\ud800", *texts[400:]], threads=threads)

@@ -201,7 +201,7 @@ def test_equal_letters_merged_in_doubles() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("letters", [b"a", bytes(range(97, 123))])
 def test_words_of_ten_megabytes(letters: bytes) -> None:
-    """They end, and any stretch of the result is the result of its own bytes (merge.cpp, A)."""
+    """They end, and any stretch of the result is the result of its own bytes (merge_long, A)."""
     vocabulary, oracle = trained_pair()
     piece = np.random.default_rng(5).choice(np.frombuffer(letters, np.uint8), 10_000_000).tobytes()
     ids = vocabulary.encode_pieces(*joined([piece]))
