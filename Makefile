@@ -17,12 +17,13 @@ BUILT := $(VENV)/.built-$(MODULES)
 
 DEMO := runs/demo
 
-.PHONY: help demo data test test-slow lint format bench fuzz clean check-system
+.PHONY: help demo data test test-slow lint format bench gpu-bench fuzz clean check-system
 
 help:
 	@echo "make demo      nothing to a trained, evaluated model in about 10 minutes on 2 CPU cores"
 	@echo "make test      the fast tests        make test-slow  the slow ones"
 	@echo "make lint      ruff and mypy         make bench     benchmarks, JSON in benchmarks/results"
+	@echo "make gpu-bench  on a GPU: its tests, then benchmarks"
 	@echo "make fuzz      the tokenizer's core under sanitizers, SECONDS=600"
 
 check-system:
@@ -86,6 +87,10 @@ format: install
 
 bench: data
 	@$(BIN)/python -m benchmarks.run
+
+# On a machine with an NVIDIA GPU: the tests marked gpu, then benchmarks/results/gpu-*.json.
+gpu-bench: install
+	@$(BIN)/python -m benchmarks.gpu
 
 # An input that breaks something is kept in build/fuzz/crash-input.bin.
 SECONDS ?= 600

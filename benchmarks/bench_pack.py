@@ -129,50 +129,23 @@ def padding_free(packs: list[list[EncodedSample]]) -> Side:
     return collate
 
 
-def on_gpu(packs: list[list[EncodedSample]], *, whole: bool) -> Side:
-    """The kernel, with or without the host's part before it; each run waits for the GPU."""
-    from omr_io.kernels.pack import pack_spans, upload
-
-    pack = pack_implementation("triton", "cuda")
-    uploaded = upload(span_table(packs, **OPTIONS), torch.device("cuda"))
-
-    def run() -> None:
-        if whole:
-            pack(packs, **OPTIONS)
-        else:
-            pack_spans(uploaded)
-        torch.cuda.synchronize()
-
-    run()  # compiles
-    return run
-
-
 SIDES: dict[str, Callable[[list[list[EncodedSample]]], Side]] = {
     "omr_io-cpu": lambda packs: ours("cpu", packs),
     "reference": lambda packs: ours("reference", packs),
     "get_rope_index": get_rope_index,
     "padding-free": padding_free,
 }
-GPU_SIDES: dict[str, Callable[[list[list[EncodedSample]]], Side]] = {
-    "omr_io-triton": lambda packs: on_gpu(packs, whole=True),
-    "omr_io-launch": lambda packs: on_gpu(packs, whole=False),
-}
-
-
-def sides() -> list[str]:
-    """Those that can be measured here."""
-    return [*SIDES, *(GPU_SIDES if torch.cuda.is_available() else ())]
 
 
 def main() -> None:
     """Time one side and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=sides())
+    parser.add_argument("side", choices=list(SIDES))
     parser.add_argument("--seconds", type=float, default=3.0, help="to repeat for")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     packs = corpus_packs()
-    run = (SIDES | GPU_SIDES)[arguments.side](packs)
+    run = SIDES[arguments.side](packs)
     times: list[float] = []
     end = time.perf_counter() + arguments.seconds
     while time.perf_counter() < end or len(times) < 10:

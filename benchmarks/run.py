@@ -100,7 +100,7 @@ def bench_plan(rounds: int) -> None:
 
 def bench_packing(rounds: int) -> None:
     """One batch of 64k tokens laid out, by each side in turn; a process's least time counts."""
-    sides = bench_pack.sides()
+    sides = list(bench_pack.SIDES)
     runs = [{side: measure("bench_pack", [side]) for side in sides} for _ in range(rounds)]
     first = runs[0]["omr_io-cpu"]
     times = {side: statistics.median(run[side]["milliseconds"] for run in runs) for side in sides}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_decode, gpu_pixels
+from benchmarks import gpu, gpu_decode, gpu_pixels
 from omr_io.errors import ConfigError
 from omr_io.types import UInt8Array
 
@@ -20,18 +21,28 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 def test_they_import_nothing_that_needs_a_gpu() -> None:
     code = """
 import sys
-import benchmarks.gpu_pixels, benchmarks.gpu_decode
-print({"nvidia.nvimgcodec", "nvidia.dali", "transformers", "omr_io.kernels"} & set(sys.modules))
+import benchmarks.gpu
+names = {"nvidia.nvimgcodec", "nvidia.dali", "transformers", "triton", "omr_io.kernels.pack"}
+print(names & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 @without_gpu
-@pytest.mark.parametrize("run", [gpu_pixels.measure, gpu_decode.measure, gpu_pixels.copy_bandwidth])
+@pytest.mark.parametrize("run", [*gpu.PARTS.values(), gpu_pixels.copy_bandwidth, gpu.about])
 def test_they_refuse_without_a_gpu(run) -> None:
     with pytest.raises(ConfigError, match="needs a CUDA GPU"):
         run()
+
+
+@without_gpu
+def test_the_command_says_what_is_missing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this benchmark needs a CUDA GPU")
 
 
 def test_they_refuse_to_time_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
