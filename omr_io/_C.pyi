@@ -345,3 +345,68 @@ def axis_weights(
     Raises:
         ValueError: a size is not 1 to 2**20, or the filter is none.
     """
+class PlainBatch:
+    """Rows of a batch that are plain: see csrc/plain_rows.hpp."""
+
+    @property
+    def tar_bytes(self) -> NDArray[np.int64]:
+        """Bytes of each row's sample in a tar; 0 for those that are not plain."""
+
+    def runs(self) -> list[tuple[int, int, bool]]:
+        """(first, last, whether they are plain) of each run of rows."""
+
+    def names(self, first: int, last: int) -> tuple[list[str], list[str], list[str]]:
+        """The keys, ids and sources of rows."""
+
+    def columns(self, first: int, last: int) -> dict[str, Any]:
+        """What the index says of rows, but for their places and checksums, as `Columns` takes it.
+
+        "keys", "names" (two a row), "formats", "modes", "answers" are texts: (lengths, UTF-8 of all);
+        "widths", "heights", "question_bytes", "reasoning_bytes" are int32, "num_options" int16.
+        """
+
+    def write_tar(
+        self, first: int, last: int, offset: int, out: Buffer
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32], str]:
+        """Write rows as they stand in a tar from `offset` on, into a buffer of their size.
+
+        Returns:
+            Offset and size in the tar and CRC-32C of each part, two a row, and the rows' lines of
+            DALI's index.
+
+        Raises:
+            ValueError: a row is not plain.
+            IndexError: there are no such rows.
+            RuntimeError: the buffer is too small.
+        """
+
+def plain_rows(
+    image: tuple[Any, ...],
+    path: tuple[Any, ...],
+    question: tuple[Any, ...],
+    answer: tuple[Any, ...],
+    reasoning: tuple[Any, ...] | None,
+    id: tuple[Any, ...] | None,
+    *,
+    count: int,
+    file_name: str,
+    id_prefix: str,
+    first_row: int,
+    max_image_bytes: int,
+    max_pixels: int,
+    max_aspect: int,
+    check_trace: bool,
+) -> PlainBatch:
+    """Find the plain rows of a batch.
+
+    Args:
+        image, path, question, answer, reasoning, id: columns as Arrow has them: (validity or None,
+            offsets, data or None, number of the first row in these, bytes of an offset: 4 or 8).
+        count: rows.
+
+    Raises:
+        ValueError: a column is of another form.
+    """
+
+def crc32c(data: bytes, *, by_table: bool = False) -> int:
+    """CRC-32C; `by_table` takes the form for processors without an instruction for it."""

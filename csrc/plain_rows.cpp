@@ -1,0 +1,331 @@
+#include "plain_rows.hpp"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+
+#include "crc32c.hpp"
+#include "jpeg_segments.hpp"
+#include "plain_question.hpp"
+#include "tar_header.hpp"
+#include "texts.hpp"
+
+namespace omr {
+namespace {
+
+constexpr std::size_t kBlock = 512;
+constexpr std::size_t kMaxKey = 80;
+constexpr std::size_t kMaxJson = std::size_t{64} << 20U;
+constexpr std::string_view kImageName = "jpg";
+
+constexpr std::size_t padded(std::size_t size) { return (size + kBlock - 1) / kBlock * kBlock; }
+
+std::optional<std::uint64_t> offset_at(const ArrowBytes& column, std::size_t place) {
+    if ((place + 1) * column.width > column.offsets.size()) {
+        return std::nullopt;
+    }
+    if (column.width == 4) {
+        std::int32_t value = 0;
+        std::memcpy(&value, column.offsets.data() + place * 4, 4);
+        return value < 0 ? std::nullopt : std::optional(static_cast<std::uint64_t>(value));
+    }
+    std::int64_t value = 0;
+    std::memcpy(&value, column.offsets.data() + place * 8, 8);
+    return value < 0 ? std::nullopt : std::optional(static_cast<std::uint64_t>(value));
+}
+
+bool is_null(const ArrowBytes& column, std::size_t row) {
+    const std::size_t place = column.first + row;
+    return !column.valid.empty() &&
+           (place / 8 >= column.valid.size() || (column.valid[place / 8] >> place % 8 & 1U) == 0);
+}
+
+// Nothing for a null, and for places outside the data.
+std::optional<std::span<const std::uint8_t>> bytes_at(const ArrowBytes& column, std::size_t row) {
+    const auto start = offset_at(column, column.first + row);
+    const auto end = offset_at(column, column.first + row + 1);
+    if (is_null(column, row) || !start || !end || *start > *end || *end > column.data.size()) {
+        return std::nullopt;
+    }
+    return column.data.subspan(*start, *end - *start);
+}
+
+std::optional<std::string_view> text_at(const ArrowBytes& column, std::size_t row) {
+    const auto bytes = bytes_at(column, row);
+    if (!bytes) {
+        return std::nullopt;
+    }
+    return std::string_view(reinterpret_cast<const char*>(bytes->data()), bytes->size());
+}
+
+// A null is "".
+std::optional<std::string_view> optional_text_at(const ArrowBytes* column, std::size_t row) {
+    if (column == nullptr || is_null(*column, row)) {
+        return std::string_view();
+    }
+    return text_at(*column, row);
+}
+
+void append_number(std::string& out, std::uint64_t number, std::size_t digits = 1) {
+    std::array<char, 20> text{};
+    const auto result = std::to_chars(text.data(), text.data() + text.size(), number);
+    const auto size = static_cast<std::size_t>(result.ptr - text.data());
+    out.append(size < digits ? digits - size : 0, '0');
+    out.append(text.data(), size);
+}
+
+// omr_io.shards.keys.key_for, for keys that need not be cut; "" for others.
+std::string key_of(std::string_view id) {
+    constexpr std::string_view kDigits = "0123456789ABCDEF";
+    std::string key;
+    for (const char c : id) {
+        const bool is_word = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
+                             (c >= '0' && c <= '9') || c == '-' || (c == '_' && !key.empty());
+        if (is_word) {
+            key += c;
+        } else {
+            key += '%';
+            key += kDigits[static_cast<unsigned char>(c) >> 4U];
+            key += kDigits[static_cast<unsigned char>(c) & 0xFU];
+        }
+        if (key.size() > kMaxKey) {
+            return {};
+        }
+    }
+    return key;
+}
+
+struct Row {
+    std::span<const std::uint8_t> image;
+    PlainJpeg frame{};
+    std::string_view path, question, reasoning;
+    char answer = 0;
+    std::string id, key, source;
+};
+
+bool read_image(const PlainColumns& columns, const PlainRules& rules, std::size_t at, Row& row) {
+    const auto data = bytes_at(*columns.image, at);
+    const auto path = optional_text_at(columns.path, at);
+    if (!data || data->size() > rules.max_image_bytes || !path ||
+        text_kind(*path) == TextKind::refused) {
+        return false;
+    }
+    const auto frame = plain_jpeg(*data);
+    if (!frame) {
+        return false;
+    }
+    const std::uint64_t longer = std::max(frame->width, frame->height);
+    const std::uint64_t shorter = std::min(frame->width, frame->height);
+    row.image = *data;
+    row.path = *path;
+    row.frame = *frame;
+    return longer * shorter <= rules.max_pixels && longer <= rules.max_aspect * shorter;
+}
+
+bool read_texts(const PlainColumns& columns, const PlainRules& rules, std::size_t at, Row& row,
+                std::vector<std::string_view>& options) {
+    const auto question = text_at(*columns.question, at);
+    const auto answer = text_at(*columns.answer, at);
+    const auto reasoning = optional_text_at(columns.reasoning, at);
+    if (!question || !answer || !reasoning || text_kind(*answer) != TextKind::ascii ||
+        text_kind(*reasoning) == TextKind::refused) {
+        return false;
+    }
+    const TextKind kind = text_kind(*question);
+    if (kind == TextKind::refused || kind == TextKind::spaced ||
+        !plain_options(*question, options)) {
+        return false;
+    }
+    row.question = *question;
+    row.reasoning = *reasoning;
+    row.answer = plain_letter(*answer);
+    if (row.answer == 0 || static_cast<std::size_t>(row.answer - 'A') >= options.size()) {
+        return false;
+    }
+    if (!rules.check_trace) {
+        return true;
+    }
+    const auto traced = plain_trace_letter(*reasoning);
+    return traced && (*traced == 0 || *traced == row.answer);
+}
+
+bool read_names(const PlainColumns& columns, const PlainRules& rules, std::size_t at, Row& row) {
+    const std::uint64_t number = rules.first_row + at;
+    if (columns.id == nullptr) {
+        row.id = rules.id_prefix;
+        row.id += '-';
+        append_number(row.id, number, 8);
+    } else {
+        const auto id = text_at(*columns.id, at);
+        const TextKind kind = id ? text_kind(*id) : TextKind::refused;
+        if (kind == TextKind::refused || kind == TextKind::spaced ||
+            id->find_first_not_of(" \t\n\r") == id->npos) {
+            return false;
+        }
+        row.id = *id;
+    }
+    row.key = key_of(row.id);
+    row.source = rules.file_name;
+    row.source += '#';
+    append_number(row.source, number);
+    return !row.key.empty();
+}
+
+// omr_io.shards.sample_json.encode_record.
+void append_json(std::string& out, const Row& row, const std::vector<std::string_view>& options) {
+    out += "{\"id\":";
+    append_json_string(out, row.id);
+    out += ",\"question\":";
+    append_json_string(out, row.question);
+    out += ",\"options\":[";
+    for (std::size_t i = 0; i < options.size(); ++i) {
+        out += i == 0 ? "{\"letter\":\"" : ",{\"letter\":\"";
+        out += static_cast<char>('A' + static_cast<char>(i));
+        out += "\",\"text\":";
+        append_json_string(out, options[i]);
+        out += '}';
+    }
+    out += "],\"answer\":\"";
+    out += row.answer;
+    out += "\",\"reasoning\":";
+    append_json_string(out, row.reasoning);
+    out += ",\"rubric\":[],\"images\":[{\"part\":\"";
+    out += kImageName;
+    out += "\",\"name\":";
+    append_json_string(out, row.path);
+    out += "}],\"source\":";
+    append_json_string(out, row.source);
+    out += ",\"extra\":\"{}\"}";
+}
+
+// False, and nothing added, when the JSON would be too large.
+bool append_row(PlainBatch& batch, const Row& row, const std::vector<std::string_view>& options) {
+    const std::size_t before = batch.json.data.size();
+    append_json(batch.json.data, row, options);
+    const std::size_t json = batch.json.data.size() - before;
+    if (json > kMaxJson) {
+        batch.json.data.resize(before);
+        return false;
+    }
+    batch.json.end();
+    const std::array<std::pair<TextList*, std::string_view>, 6> texts{{
+        {&batch.ids, row.id},
+        {&batch.keys, row.key},
+        {&batch.sources, row.source},
+        {&batch.formats, row.frame.progressive ? "jpeg-progressive" : "jpeg"},
+        {&batch.modes, row.frame.components == 1   ? "L"
+                       : row.frame.components == 3 ? "RGB"
+                                                   : "CMYK"},
+        {&batch.answers, std::string_view(&row.answer, 1)},
+    }};
+    for (const auto& [list, text] : texts) {
+        list->data += text;
+        list->end();
+    }
+    for (const std::string_view extension : {kImageName, std::string_view("json")}) {
+        (batch.names.data += row.key) += '.';
+        batch.names.data += extension;
+        batch.names.end();
+    }
+    batch.images.push_back(row.image);
+    batch.widths.push_back(row.frame.width);
+    batch.heights.push_back(row.frame.height);
+    batch.question_bytes.push_back(static_cast<std::int32_t>(row.question.size()));
+    batch.reasoning_bytes.push_back(static_cast<std::int32_t>(row.reasoning.size()));
+    batch.num_options.push_back(static_cast<std::int16_t>(options.size()));
+    batch.tar_bytes.push_back(
+        static_cast<std::int64_t>(2 * kBlock + padded(row.image.size()) + padded(json)));
+    return true;
+}
+
+void append_nothing(PlainBatch& batch) {
+    for (TextList* list : {&batch.ids, &batch.keys, &batch.sources, &batch.json, &batch.names,
+                           &batch.names, &batch.formats, &batch.modes, &batch.answers}) {
+        list->end();
+    }
+    batch.images.emplace_back();
+    for (auto* numbers :
+         {&batch.widths, &batch.heights, &batch.question_bytes, &batch.reasoning_bytes}) {
+        numbers->push_back(0);
+    }
+    batch.num_options.push_back(0);
+    batch.tar_bytes.push_back(0);
+}
+
+void put(std::span<std::uint8_t>& out, const void* data, std::size_t size) {
+    if (size != 0) {
+        std::memcpy(out.data(), data, size);
+    }
+    out = out.subspan(size);
+}
+
+// Header, data and padding.
+void put_member(std::span<std::uint8_t>& out, std::string_view name,
+                std::span<const std::uint8_t> data) {
+    const auto header = tar_header(name, data.size());
+    if (!header) {
+        throw std::logic_error("a plain row's name does not fit a tar's header");
+    }
+    put(out, header->data(), header->size());
+    put(out, data.data(), data.size());
+    const std::size_t padding = padded(data.size()) - data.size();
+    std::fill_n(out.begin(), padding, std::uint8_t{0});
+    out = out.subspan(padding);
+}
+
+}  // namespace
+
+PlainBatch plain_rows(const PlainColumns& columns, std::size_t count, const PlainRules& rules) {
+    PlainBatch batch;
+    std::vector<std::string_view> options;
+    for (std::size_t at = 0; at < count; ++at) {
+        Row row;
+        const bool is_plain = read_image(columns, rules, at, row) &&
+                              read_texts(columns, rules, at, row, options) &&
+                              read_names(columns, rules, at, row) &&
+                              append_row(batch, row, options);
+        if (!is_plain) {
+            append_nothing(batch);
+        }
+        batch.plain.push_back(is_plain ? 1 : 0);
+    }
+    return batch;
+}
+
+TarRun write_tar(const PlainBatch& batch, std::size_t first, std::size_t last,
+                 std::uint64_t offset, std::span<std::uint8_t> out) {
+    TarRun run;
+    for (std::size_t at = first; at < last; ++at) {
+        const std::string_view json = batch.json[at];
+        const std::array<std::span<const std::uint8_t>, 2> parts{
+            batch.images[at],
+            std::span(reinterpret_cast<const std::uint8_t*>(json.data()), json.size())};
+        for (std::size_t part = 0; part < 2; ++part) {
+            const std::span<const std::uint8_t> data = parts[part];
+            const std::string_view name = batch.names[2 * at + part];
+            if (out.size() < kBlock + padded(data.size())) {
+                throw std::logic_error("the buffer for rows of a tar is too small");
+            }
+            put_member(out, name, data);
+            offset += kBlock;
+            run.offsets.push_back(static_cast<std::int64_t>(offset));
+            run.sizes.push_back(static_cast<std::int64_t>(data.size()));
+            run.crcs.push_back(crc32c(data));
+            run.lines += part == 0 ? kImageName : " json";
+            run.lines += ' ';
+            append_number(run.lines, offset);
+            run.lines += ' ';
+            append_number(run.lines, data.size());
+            run.lines += ' ';
+            run.lines += name;
+            offset += padded(data.size());
+        }
+        run.lines += '\n';
+    }
+    return run;
+}
+
+}  // namespace omr
