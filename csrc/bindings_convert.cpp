@@ -144,6 +144,8 @@ py::dict columns(const Batch& batch, std::size_t first, std::size_t last) {
     const omr::PlainBatch& rows = batch.rows;
     py::dict made;
     made["keys"] = texts(rows.keys, first, last);
+    made["ids"] = texts(rows.ids, first, last);
+    made["sources"] = texts(rows.sources, first, last);
     made["names"] = texts(rows.names, 2 * first, 2 * last);
     made["formats"] = texts(rows.formats, first, last);
     made["modes"] = texts(rows.modes, first, last);
@@ -153,11 +155,14 @@ py::dict columns(const Batch& batch, std::size_t first, std::size_t last) {
     made["question_bytes"] = numbers(rows.question_bytes, first, last);
     made["reasoning_bytes"] = numbers(rows.reasoning_bytes, first, last);
     made["num_options"] = numbers(rows.num_options, first, last);
+    made["offsets"] = numbers(rows.offsets, 2 * first, 2 * last);
+    made["sizes"] = numbers(rows.sizes, 2 * first, 2 * last);
+    made["crcs"] = numbers(rows.crcs, 2 * first, 2 * last);
     return made;
 }
 
-py::tuple fill_tar(const Batch& batch, std::size_t first, std::size_t last, std::uint64_t offset,
-                    const py::buffer& buffer) {
+py::tuple fill_tar(Batch& batch, std::size_t first, std::size_t last, std::uint64_t offset,
+                   const py::buffer& buffer) {
     batch.check(first, last);
     for (std::size_t at = first; at < last; ++at) {
         if (batch.rows.plain[at] == 0) throw py::value_error("a row is not plain");
@@ -168,14 +173,17 @@ py::tuple fill_tar(const Batch& batch, std::size_t first, std::size_t last, std:
     }
     const std::span<std::uint8_t> out(static_cast<std::uint8_t*>(info.ptr),
                                       static_cast<std::size_t>(info.size));
-    omr::TarRun run;
+    std::string lines;
     {
         const py::gil_scoped_release release;
-        run = omr::write_tar(batch.rows, first, last, offset, out);
+        omr::write_tar(batch.rows, first, last, offset, out, lines);
     }
-    const std::size_t parts = run.offsets.size();
-    return py::make_tuple(numbers(run.offsets, 0, parts), numbers(run.sizes, 0, parts),
-                          numbers(run.crcs, 0, parts), py::str(run.lines));
+    py::list images(last - first);
+    for (std::size_t at = first; at < last; ++at) {
+        const std::int64_t start = batch.rows.offsets[2 * at] - static_cast<std::int64_t>(offset);
+        images[at - first] = py::slice(start, start + batch.rows.sizes[2 * at], 1);
+    }
+    return py::make_tuple(images, py::str(lines));
 }
 
 std::uint32_t crc_of(const py::bytes& data, bool by_table) {
@@ -205,7 +213,7 @@ void bind_convert(py::module_& m) {
              "What the index says of rows, but for their places and checksums.")
         .def("write_tar", &fill_tar, py::arg("first"), py::arg("last"), py::arg("offset"),
              py::arg("out"),
-             "Write rows, all plain, into a buffer: (offsets, sizes, CRCs, lines of the index).");
+             "Write rows, all plain, into a buffer: (slices of it that are images, lines of the index).");
     m.def("plain_rows", &find_plain_rows, py::arg("image"), py::arg("path"), py::arg("question"),
           py::arg("answer"), py::arg("reasoning"), py::arg("id"), py::kw_only(), py::arg("count"),
           py::arg("file_name"), py::arg("id_prefix"), py::arg("first_row"),

@@ -292,12 +292,14 @@ PlainBatch plain_rows(const PlainColumns& columns, std::size_t count, const Plai
         }
         batch.plain.push_back(is_plain ? 1 : 0);
     }
+    batch.offsets.resize(2 * count);
+    batch.sizes.resize(2 * count);
+    batch.crcs.resize(2 * count);
     return batch;
 }
 
-TarRun write_tar(const PlainBatch& batch, std::size_t first, std::size_t last,
-                 std::uint64_t offset, std::span<std::uint8_t> out) {
-    TarRun run;
+void write_tar(PlainBatch& batch, std::size_t first, std::size_t last, std::uint64_t offset,
+               std::span<std::uint8_t> out, std::string& lines) {
     for (std::size_t at = first; at < last; ++at) {
         const std::string_view json = batch.json[at];
         const std::array<std::span<const std::uint8_t>, 2> parts{
@@ -305,27 +307,26 @@ TarRun write_tar(const PlainBatch& batch, std::size_t first, std::size_t last,
             std::span(reinterpret_cast<const std::uint8_t*>(json.data()), json.size())};
         for (std::size_t part = 0; part < 2; ++part) {
             const std::span<const std::uint8_t> data = parts[part];
-            const std::string_view name = batch.names[2 * at + part];
+            const std::size_t place = 2 * at + part;
             if (out.size() < kBlock + padded(data.size())) {
                 throw std::logic_error("the buffer for rows of a tar is too small");
             }
-            put_member(out, name, data);
+            put_member(out, batch.names[place], data);
             offset += kBlock;
-            run.offsets.push_back(static_cast<std::int64_t>(offset));
-            run.sizes.push_back(static_cast<std::int64_t>(data.size()));
-            run.crcs.push_back(crc32c(data));
-            run.lines += part == 0 ? kImageName : " json";
-            run.lines += ' ';
-            append_number(run.lines, offset);
-            run.lines += ' ';
-            append_number(run.lines, data.size());
-            run.lines += ' ';
-            run.lines += name;
+            batch.offsets[place] = static_cast<std::int64_t>(offset);
+            batch.sizes[place] = static_cast<std::int64_t>(data.size());
+            batch.crcs[place] = crc32c(data);
+            lines += part == 0 ? kImageName : " json";
+            lines += ' ';
+            append_number(lines, offset);
+            lines += ' ';
+            append_number(lines, data.size());
+            lines += ' ';
+            lines += batch.names[place];
             offset += padded(data.size());
         }
-        run.lines += '\n';
+        lines += '\n';
     }
-    return run;
 }
 
 }  // namespace omr

@@ -68,6 +68,10 @@ struct PlainBatch {
     std::vector<std::int32_t> widths, heights, question_bytes, reasoning_bytes;
     std::vector<std::int16_t> num_options;
     std::vector<std::int64_t> tar_bytes;  // of the sample: headers, data and padding
+    // Two a row, and 0 until `write_tar`: of each part its data's place and size in the tar, and
+    // its CRC-32C.
+    std::vector<std::int64_t> offsets, sizes;
+    std::vector<std::uint32_t> crcs;
 
     [[nodiscard]] std::size_t size() const { return plain.size(); }
 };
@@ -78,14 +82,8 @@ struct PlainBatch {
 
 // Writes rows first to last of a batch, all plain, as they stand in a tar from `offset` on.
 //
-// `out` has the size of them all. For each part, two a row, its data's place and size in the tar and
-// its CRC-32C; and the rows' lines of DALI's index.
-struct TarRun {
-    std::vector<std::int64_t> offsets, sizes;
-    std::vector<std::uint32_t> crcs;
-    std::string lines;
-};
-[[nodiscard]] TarRun write_tar(const PlainBatch& batch, std::size_t first, std::size_t last,
-                               std::uint64_t offset, std::span<std::uint8_t> out);
+// `out` has the size of them all. Adds the rows' lines of DALI's index to `lines`.
+void write_tar(PlainBatch& batch, std::size_t first, std::size_t last, std::uint64_t offset,
+               std::span<std::uint8_t> out, std::string& lines);
 
 }  // namespace omr

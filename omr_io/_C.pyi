@@ -359,20 +359,21 @@ class PlainBatch:
         """The keys, ids and sources of rows."""
 
     def columns(self, first: int, last: int) -> dict[str, Any]:
-        """What the index says of rows, but for their places and checksums, as `Columns` takes it.
+        """What is known of rows, as `omr_io.conversion.columns.Columns.extend` takes it.
 
-        "keys", "names" (two a row), "formats", "modes", "answers" are texts: (lengths, UTF-8 of all);
-        "widths", "heights", "question_bytes", "reasoning_bytes" are int32, "num_options" int16.
+        "keys", "ids", "sources", "names" (two a row, as all of parts), "formats", "modes" and
+        "answers" are texts: (lengths, UTF-8 of all). "widths", "heights", "question_bytes" and
+        "reasoning_bytes" are int32, "num_options" int16. Of parts: "offsets" and "sizes" are int64,
+        "crcs" uint32; they are 0 until `write_tar`.
         """
 
     def write_tar(
         self, first: int, last: int, offset: int, out: Buffer
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32], str]:
+    ) -> tuple[list[slice], str]:
         """Write rows as they stand in a tar from `offset` on, into a buffer of their size.
 
         Returns:
-            Offset and size in the tar and CRC-32C of each part, two a row, and the rows' lines of
-            DALI's index.
+            The places of their images in the buffer, and the rows' lines of DALI's index.
 
         Raises:
             ValueError: a row is not plain.

@@ -100,8 +100,10 @@ class _Values:
         self._end_chunk()
         if pa.types.is_string(self._kind):
             lengths = np.concatenate([lengths for lengths, _ in self._chunks])
+            offsets = np.zeros(len(lengths) + 1, np.int32)
+            np.cumsum(lengths, out=offsets[1:])
             data = b"".join([data for _, data in self._chunks])
-            buffers = [None, _offsets(lengths.tolist()), pa.py_buffer(data)]
+            buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
             return pa.Array.from_buffers(self._kind, len(lengths), buffers, 0)
         if pa.types.is_fixed_size_binary(self._kind):
             data = b"".join(self._chunks)
@@ -164,17 +166,12 @@ def _column(kind: Any) -> _Column:
 def _chunk_of(values: Sequence[Any], kind: Any) -> Any:
     """Values as `Columns.extend` takes them."""
     if pa.types.is_string(kind):
-        return texts_of(values)
+        data = [value.encode() for value in values]
+        return np.fromiter(map(len, data), np.int32, len(data)), b"".join(data)
     if pa.types.is_fixed_size_binary(kind):
         assert all(len(value) == kind.byte_width for value in values)
         return b"".join(values)
     return np.array(values, kind.to_pandas_dtype())
-
-
-def texts_of(values: Sequence[str]) -> tuple[NDArray[np.int32], bytes]:
-    """Texts as `Columns.extend` takes them."""
-    data = [value.encode() for value in values]
-    return np.fromiter(map(len, data), np.int32, len(data)), b"".join(data)
 
 
 def array_of(values: Sequence[Any], kind: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from omr_io import _C
-from omr_io.conversion.columns import Columns, texts_of
+from omr_io.conversion.columns import Columns
 from omr_io.conversion.piece_record import (
     EXAMPLES,
     KEYS_NAME,
@@ -34,7 +34,7 @@ from omr_io.shards.layout import (
     Part,
     reject_row,
 )
-from omr_io.shards.tar_writer import PlainRun, ShardWriter
+from omr_io.shards.tar_writer import ShardWriter
 from omr_io.storage import AtomicFile, write_atomically
 from omr_io.types import Refusal
 
@@ -119,13 +119,18 @@ class PieceWriter:
         self._rows += last - first
         self._samples += last - first
         self._images += last - first
+        digests = np.array([key_digest(key) for key in keys], np.uint64)
+        start = first
         while first < last:
-            run = self._shards.add_plain(batch, first, min(last, first + self._keys.room))
-            self._num_bytes += int(run.sizes.sum())
+            stop = min(last, first + self._keys.room)
+            stop, shard, hashes = self._shards.add_plain(batch, first, stop)
+            about = batch.columns(first, stop)
+            self._num_bytes += int(about["sizes"].sum())
             if self._index is not None:
-                self._index.extend(run.last - first, _index_columns(batch, first, run))
-            self._keys.extend(run.last - first, _key_columns(batch, first, run.last))
-            first = run.last
+                self._index.extend(stop - first, _index_columns(about, stop - first, shard, hashes))
+            own = digests[first - start : stop - start]
+            self._keys.extend(stop - first, (own, about["keys"], about["ids"], about["sources"]))
+            first = stop
         return True
 
     def _duplicate(self, row: int, item: Prepared) -> Refusal | None:
@@ -246,28 +251,22 @@ def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> tuple[Any, 
     )
 
 
-def _index_columns(batch: _C.PlainBatch, first: int, run: PlainRun) -> tuple[Any, ...]:
+def _index_columns(
+    about: Mapping[str, Any], samples: int, shard: int, hashes: bytes
+) -> tuple[Any, ...]:
     """What `_index_row` gives, by columns: see `Columns.extend`."""
-    samples = run.last - first
-    about = batch.columns(first, run.last)
+    parts = (about["names"], about["offsets"], about["sizes"], about["crcs"])
     images = (
         about["widths"], about["heights"], about["formats"], about["modes"],
-        np.ones(samples, np.int8), run.hashes,
+        np.ones(samples, np.int8), hashes,
     )  # fmt: skip
     return (
-        np.full(samples, run.shard, np.int32),
+        np.full(samples, shard, np.int32),
         about["keys"],
-        ([2] * samples, (about["names"], run.offsets, run.sizes, run.crcs)),
+        ([2] * samples, parts),
         ([1] * samples, images),
         about["question_bytes"],
         about["reasoning_bytes"],
         about["num_options"],
         about["answers"],
     )
-
-
-def _key_columns(batch: _C.PlainBatch, first: int, last: int) -> tuple[Any, ...]:
-    """`KEYS_SCHEMA` by columns."""
-    keys, ids, sources = batch.names(first, last)
-    digests = np.array([key_digest(key) for key in keys], np.uint64)
-    return digests, texts_of(keys), texts_of(ids), texts_of(sources)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import google_crc32c
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from omr_io import _C
 from omr_io.shards.layout import FileDigest, Part, ShardEntry
@@ -77,24 +77,6 @@ class _Counted:
         """Nothing is open."""
 
 
-class PlainRun(NamedTuple):
-    """Samples of plain rows as they lie in a shard, two parts each: the image, the JSON.
-
-    Attributes:
-        last: the row after the last one.
-        shard: its number.
-        offsets, sizes, crcs: (2 x samples,) int64, int64, uint32, as in `Part`.
-        hashes: XXH3-128 of the images, one after the other.
-    """
-
-    last: int
-    shard: int
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    crcs: NDArray[np.uint32]
-    hashes: bytes
-
-
 class ShardWriter:
     """Writes samples into shards SPLIT-000000.tar, ..., each with its DALI index beside it.
 
@@ -155,14 +137,15 @@ class ShardWriter:
         self._samples += 1
         return len(self._done), tuple(parts)
 
-    def add_plain(self, batch: _C.PlainBatch, first: int, last: int) -> PlainRun:
-        """Write samples of plain rows: as many as fit the shard, and stay in the processor's cache.
+    def add_plain(self, batch: _C.PlainBatch, first: int, last: int) -> tuple[int, int, bytes]:
+        """Write samples of plain rows: as many as fit the shard.
 
         Args:
             batch: the rows; first to last of them are plain.
 
         Returns:
-            What was written, of at least one row.
+            The row after the last one written, which is not `first`; the shard's number; and the
+            XXH3-128 of the images, one after the other.
 
         Raises:
             DiskError: writing failed.
@@ -170,20 +153,24 @@ class ShardWriter:
         ends = np.cumsum(batch.tar_bytes[first:last])
         file = self._file_for(int(ends[0]))
         room = self._max_bytes - len(TRAILER) - file.num_bytes
-        fits = int(np.searchsorted(ends, min(room, _RUN_BYTES), "right"))
-        last = first + max(1, min(fits, self._max_samples - self._samples))
-        size = int(ends[last - first - 1])
-        if size > len(self._buffer):
-            self._buffer = memoryview(bytearray(max(size, _RUN_BYTES)))
-        view = self._buffer[:size]
-        offsets, sizes, crcs, lines = batch.write_tar(first, last, file.num_bytes, view)
-        start = file.num_bytes
-        images = zip((offsets[::2] - start).tolist(), sizes[::2].tolist(), strict=True)
-        hashes = b"".join([xxhash.xxh3_128_digest(view[at : at + long]) for at, long in images])
-        file.write_now(view)
-        self._lines.append(lines)
-        self._samples += last - first
-        return PlainRun(last, len(self._done), offsets, sizes, crcs, hashes)
+        fits = min(int(np.searchsorted(ends, room, "right")), self._max_samples - self._samples)
+        stops = ends[: max(fits, 1)].tolist()
+        hashes: list[bytes] = []
+        at = done = 0
+        while at < len(stops):
+            # So many at a time that they stay in the processor's cache from copying to writing.
+            after = max(bisect_right(stops, done + _RUN_BYTES), at + 1)
+            size = stops[after - 1] - done
+            if size > len(self._buffer):
+                self._buffer = memoryview(bytearray(max(size, _RUN_BYTES)))
+            view = self._buffer[:size]
+            images, lines = batch.write_tar(first + at, first + after, file.num_bytes, view)
+            hashes += [xxhash.xxh3_128_digest(view[image]) for image in images]
+            file.write_now(view)
+            self._lines.append(lines)
+            at, done = after, stops[after - 1]
+        self._samples += len(stops)
+        return first + len(stops), len(self._done), b"".join(hashes)
 
     def finish(self) -> tuple[ShardEntry, ...]:
         """End the last shard and name them all."""
