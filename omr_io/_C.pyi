@@ -367,9 +367,7 @@ class PlainBatch:
         "crcs" uint32; they are 0 until `write_tar`.
         """
 
-    def write_tar(
-        self, first: int, last: int, offset: int, out: Buffer
-    ) -> tuple[list[slice], str]:
+    def write_tar(self, first: int, last: int, offset: int, out: Buffer) -> tuple[list[slice], str]:
         """Write rows as they stand in a tar from `offset` on, into a buffer of their size.
 
         Returns:

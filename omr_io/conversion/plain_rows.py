@@ -18,7 +18,7 @@ from omr_io.corpus.schemas.bound import PlainColumns, id_prefix
 from omr_io.images.sizes import MAX_ASPECT
 
 _Column = tuple[Any, Any, Any, int, int]
-"""Validity or None, offsets, data or None, first row, bytes of an offset: as `_C` takes a column."""
+"""Validity or None, offsets, data or None, first row, bytes of an offset: as `_C` takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +48,26 @@ class PlainRows:
         if not pa.types.is_struct(image.type):
             return None
         parts = dict(zip([field.name for field in image.type], image.flatten(), strict=True))
-        needed = (
-            _bytes_column(parts["bytes"]), _text_column(parts["path"]),
-            _text_column(table.column(names.question)), _text_column(table.column(names.answer)),
-        )  # fmt: skip
-        optional = [
-            None if name is None else _text_column(table.column(name))
-            for name in (names.reasoning, names.id)
-        ]
-        wanted = [name is not None for name in (names.reasoning, names.id)]
-        if None in needed or wanted != [column is not None for column in optional]:
+        data, path = _bytes_column(parts["bytes"]), _text_column(parts["path"])
+        question, answer = (_text_column(table.column(n)) for n in (names.question, names.answer))
+        if data is None or path is None or question is None or answer is None:
             return None
+        reasoning = sample_id = None
+        if names.reasoning is not None:
+            reasoning = _text_column(table.column(names.reasoning))
+            if reasoning is None:
+                return None
+        if names.id is not None:
+            sample_id = _text_column(table.column(names.id))
+            if sample_id is None:
+                return None
         return _C.plain_rows(
-            *needed,
-            *optional,
+            data,
+            path,
+            question,
+            answer,
+            reasoning,
+            sample_id,
             count=table.num_rows,
             file_name=self._file_name,
             id_prefix=id_prefix(self._file_name),

@@ -69,7 +69,6 @@ class CorpusFile:
                 yield row, take(name, row, raw, images)
             row += 1
 
-
     def batches(self, span: Span, images: ImageRoot | None) -> Iterator[RowBatch]:
         """The same rows by batches, of a file that has `plain_columns`.
 

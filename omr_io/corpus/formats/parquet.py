@@ -103,9 +103,7 @@ class ParquetFile(CheckedFile):
                 raise SourceError(what, where=self.where, mend="Leave it out with the option omit")
         return self._rows(span, names)
 
-    def batches(
-        self, span: Span, columns: Collection[str]
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def batches(self, span: Span, columns: Collection[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The same rows as Arrow has them: (number of the first one, rows); see `rows_of`."""
         self.check_columns(columns)
         self.check_unchanged()
