@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import google_crc32c
 import numpy as np
 import xxhash
 
@@ -17,7 +16,7 @@ from omr_io.storage import AtomicFile, write_atomically
 
 BLOCK = 512
 TRAILER = bytes(2 * BLOCK)
-_RUN_BYTES = 1 << 20  # of plain rows that are laid out, hashed and written together
+_RUN_BYTES = 512 << 10  # of plain rows that are laid out, hashed and written together
 _PADDINGS = tuple(bytes(-size % BLOCK) for size in range(BLOCK))
 
 
@@ -129,7 +128,7 @@ class ShardWriter:
             name, size = f"{key}.{extension}", len(data)
             offset += BLOCK
             pieces += (tar_header(name, size), data, _PADDINGS[size % BLOCK])
-            parts.append(Part(name, offset, size, google_crc32c.value(data)))
+            parts.append(Part(name, offset, size, _C.crc32c(data)))
             line.append(f"{extension} {offset} {size} {name}")
             offset += size + -size % BLOCK
         file.write_all(pieces)
