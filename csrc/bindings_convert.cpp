@@ -155,35 +155,29 @@ py::dict columns(const Batch& batch, std::size_t first, std::size_t last) {
     made["question_bytes"] = numbers(rows.question_bytes, first, last);
     made["reasoning_bytes"] = numbers(rows.reasoning_bytes, first, last);
     made["num_options"] = numbers(rows.num_options, first, last);
-    made["offsets"] = numbers(rows.offsets, 2 * first, 2 * last);
+    made["places"] = numbers(rows.places, 2 * first, 2 * last);
     made["sizes"] = numbers(rows.sizes, 2 * first, 2 * last);
     made["crcs"] = numbers(rows.crcs, 2 * first, 2 * last);
     return made;
 }
 
-py::tuple fill_tar(Batch& batch, std::size_t first, std::size_t last, std::uint64_t offset,
-                   const py::buffer& buffer) {
+// (slices of `tar` that are images, lines of DALI's index).
+py::tuple place(const Batch& batch, std::size_t first, std::size_t last, std::uint64_t offset) {
     batch.check(first, last);
-    for (std::size_t at = first; at < last; ++at) {
-        if (batch.rows.plain[at] == 0) throw py::value_error("a row is not plain");
-    }
-    const py::buffer_info info = buffer.request(true);
-    if (info.ndim != 1 || info.itemsize != 1 || (info.size > 1 && info.strides[0] != 1)) {
-        throw py::value_error("write_tar takes a contiguous buffer of bytes");
-    }
-    const std::span<std::uint8_t> out(static_cast<std::uint8_t*>(info.ptr),
-                                      static_cast<std::size_t>(info.size));
-    std::string lines;
-    {
-        const py::gil_scoped_release release;
-        omr::write_tar(batch.rows, first, last, offset, out, lines);
-    }
     py::list images(last - first);
     for (std::size_t at = first; at < last; ++at) {
-        const std::int64_t start = batch.rows.offsets[2 * at] - static_cast<std::int64_t>(offset);
+        if (batch.rows.plain[at] == 0) throw py::value_error("a row is not plain");
+        const std::int64_t start = batch.rows.places[2 * at];
         images[at - first] = py::slice(start, start + batch.rows.sizes[2 * at], 1);
     }
-    return py::make_tuple(images, py::str(lines));
+    return py::make_tuple(images, py::str(omr::index_lines(batch.rows, first, last, offset)));
+}
+
+py::buffer_info tar_of(const Batch& batch) {
+    // A pointer to nothing is not NULL: memoryview takes no other.
+    static std::uint8_t nothing = 0;
+    const std::uint8_t* data = batch.rows.tar.size() == 0 ? &nothing : batch.rows.tar.data();
+    return {data, static_cast<py::ssize_t>(batch.rows.tar.size()), true};
 }
 
 std::uint32_t crc_of(const py::bytes& data, bool by_table) {
@@ -199,21 +193,22 @@ std::uint32_t crc_of(const py::bytes& data, bool by_table) {
 namespace omr {
 
 void bind_convert(py::module_& m) {
-    py::class_<Batch>(m, "PlainBatch", "Rows of a batch that are plain: csrc/plain_rows.hpp.")
+    py::class_<Batch>(m, "PlainBatch", py::buffer_protocol(),
+                      "Rows of a batch that are plain: csrc/plain_rows.hpp. As a buffer, their "
+                      "samples as they stand in a tar.")
+        .def_buffer(&tar_of)
         .def("runs", &runs, "(first, last, whether they are plain) of each run of rows.")
         .def_property_readonly(
-            "tar_bytes",
-            [](const Batch& batch) {
-                return numbers(batch.rows.tar_bytes, 0, batch.rows.tar_bytes.size());
-            },
-            "Bytes of each row's sample in a tar, int64; 0 for those that are not plain.")
+            "starts",
+            [](const Batch& batch) { return numbers(batch.rows.starts, 0, batch.rows.starts.size()); },
+            "Where each row's sample begins in the buffer, and the end, int64.")
         .def("names", &names, py::arg("first"), py::arg("last"),
              "The keys, ids and sources of rows.")
         .def("columns", &columns, py::arg("first"), py::arg("last"),
              "What the index says of rows, but for their places and checksums.")
-        .def("write_tar", &fill_tar, py::arg("first"), py::arg("last"), py::arg("offset"),
-             py::arg("out"),
-             "Write rows, all plain, into a buffer: (slices of it that are images, lines of the index).");
+        .def("place", &place, py::arg("first"), py::arg("last"), py::arg("offset"),
+             "Of rows, all plain, at a place in a tar: (the images' places in the buffer, the lines "
+             "of DALI's index).");
     m.def("plain_rows", &find_plain_rows, py::arg("image"), py::arg("path"), py::arg("question"),
           py::arg("answer"), py::arg("reasoning"), py::arg("id"), py::kw_only(), py::arg("count"),
           py::arg("file_name"), py::arg("id_prefix"), py::arg("first_row"),

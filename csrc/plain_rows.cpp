@@ -19,6 +19,7 @@ namespace {
 constexpr std::size_t kBlock = 512;
 constexpr std::size_t kMaxKey = 80;
 constexpr std::size_t kMaxJson = std::size_t{64} << 20U;
+constexpr std::size_t kMaxReserve = std::size_t{8} << 20U;
 constexpr std::string_view kImageName = "jpg";
 
 constexpr std::size_t padded(std::size_t size) { return (size + kBlock - 1) / kBlock * kBlock; }
@@ -201,16 +202,34 @@ void append_json(std::string& out, const Row& row, const std::vector<std::string
     out += ",\"extra\":\"{}\"}";
 }
 
-// False, and nothing added, when the JSON would be too large.
-bool append_row(PlainBatch& batch, const Row& row, const std::vector<std::string_view>& options) {
-    const std::size_t before = batch.json.data.size();
-    append_json(batch.json.data, row, options);
-    const std::size_t json = batch.json.data.size() - before;
-    if (json > kMaxJson) {
-        batch.json.data.resize(before);
-        return false;
+void put(std::span<std::uint8_t>& out, const void* data, std::size_t size) {
+    if (size != 0) {
+        std::memcpy(out.data(), data, size);
     }
-    batch.json.end();
+    out = out.subspan(size);
+}
+
+// Header, data and padding; the name in the tar is the key with an extension.
+void append_member(PlainBatch& batch, std::string_view key, std::string_view extension,
+                   std::span<const std::uint8_t> data) {
+    const std::size_t before = batch.names.data.size();
+    (((batch.names.data += key) += '.') += extension);
+    batch.names.end();
+    const auto header =
+        tar_header(std::string_view(batch.names.data).substr(before), data.size());
+    if (!header) {
+        throw std::logic_error("a plain row's name does not fit a tar's header");
+    }
+    std::span<std::uint8_t> out = batch.tar.add(kBlock + padded(data.size()));
+    put(out, header->data(), header->size());
+    batch.places.push_back(out.data() - batch.tar.data());
+    put(out, data.data(), data.size());
+    std::fill(out.begin(), out.end(), std::uint8_t{0});
+    batch.sizes.push_back(static_cast<std::int64_t>(data.size()));
+    batch.crcs.push_back(crc32c(data));
+}
+
+void append_row(PlainBatch& batch, const Row& row, std::string_view json, std::size_t options) {
     const std::array<std::pair<TextList*, std::string_view>, 6> texts{{
         {&batch.ids, row.id},
         {&batch.keys, row.key},
@@ -225,108 +244,91 @@ bool append_row(PlainBatch& batch, const Row& row, const std::vector<std::string
         list->data += text;
         list->end();
     }
-    for (const std::string_view extension : {kImageName, std::string_view("json")}) {
-        (batch.names.data += row.key) += '.';
-        batch.names.data += extension;
-        batch.names.end();
-    }
-    batch.images.push_back(row.image);
+    // The image is still in the processor's cache from having been looked at.
+    append_member(batch, row.key, kImageName, row.image);
+    append_member(batch, row.key, "json",
+                  {reinterpret_cast<const std::uint8_t*>(json.data()), json.size()});
     batch.widths.push_back(row.frame.width);
     batch.heights.push_back(row.frame.height);
     batch.question_bytes.push_back(static_cast<std::int32_t>(row.question.size()));
     batch.reasoning_bytes.push_back(static_cast<std::int32_t>(row.reasoning.size()));
-    batch.num_options.push_back(static_cast<std::int16_t>(options.size()));
-    batch.tar_bytes.push_back(
-        static_cast<std::int64_t>(2 * kBlock + padded(row.image.size()) + padded(json)));
-    return true;
+    batch.num_options.push_back(static_cast<std::int16_t>(options));
 }
 
 void append_nothing(PlainBatch& batch) {
-    for (TextList* list : {&batch.ids, &batch.keys, &batch.sources, &batch.json, &batch.names,
-                           &batch.names, &batch.formats, &batch.modes, &batch.answers}) {
+    for (TextList* list : {&batch.ids, &batch.keys, &batch.sources, &batch.names, &batch.names,
+                           &batch.formats, &batch.modes, &batch.answers}) {
         list->end();
     }
-    batch.images.emplace_back();
+    batch.places.insert(batch.places.end(), 2, 0);
+    batch.sizes.insert(batch.sizes.end(), 2, 0);
+    batch.crcs.insert(batch.crcs.end(), 2, 0);
     for (auto* numbers :
          {&batch.widths, &batch.heights, &batch.question_bytes, &batch.reasoning_bytes}) {
         numbers->push_back(0);
     }
     batch.num_options.push_back(0);
-    batch.tar_bytes.push_back(0);
-}
-
-void put(std::span<std::uint8_t>& out, const void* data, std::size_t size) {
-    if (size != 0) {
-        std::memcpy(out.data(), data, size);
-    }
-    out = out.subspan(size);
-}
-
-// Header, data and padding.
-void put_member(std::span<std::uint8_t>& out, std::string_view name,
-                std::span<const std::uint8_t> data) {
-    const auto header = tar_header(name, data.size());
-    if (!header) {
-        throw std::logic_error("a plain row's name does not fit a tar's header");
-    }
-    put(out, header->data(), header->size());
-    put(out, data.data(), data.size());
-    const std::size_t padding = padded(data.size()) - data.size();
-    std::fill_n(out.begin(), padding, std::uint8_t{0});
-    out = out.subspan(padding);
 }
 
 }  // namespace
 
+void ByteBuffer::grow(std::size_t more) {
+    const std::size_t capacity = std::max(size_ + more, capacity_ + capacity_ / 2);
+    auto data = std::make_unique_for_overwrite<std::uint8_t[]>(capacity);
+    if (size_ != 0) {
+        std::memcpy(data.get(), data_.get(), size_);
+    }
+    data_ = std::move(data);
+    capacity_ = capacity;
+}
+
 PlainBatch plain_rows(const PlainColumns& columns, std::size_t count, const PlainRules& rules) {
     PlainBatch batch;
     std::vector<std::string_view> options;
+    std::string json;
     for (std::size_t at = 0; at < count; ++at) {
         Row row;
-        const bool is_plain = read_image(columns, rules, at, row) &&
-                              read_texts(columns, rules, at, row, options) &&
-                              read_names(columns, rules, at, row) &&
-                              append_row(batch, row, options);
-        if (!is_plain) {
+        bool is_plain = read_image(columns, rules, at, row) &&
+                        read_texts(columns, rules, at, row, options) &&
+                        read_names(columns, rules, at, row);
+        if (is_plain) {
+            json.clear();
+            append_json(json, row, options);
+            is_plain = json.size() <= kMaxJson;
+        }
+        if (is_plain) {
+            if (batch.tar.size() == 0) {
+                const std::size_t sample = 2 * kBlock + padded(row.image.size()) + padded(json.size());
+                batch.tar.reserve(std::min((count - at) * sample * 9 / 8, kMaxReserve));
+            }
+            append_row(batch, row, json, options.size());
+        } else {
             append_nothing(batch);
         }
         batch.plain.push_back(is_plain ? 1 : 0);
+        batch.starts.push_back(static_cast<std::int64_t>(batch.tar.size()));
     }
-    batch.offsets.resize(2 * count);
-    batch.sizes.resize(2 * count);
-    batch.crcs.resize(2 * count);
     return batch;
 }
 
-void write_tar(PlainBatch& batch, std::size_t first, std::size_t last, std::uint64_t offset,
-               std::span<std::uint8_t> out, std::string& lines) {
-    for (std::size_t at = first; at < last; ++at) {
-        const std::string_view json = batch.json[at];
-        const std::array<std::span<const std::uint8_t>, 2> parts{
-            batch.images[at],
-            std::span(reinterpret_cast<const std::uint8_t*>(json.data()), json.size())};
-        for (std::size_t part = 0; part < 2; ++part) {
-            const std::span<const std::uint8_t> data = parts[part];
-            const std::size_t place = 2 * at + part;
-            if (out.size() < kBlock + padded(data.size())) {
-                throw std::logic_error("the buffer for rows of a tar is too small");
-            }
-            put_member(out, batch.names[place], data);
-            offset += kBlock;
-            batch.offsets[place] = static_cast<std::int64_t>(offset);
-            batch.sizes[place] = static_cast<std::int64_t>(data.size());
-            batch.crcs[place] = crc32c(data);
-            lines += part == 0 ? kImageName : " json";
-            lines += ' ';
-            append_number(lines, offset);
-            lines += ' ';
-            append_number(lines, data.size());
-            lines += ' ';
-            lines += batch.names[place];
-            offset += padded(data.size());
+std::string index_lines(const PlainBatch& batch, std::size_t first, std::size_t last,
+                        std::uint64_t offset) {
+    std::string lines;
+    const std::uint64_t start = static_cast<std::uint64_t>(batch.starts[first]);
+    for (std::size_t place = 2 * first; place < 2 * last; ++place) {
+        const bool is_image = place % 2 == 0;
+        lines += is_image ? kImageName : " json";
+        lines += ' ';
+        append_number(lines, offset + static_cast<std::uint64_t>(batch.places[place]) - start);
+        lines += ' ';
+        append_number(lines, static_cast<std::uint64_t>(batch.sizes[place]));
+        lines += ' ';
+        lines += batch.names[place];
+        if (!is_image) {
+            lines += '\n';
         }
-        lines += '\n';
     }
+    return lines;
 }
 
 }  // namespace omr

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -56,34 +57,59 @@ struct TextList {
     }
 };
 
+// Bytes one after the other, not set to zero first.
+class ByteBuffer {
+public:
+    // Room for so many more bytes, which are then part of the buffer.
+    [[nodiscard]] std::span<std::uint8_t> add(std::size_t size) {
+        if (size > capacity_ - size_) {
+            grow(size);
+        }
+        size_ += size;
+        return {data_.get() + size_ - size, size};
+    }
+    void reserve(std::size_t size) {
+        if (size > capacity_) {
+            grow(size - size_);
+        }
+    }
+    [[nodiscard]] const std::uint8_t* data() const { return data_.get(); }
+    [[nodiscard]] std::size_t size() const { return size_; }
+
+private:
+    void grow(std::size_t more);
+
+    std::unique_ptr<std::uint8_t[]> data_;
+    std::size_t size_ = 0;
+    std::size_t capacity_ = 0;
+};
+
 // What becomes of the rows. A row that is not plain has empty texts and zeros.
 struct PlainBatch {
     std::vector<std::uint8_t> plain;
-    TextList ids, keys, sources, json;
+    TextList ids, keys, sources;
     TextList names;    // two a row: the image's in the tar, the JSON's
     TextList formats;  // "jpeg" or "jpeg-progressive"
     TextList modes;    // "L", "RGB", "CMYK"
     TextList answers;  // letters
-    std::vector<std::span<const std::uint8_t>> images;
     std::vector<std::int32_t> widths, heights, question_bytes, reasoning_bytes;
     std::vector<std::int16_t> num_options;
-    std::vector<std::int64_t> tar_bytes;  // of the sample: headers, data and padding
-    // Two a row, and 0 until `write_tar`: of each part its data's place and size in the tar, and
-    // its CRC-32C.
-    std::vector<std::int64_t> offsets, sizes;
+    // The rows' samples as they stand in a tar, one after the other; row i's is from starts[i] to
+    // starts[i + 1].
+    ByteBuffer tar;
+    std::vector<std::int64_t> starts{0};
+    // Two a row: of each part its data's place in `tar`, its size, and its CRC-32C.
+    std::vector<std::int64_t> places, sizes;
     std::vector<std::uint32_t> crcs;
 
     [[nodiscard]] std::size_t size() const { return plain.size(); }
 };
 
-// The images of the batch are views into the column.
 [[nodiscard]] PlainBatch plain_rows(const PlainColumns& columns, std::size_t count,
                                     const PlainRules& rules);
 
-// Writes rows first to last of a batch, all plain, as they stand in a tar from `offset` on.
-//
-// `out` has the size of them all. Adds the rows' lines of DALI's index to `lines`.
-void write_tar(PlainBatch& batch, std::size_t first, std::size_t last, std::uint64_t offset,
-               std::span<std::uint8_t> out, std::string& lines);
+// The lines of DALI's index of rows first to last, all plain, that stand in a tar from `offset` on.
+[[nodiscard]] std::string index_lines(const PlainBatch& batch, std::size_t first, std::size_t last,
+                                      std::uint64_t offset);
 
 }  // namespace omr

@@ -346,11 +346,18 @@ def axis_weights(
         ValueError: a size is not 1 to 2**20, or the filter is none.
     """
 class PlainBatch:
-    """Rows of a batch that are plain: see csrc/plain_rows.hpp."""
+    """Rows of a batch that are plain: see csrc/plain_rows.hpp.
 
+    As a buffer: their samples as they stand in a tar, one after the other.
+    """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
-    def tar_bytes(self) -> NDArray[np.int64]:
-        """Bytes of each row's sample in a tar; 0 for those that are not plain."""
+    def starts(self) -> NDArray[np.int64]:
+        """Where each row's sample begins in the buffer, and the end.
+
+        One that is not plain has no bytes.
+        """
 
     def runs(self) -> list[tuple[int, int, bool]]:
         """(first, last, whether they are plain) of each run of rows."""
@@ -363,20 +370,19 @@ class PlainBatch:
 
         "keys", "ids", "sources", "names" (two a row, as all of parts), "formats", "modes" and
         "answers" are texts: (lengths, UTF-8 of all). "widths", "heights", "question_bytes" and
-        "reasoning_bytes" are int32, "num_options" int16. Of parts: "offsets" and "sizes" are int64,
-        "crcs" uint32; they are 0 until `write_tar`.
+        "reasoning_bytes" are int32, "num_options" int16. Of parts: "places" in the buffer and
+        "sizes" are int64, "crcs" uint32.
         """
 
-    def write_tar(self, first: int, last: int, offset: int, out: Buffer) -> tuple[list[slice], str]:
-        """Write rows as they stand in a tar from `offset` on, into a buffer of their size.
+    def place(self, first: int, last: int, offset: int) -> tuple[list[slice], str]:
+        """Rows that stand in a tar from `offset` on.
 
         Returns:
-            The places of their images in the buffer, and the rows' lines of DALI's index.
+            The places of their images in the buffer, and their lines of DALI's index.
 
         Raises:
             ValueError: a row is not plain.
             IndexError: there are no such rows.
-            RuntimeError: the buffer is too small.
         """
 
 def plain_rows(

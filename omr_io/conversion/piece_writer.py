@@ -34,7 +34,7 @@ from omr_io.shards.layout import (
     Part,
     reject_row,
 )
-from omr_io.shards.tar_writer import ShardWriter
+from omr_io.shards.tar_writer import PlainRun, ShardWriter
 from omr_io.storage import AtomicFile, write_atomically
 from omr_io.types import Refusal
 
@@ -123,11 +123,12 @@ class PieceWriter:
         start = first
         while first < last:
             stop = min(last, first + self._keys.room)
-            stop, shard, hashes = self._shards.add_plain(batch, first, stop)
+            run = self._shards.add_plain(batch, first, stop)
+            stop = run.last
             about = batch.columns(first, stop)
             self._num_bytes += int(about["sizes"].sum())
             if self._index is not None:
-                self._index.extend(stop - first, _index_columns(about, stop - first, shard, hashes))
+                self._index.extend(stop - first, _index_columns(about, stop - first, run))
             own = digests[first - start : stop - start]
             self._keys.extend(stop - first, (own, about["keys"], about["ids"], about["sources"]))
             first = stop
@@ -251,17 +252,15 @@ def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> tuple[Any, 
     )
 
 
-def _index_columns(
-    about: Mapping[str, Any], samples: int, shard: int, hashes: bytes
-) -> tuple[Any, ...]:
+def _index_columns(about: Mapping[str, Any], samples: int, run: PlainRun) -> tuple[Any, ...]:
     """What `_index_row` gives, by columns: see `Columns.extend`."""
-    parts = (about["names"], about["offsets"], about["sizes"], about["crcs"])
+    parts = (about["names"], about["places"] + run.offset, about["sizes"], about["crcs"])
     images = (
         about["widths"], about["heights"], about["formats"], about["modes"],
-        np.ones(samples, np.int8), hashes,
+        np.ones(samples, np.int8), run.hashes,
     )  # fmt: skip
     return (
-        np.full(samples, shard, np.int32),
+        np.full(samples, run.shard, np.int32),
         about["keys"],
         ([2] * samples, parts),
         ([1] * samples, images),

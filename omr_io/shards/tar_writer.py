@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -16,7 +15,7 @@ from omr_io.storage import AtomicFile, write_atomically
 
 BLOCK = 512
 TRAILER = bytes(2 * BLOCK)
-_RUN_BYTES = 512 << 10  # of plain rows that are laid out, hashed and written together
+_WRITE_BYTES = 512 << 10  # hashed and written at a time: they stay in the processor's cache
 _PADDINGS = tuple(bytes(-size % BLOCK) for size in range(BLOCK))
 
 
@@ -76,6 +75,22 @@ class _Counted:
         """Nothing is open."""
 
 
+class PlainRun(NamedTuple):
+    """Samples of plain rows as they lie in a shard.
+
+    Attributes:
+        last: the row after the last one.
+        shard: its number.
+        offset: what is added to a place in the batch's buffer to give that in the tar.
+        hashes: XXH3-128 of the images, one after the other.
+    """
+
+    last: int
+    shard: int
+    offset: int
+    hashes: bytes
+
+
 class ShardWriter:
     """Writes samples into shards SPLIT-000000.tar, ..., each with its DALI index beside it.
 
@@ -100,7 +115,6 @@ class ShardWriter:
         self._file: _Output | None = None
         self._lines: list[str] = []  # of the index; each may be several
         self._samples = 0
-        self._buffer = memoryview(b"")
         self._done: list[ShardEntry] = []
 
     def add(self, key: str, members: Sequence[tuple[str, bytes]]) -> tuple[int, tuple[Part, ...]]:
@@ -136,40 +150,34 @@ class ShardWriter:
         self._samples += 1
         return len(self._done), tuple(parts)
 
-    def add_plain(self, batch: _C.PlainBatch, first: int, last: int) -> tuple[int, int, bytes]:
+    def add_plain(self, batch: _C.PlainBatch, first: int, last: int) -> PlainRun:
         """Write samples of plain rows: as many as fit the shard.
 
         Args:
             batch: the rows; first to last of them are plain.
 
         Returns:
-            The row after the last one written, which is not `first`; the shard's number; and the
-            XXH3-128 of the images, one after the other.
+            What was written, of at least one row.
 
         Raises:
             DiskError: writing failed.
         """
-        ends = np.cumsum(batch.tar_bytes[first:last])
+        starts = batch.starts[first : last + 1]
+        ends = starts[1:] - starts[0]
         file = self._file_for(int(ends[0]))
         room = self._max_bytes - len(TRAILER) - file.num_bytes
         fits = min(int(np.searchsorted(ends, room, "right")), self._max_samples - self._samples)
-        stops = ends[: max(fits, 1)].tolist()
-        hashes: list[bytes] = []
-        at = done = 0
-        while at < len(stops):
-            # So many at a time that they stay in the processor's cache from copying to writing.
-            after = max(bisect_right(stops, done + _RUN_BYTES), at + 1)
-            size = stops[after - 1] - done
-            if size > len(self._buffer):
-                self._buffer = memoryview(bytearray(max(size, _RUN_BYTES)))
-            view = self._buffer[:size]
-            images, lines = batch.write_tar(first + at, first + after, file.num_bytes, view)
-            hashes += [xxhash.xxh3_128_digest(view[image]) for image in images]
-            file.write_now(view)
-            self._lines.append(lines)
-            at, done = after, stops[after - 1]
-        self._samples += len(stops)
-        return first + len(stops), len(self._done), b"".join(hashes)
+        last = first + max(fits, 1)
+        tar = memoryview(batch)
+        images, lines = batch.place(first, last, file.num_bytes)
+        hashes = b"".join([xxhash.xxh3_128_digest(tar[image]) for image in images])
+        begin, end = int(starts[0]), int(starts[last - first])
+        offset = file.num_bytes - begin
+        for at in range(begin, end, _WRITE_BYTES):
+            file.write_now(tar[at : min(at + _WRITE_BYTES, end)])
+        self._lines.append(lines)
+        self._samples += last - first
+        return PlainRun(last, len(self._done), offset, hashes)
 
     def finish(self) -> tuple[ShardEntry, ...]:
         """End the last shard and name them all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from omr_io.corpus.pieces import RowBatch, open_file
 from omr_io.corpus.raw import Span
 from omr_io.corpus.rows import ReadOptions
 from omr_io.shards.layout import Part
-from omr_io.shards.tar_writer import ShardWriter
+from omr_io.shards.tar_writer import ShardWriter, tar_header
 from tests.conversion.small_corpora import parquet, row, tree_digest
 from tests.shard_sets import encoded
 
@@ -155,23 +156,34 @@ def check(sources: Any, rows: list[dict[str, Any]], large: bool, kind: Any, skip
             assert isinstance(prepared, Prepared), prepared
             same(found, number, prepared)
         else:
-            assert found.tar_bytes[number] == 0
+            assert found.starts[number] == found.starts[number + 1]
     return sum(plain)
 
 
 def same(found: _C.PlainBatch, number: int, prepared: Prepared) -> None:
     record = prepared.record
     assert found.names(number, number + 1) == ([prepared.key], [record.id], [record.source])
-    size = int(found.tar_bytes[number])
-    out, offset = bytearray(size), 10 * 512
-    places, line = found.write_tar(number, number + 1, offset, out)
+    begin, end = found.starts[number : number + 2].tolist()
+    tar, offset = memoryview(found), 10 * 512
+    places, line = found.place(number, number + 1, offset)
     (image, _), (json, text) = prepared.members
-    assert [bytes(out[place]) for place in places] == [prepared.members[0][1]]
+    assert [bytes(tar[place]) for place in places] == [prepared.members[0][1]]
     assert (image, json) == ("jpg", "json")
     about = found.columns(number, number + 1)
-    expected = [about["offsets"].tolist(), about["sizes"].tolist(), about["crcs"].tolist()]
-    start = expected[0][1] - offset
-    assert bytes(out[start : start + expected[1][1]]) == text
+    expected = [(about["places"] - begin + offset).tolist(), about["sizes"].tolist()]
+    expected.append(about["crcs"].tolist())
+    sample = io.BytesIO(tar[begin:end])
+    with tarfile.open(fileobj=sample) as members:
+        assert [member.offset_data + offset for member in members] == expected[0]
+    pieces = [
+        piece
+        for extension, data in prepared.members
+        for piece in (
+            tar_header(f"{prepared.key}.{extension}", len(data)), data, bytes(-len(data) % 512)
+        )
+    ]  # fmt: skip
+    assert tar[begin:end] == b"".join(pieces)
+    assert tar[expected[0][1] - offset + begin :][: expected[1][1]] == text
     assert expected[2] == [google_crc32c.value(data) for _, data in prepared.members]
     names = (f"{prepared.key}.jpg", f"{prepared.key}.json")
     parts = [Part(*values) for values in zip(names, *expected, strict=True)]
@@ -306,7 +318,7 @@ def both_ways(
     def counted(self: ShardWriter, batch: _C.PlainBatch, first: int, last: int) -> Any:
         nonlocal taken
         done = add(self, batch, first, last)
-        taken += done[0] - first
+        taken += done.last - first
         return done
 
     monkeypatch.setattr(ShardWriter, "add_plain", counted)
@@ -360,25 +372,22 @@ def test_offsets_that_lead_nowhere_are_no_rows() -> None:
         )  # type: ignore[arg-type]  # fmt: skip
 
 
-def test_a_buffer_that_is_too_small_is_refused(sources: Any) -> None:
+def test_rows_that_are_not_there(sources: Any) -> None:
     source = sources[True, "refuse"]
-    batch = RowBatch(
-        source,
-        Span(0, 2, 0, 0),
-        0,
-        batch_of([usual_row(), usual_row(bytes=b"")], False, True),
-        None,
-    )
-    finder = PlainRows.of(source, CHECKS)
-    assert finder is not None
-    found = finder.find(batch)
-    assert found is not None
-    with pytest.raises(RuntimeError, match="too small"):
-        found.write_tar(0, 1, 0, bytearray(int(found.tar_bytes[0]) - 1))
-    with pytest.raises(ValueError, match="not plain"):
-        found.write_tar(0, 2, 0, bytearray(1 << 20))
-    with pytest.raises(IndexError):
-        found.write_tar(0, 3, 0, bytearray(1 << 20))
+    for rows in ([usual_row(), usual_row(bytes=b"")], [usual_row(bytes=b"")]):
+        batch = RowBatch(source, Span(0, 2, 0, 0), 0, batch_of(rows, False, True), None)
+        finder = PlainRows.of(source, CHECKS)
+        assert finder is not None
+        found = finder.find(batch)
+        assert found is not None
+        assert len(memoryview(found)) == found.starts[-1]
+        with pytest.raises(ValueError, match="not plain"):
+            found.place(0, len(rows), 0)
+        for method in (found.names, found.columns):
+            with pytest.raises(IndexError):
+                method(0, 3)
+        with pytest.raises(IndexError):
+            found.place(2, 1, 0)
 
 
 @example(b"123456789")

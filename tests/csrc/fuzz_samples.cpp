@@ -53,13 +53,10 @@ void try_plain_rows(std::span<const std::uint8_t> data) {
                                          {&whole, &answer, &good, &answer, nullptr, nullptr},
                                          {&whole, &whole, &whole, &whole, &whole, nullptr}};
     for (const omr::PlainColumns& given : columns) {
-        omr::PlainBatch batch = omr::plain_rows(given, 2, rules);
+        const omr::PlainBatch batch = omr::plain_rows(given, 2, rules);
         if (batch.size() != 2) std::abort();
         for (std::size_t row = 0; row < 2; ++row) {
-            if (batch.plain[row] == 0) continue;
-            std::vector<std::uint8_t> tar(static_cast<std::size_t>(batch.tar_bytes[row]));
-            std::string lines;
-            omr::write_tar(batch, row, row + 1, 512, tar, lines);
+            if (batch.plain[row] != 0) (void)omr::index_lines(batch, row, row + 1, 512);
         }
     }
 }
