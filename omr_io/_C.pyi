@@ -345,6 +345,7 @@ def axis_weights(
     Raises:
         ValueError: a size is not 1 to 2**20, or the filter is none.
     """
+
 class PlainBatch:
     """Rows of a batch that are plain: see csrc/plain_rows.hpp.
 
