@@ -28,6 +28,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -211,9 +212,13 @@ def run(side: str, folder: Path, img2dataset_python: str) -> dict[str, Any]:
 
 
 def _import_first(side: str) -> None:
-    """Imports are not timed on any side."""
+    """The peers' imports are not timed; omr_io's are, from modules compiled as installed ones are.
+
+    Where Python is told not to keep what it compiles, it compiles anew in every process: 0.06 s.
+    """
     if side.startswith("omr_io"):
-        pass
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        subprocess.run([sys.executable, "-c", "import omr_io.conversion"], env=kept, check=True)
     elif side != "limit":
         import webdataset  # noqa: F401
 

@@ -98,4 +98,5 @@ PYBIND11_MODULE(_C, m) {
     omr::bind_pixels(m);
     omr::bind_pack(m);
     omr::bind_axis_weights(m);
+    omr::bind_convert(m);
 }

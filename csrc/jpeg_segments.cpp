@@ -4,6 +4,10 @@
 #include <cstdio>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace omr {
 namespace {
 
@@ -56,9 +60,52 @@ bool fits(std::span<const std::uint8_t> data, std::uint8_t marker, std::size_t a
     return marker < 0xF0 || marker == kCom;  // JPGn are reserved
 }
 
-// Where the marker stands that ends a scan's entropy-coded data, or the end of the file. There 0xFF is followed by 0 (it is
-// a data byte), by a restart marker or by another 0xFF (it is fill); anything else is the marker.
+#if defined(__x86_64__)
+
+// How many bytes from the start begin no marker, in whole blocks; `data` goes on behind them.
+//
+// A search for each 0xFF, of which 50 KB of entropy-coded data hold some 200, took 4 us of them:
+// the processor cannot foretell where they stand. This takes 1.
+__attribute__((target("avx2"))) std::size_t bytes_without_marker(
+    std::span<const std::uint8_t> data) {
+    constexpr std::size_t kVector = 32;
+    constexpr std::size_t kBlock = 8 * kVector;
+    const __m256i all_ones = _mm256_set1_epi8(-1);
+    const __m256i upper_five = _mm256_set1_epi8(static_cast<char>(0xF8));
+    const __m256i restart = _mm256_set1_epi8(static_cast<char>(0xD0));
+    std::size_t at = 0;
+    for (; data.size() - at > kBlock; at += kBlock) {
+        __m256i found = _mm256_setzero_si256();
+        for (std::size_t i = at; i < at + kBlock; i += kVector) {
+            const auto load = [&](std::size_t place) __attribute__((target("avx2"))) {
+                return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data.data() + place));
+            };
+            const __m256i next = load(i + 1);
+            const __m256i is_restart = _mm256_cmpeq_epi8(_mm256_and_si256(next, upper_five), restart);
+            const __m256i is_zero = _mm256_cmpeq_epi8(next, _mm256_setzero_si256());
+            const __m256i is_fill = _mm256_cmpeq_epi8(next, all_ones);
+            const __m256i goes_on = _mm256_or_si256(_mm256_or_si256(is_restart, is_zero), is_fill);
+            const __m256i is_ff = _mm256_cmpeq_epi8(load(i), all_ones);
+            found = _mm256_or_si256(found, _mm256_andnot_si256(goes_on, is_ff));
+        }
+        if (_mm256_testz_si256(found, found) == 0) {
+            break;
+        }
+    }
+    return at;
+}
+
+#endif
+
+// Where the marker stands that ends a scan's entropy-coded data, or the end of the file. There 0xFF
+// is followed by 0 (it is a data byte), by a restart marker or by another 0xFF (it is fill);
+// anything else is the marker.
 std::size_t scan_end(std::span<const std::uint8_t> data, std::size_t at) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) {
+        at += bytes_without_marker(data.subspan(at));
+    }
+#endif
     while (at + 1 < data.size()) {
         const void* found = std::memchr(data.data() + at, 0xFF, data.size() - 1 - at);
         if (found == nullptr) {

@@ -345,3 +345,74 @@ def axis_weights(
     Raises:
         ValueError: a size is not 1 to 2**20, or the filter is none.
     """
+
+class PlainBatch:
+    """Rows of a batch that are plain: see csrc/plain_rows.hpp.
+
+    As a buffer: their samples as they stand in a tar, one after the other.
+    """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each row's sample begins in the buffer, and the end.
+
+        One that is not plain has no bytes.
+        """
+
+    def runs(self) -> list[tuple[int, int, bool]]:
+        """(first, last, whether they are plain) of each run of rows."""
+
+    def names(self, first: int, last: int) -> tuple[list[str], list[str], list[str]]:
+        """The keys, ids and sources of rows."""
+
+    def columns(self, first: int, last: int) -> dict[str, Any]:
+        """What is known of rows, as `omr_io.conversion.columns.Columns.extend` takes it.
+
+        "keys", "ids", "sources", "names" (two a row, as all of parts), "formats", "modes" and
+        "answers" are texts: (lengths, UTF-8 of all). "widths", "heights", "question_bytes" and
+        "reasoning_bytes" are int32, "num_options" int16. Of parts: "places" in the buffer and
+        "sizes" are int64, "crcs" uint32.
+        """
+
+    def place(self, first: int, last: int, offset: int) -> tuple[list[slice], str]:
+        """Rows that stand in a tar from `offset` on.
+
+        Returns:
+            The places of their images in the buffer, and their lines of DALI's index.
+
+        Raises:
+            ValueError: a row is not plain.
+            IndexError: there are no such rows.
+        """
+
+def plain_rows(
+    image: tuple[Any, ...],
+    path: tuple[Any, ...],
+    question: tuple[Any, ...],
+    answer: tuple[Any, ...],
+    reasoning: tuple[Any, ...] | None,
+    id: tuple[Any, ...] | None,
+    *,
+    count: int,
+    file_name: str,
+    id_prefix: str,
+    first_row: int,
+    max_image_bytes: int,
+    max_pixels: int,
+    max_aspect: int,
+    check_trace: bool,
+) -> PlainBatch:
+    """Find the plain rows of a batch.
+
+    Args:
+        image, path, question, answer, reasoning, id: columns as Arrow has them: (validity or None,
+            offsets, data or None, number of the first row in these, bytes of an offset: 4 or 8).
+        count: rows.
+
+    Raises:
+        ValueError: a column is of another form.
+    """
+
+def crc32c(data: bytes, *, by_table: bool = False) -> int:
+    """CRC-32C; `by_table` takes the form for processors without an instruction for it."""

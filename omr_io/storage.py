@@ -254,11 +254,20 @@ class AtomicFile(io.RawIOBase):
         if self._waiting_bytes >= _BUFFER_BYTES:
             self._flush()
 
+    def write_now(self, view: memoryview) -> None:
+        """Write bytes of a buffer that may change afterwards; better if there are many."""
+        self._flush()
+        self.num_bytes += len(view)
+        self._put(view)
+
     def _flush(self) -> None:
         """Hash and write what waits, at once: a call for each header and padding costs more."""
         data, self._waiting, self._waiting_bytes = b"".join(self._waiting), [], 0
-        self._hash.update(data)
-        view = memoryview(data)
+        if data:
+            self._put(memoryview(data))
+
+    def _put(self, view: memoryview) -> None:
+        self._hash.update(view)
         with writing(self.path):
             while view:
                 view = view[os.write(self._descriptor, view) :]  # it may stop short

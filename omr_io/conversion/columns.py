@@ -47,6 +47,19 @@ class Columns:
             append(value)
         self.num_rows += 1
 
+    def extend(self, count: int, columns: Sequence[Any]) -> None:
+        """Add rows by their columns, none of them null.
+
+        Args:
+            count: how many.
+            columns: in the schema's order: of integers an array; of text (lengths in bytes, int32,
+                and the UTF-8 of all); of binaries their bytes; of a list (lengths, the items'
+                column); of a struct its fields' columns.
+        """
+        for column, values in zip(self._columns, columns, strict=True):
+            column.extend(values)
+        self.num_rows += count
+
     def batch(self) -> pa.RecordBatch:
         """The rows so far.
 
@@ -60,6 +73,7 @@ class Columns:
 class _Column(Protocol):
     append: Callable[[Any], None]
 
+    def extend(self, values: Any) -> None: ...
     def array(self) -> Any: ...
 
 
@@ -67,10 +81,37 @@ class _Values:
     def __init__(self, kind: Any) -> None:
         self._kind = kind
         self._values: list[Any] = []
+        self._chunks: list[Any] = []  # before `_values`; as `extend` takes them
         self.append: Callable[[Any], None] = self._values.append
 
+    def extend(self, values: Any) -> None:
+        self._end_chunk()
+        self._chunks.append(values)
+
+    def _end_chunk(self) -> None:
+        if self._values:
+            assert None not in self._values
+            self._chunks.append(_chunk_of(self._values, self._kind))
+            self._values.clear()
+
     def array(self) -> Any:
-        return array_of(self._values, self._kind)
+        if not self._chunks:
+            return array_of(self._values, self._kind)
+        self._end_chunk()
+        if pa.types.is_string(self._kind):
+            lengths = np.concatenate([lengths for lengths, _ in self._chunks])
+            offsets = np.zeros(len(lengths) + 1, np.int32)
+            np.cumsum(lengths, out=offsets[1:])
+            data = b"".join([data for _, data in self._chunks])
+            buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+            return pa.Array.from_buffers(self._kind, len(lengths), buffers, 0)
+        if pa.types.is_fixed_size_binary(self._kind):
+            data = b"".join(self._chunks)
+            count = len(data) // self._kind.byte_width
+            return pa.Array.from_buffers(self._kind, count, [None, pa.py_buffer(data)], 0)
+        values = np.concatenate(self._chunks)
+        assert values.dtype == self._kind.to_pandas_dtype()
+        return pa.Array.from_buffers(self._kind, len(values), [None, pa.py_buffer(values)], 0)
 
 
 class _Lists:
@@ -79,6 +120,11 @@ class _Lists:
         self._lengths: list[int] = []
         self._items = _column(kind.value_type)
         self.append: Callable[[Any], None] = self._append
+
+    def extend(self, values: Any) -> None:
+        lengths, items = values
+        self._lengths += lengths
+        self._items.extend(items)
 
     def _append(self, values: Sequence[Any]) -> None:
         self._lengths.append(len(values))
@@ -97,6 +143,10 @@ class _Structs:
         self._appends = [field.append for field in self._fields]
         self.append: Callable[[Any], None] = self._append
 
+    def extend(self, values: Any) -> None:
+        for field, column in zip(self._fields, values, strict=True):
+            field.extend(column)
+
     def _append(self, values: Sequence[Any]) -> None:
         for append, value in zip(self._appends, values, strict=True):
             append(value)
@@ -111,6 +161,17 @@ def _column(kind: Any) -> _Column:
     if types.is_list(kind):
         return _Lists(kind)
     return _Structs(kind) if types.is_struct(kind) else _Values(kind)
+
+
+def _chunk_of(values: Sequence[Any], kind: Any) -> Any:
+    """Values as `Columns.extend` takes them."""
+    if pa.types.is_string(kind):
+        data = [value.encode() for value in values]
+        return np.fromiter(map(len, data), np.int32, len(data)), b"".join(data)
+    if pa.types.is_fixed_size_binary(kind):
+        assert all(len(value) == kind.byte_width for value in values)
+        return b"".join(values)
+    return np.array(values, kind.to_pandas_dtype())
 
 
 def array_of(values: Sequence[Any], kind: Any) -> Any:

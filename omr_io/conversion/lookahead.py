@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from omr_io.conversion.prepare import ImageChecks, Prepared, prepare
 from omr_io.types import Record, Refusal
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 MAX_BYTES = 64 << 20
 """Of images in rows that are read and not yet written; one row may be larger."""
@@ -33,6 +36,8 @@ def prepare_rows(
         for row, item in rows:
             yield row, item if isinstance(item, Refusal) else _noted(row, item, checks)
         return
+    from concurrent.futures import ThreadPoolExecutor  # 4 ms to import, and one thread needs none
+
     waiting: deque[tuple[int, int, Future[Prepared | Refusal] | Refusal]] = deque()
     num_bytes = 0
     with ThreadPoolExecutor(threads, thread_name_prefix="omr-io-check") as pool:

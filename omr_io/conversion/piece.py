@@ -19,7 +19,9 @@ from omr_io.conversion.lookahead import prepare_rows
 from omr_io.conversion.options import ConvertOptions
 from omr_io.conversion.piece_record import RECORD_NAME, Holder, PieceRecord, Tally
 from omr_io.conversion.piece_writer import PieceWriter
-from omr_io.corpus.pieces import Corpus, Piece
+from omr_io.conversion.plain_rows import PlainRows
+from omr_io.conversion.prepare import ImageChecks
+from omr_io.corpus.pieces import Corpus, Piece, RowBatch
 from omr_io.storage import TEMPORARY_SUFFIX, commit_folder, writing
 from omr_io.types import Record, Refusal
 
@@ -97,9 +99,23 @@ def convert_piece(job: Job, task: Task, threads: int = 1, tell: Tell | None = No
         SourceError: the source cannot be read.
         DiskError: writing failed; nothing of this attempt is left.
     """
-    assert job.corpus is not None
-    rows = job.corpus.read(task.piece)
-    return write_piece(job, rows, task.piece.number, task.taken, threads, tell)
+    corpus = job.corpus
+    assert corpus is not None
+
+    def fill(writer: PieceWriter, told: Callable[[], None]) -> None:
+        checks = job.options.image_checks()
+        plain = [PlainRows.of(source, checks) for source, _ in corpus.spans(task.piece)]
+        if threads > 1 or not any(plain):
+            _take(writer, corpus.read(task.piece), checks, threads, told)
+            return
+        for finder, (source, span) in zip(plain, corpus.spans(task.piece), strict=True):
+            if finder is None:
+                _take(writer, source.read(span, corpus.images), checks, threads, told)
+                continue
+            for batch in source.batches(span, corpus.images):
+                _take_batch(writer, batch, finder, checks, told)
+
+    return _write(job, fill, task.piece.number, task.taken, tell, TELL_SECONDS)
 
 
 def write_piece(
@@ -112,6 +128,51 @@ def write_piece(
     tell_seconds: float = TELL_SECONDS,
 ) -> PieceRecord:
     """`convert_piece` for rows from anywhere."""
+
+    def fill(writer: PieceWriter, told: Callable[[], None]) -> None:
+        _take(writer, rows, job.options.image_checks(), threads, told)
+
+    return _write(job, fill, number, taken, tell, tell_seconds)
+
+
+def _take(
+    writer: PieceWriter,
+    rows: Iterable[tuple[int, Record | Refusal]],
+    checks: ImageChecks,
+    threads: int,
+    told: Callable[[], None],
+) -> None:
+    for row, item in prepare_rows(rows, checks, threads):
+        writer.take(row, item)
+        told()
+
+
+def _take_batch(
+    writer: PieceWriter,
+    batch: RowBatch,
+    finder: PlainRows,
+    checks: ImageChecks,
+    told: Callable[[], None],
+) -> None:
+    """The same by runs of rows; those that are not plain, and duplicates, go one by one."""
+    found = finder.find(batch)
+    runs = [(0, batch.columns.num_rows, False)] if found is None else found.runs()
+    for first, last, is_plain in runs:
+        if is_plain and found is not None and writer.take_plain(found, first, last):
+            told()
+        else:
+            _take(writer, batch.read(first, last), checks, 1, told)
+
+
+def _write(
+    job: Job,
+    fill: Callable[[PieceWriter, Callable[[], None]], None],
+    number: int,
+    taken: Mapping[str, Holder],
+    tell: Tell | None,
+    tell_seconds: float,
+) -> PieceRecord:
+    """Write a piece's folder; `fill` gives its rows to the writer, and calls back now and then."""
     options = job.options
     folder = job.attempt(number)
     limits = (options.max_shard_bytes, options.max_shard_samples)
@@ -120,11 +181,14 @@ def write_piece(
             folder.mkdir()
         due = time.monotonic() + tell_seconds
         with closing(PieceWriter(folder, options.split, *limits, taken, dry=job.dry)) as writer:
-            for row, item in prepare_rows(rows, options.image_checks(), threads):
-                writer.take(row, item)
+
+            def told() -> None:
+                nonlocal due
                 if tell is not None and time.monotonic() >= due:
                     tell(number, writer.tally(), False)
                     due = time.monotonic() + tell_seconds
+
+            fill(writer, told)
             record = writer.finish(job.plan, number)
         return _commit(job, folder, record)
     except BaseException:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from omr_io import _C
 from omr_io.conversion.columns import Columns
 from omr_io.conversion.piece_record import (
     EXAMPLES,
@@ -31,7 +34,7 @@ from omr_io.shards.layout import (
     Part,
     reject_row,
 )
-from omr_io.shards.tar_writer import ShardWriter
+from omr_io.shards.tar_writer import PlainRun, ShardWriter
 from omr_io.storage import AtomicFile, write_atomically
 from omr_io.types import Refusal
 
@@ -92,6 +95,44 @@ class PieceWriter:
         if self._refusals[item.reason] <= EXAMPLES:
             self._examples.append(item)
         self._rejects.add(reject_row(item).values())
+
+    def take_plain(self, batch: _C.PlainBatch, first: int, last: int) -> bool:
+        """Write the samples of rows, all of them plain.
+
+        Args:
+            batch: the rows; first to last of them are written.
+
+        Returns:
+            False, and nothing was done, if a key of them is taken: then `take` each.
+
+        Raises:
+            DiskError: writing failed.
+        """
+        keys, ids, sources = batch.names(first, last)
+        places = dict(zip(keys, count(len(self._ids)), strict=False))
+        is_new = len(places) == len(keys) and self._first.keys().isdisjoint(keys)
+        if not is_new or any(key in self._taken for key in keys):
+            return False
+        self._first.update(places)
+        self._ids += ids
+        self._sources += sources
+        self._rows += last - first
+        self._samples += last - first
+        self._images += last - first
+        digests = np.array([key_digest(key) for key in keys], np.uint64)
+        start = first
+        while first < last:
+            stop = min(last, first + self._keys.room)
+            run = self._shards.add_plain(batch, first, stop)
+            stop = run.last
+            about = batch.columns(first, stop)
+            self._num_bytes += int(about["sizes"].sum())
+            if self._index is not None:
+                self._index.extend(stop - first, _index_columns(about, stop - first, run))
+            own = digests[first - start : stop - start]
+            self._keys.extend(stop - first, (own, about["keys"], about["ids"], about["sources"]))
+            first = stop
+        return True
 
     def _duplicate(self, row: int, item: Prepared) -> Refusal | None:
         record = item.record
@@ -155,9 +196,23 @@ class _RowFile:
         self._writer = pa.ipc.new_file(self._file, schema)
         self._rows = Columns(schema)
 
+    @property
+    def room(self) -> int:
+        """Rows until the batch is full; `extend` takes no more."""
+        return _BATCH_ROWS - self._rows.num_rows
+
     def add(self, row: Iterable[Any]) -> None:
         """Add the values of a row, in the schema's order."""
         self._rows.add(row)
+        self._flush_if_full()
+
+    def extend(self, count: int, columns: Sequence[Any]) -> None:
+        """Add rows as `Columns.extend`, at most `room` of them."""
+        assert count <= self.room
+        self._rows.extend(count, columns)
+        self._flush_if_full()
+
+    def _flush_if_full(self) -> None:
         if self._rows.num_rows >= _BATCH_ROWS:
             self._flush()
 
@@ -194,4 +249,23 @@ def _index_row(shard: int, parts: Sequence[Part], item: Prepared) -> tuple[Any, 
         len(record.options),
         # Letters only: a free-text answer (no options) is in the JSON.
         record.answer if record.options else "",
+    )
+
+
+def _index_columns(about: Mapping[str, Any], samples: int, run: PlainRun) -> tuple[Any, ...]:
+    """What `_index_row` gives, by columns: see `Columns.extend`."""
+    parts = (about["names"], about["places"] + run.offset, about["sizes"], about["crcs"])
+    images = (
+        about["widths"], about["heights"], about["formats"], about["modes"],
+        np.ones(samples, np.int8), run.hashes,
+    )  # fmt: skip
+    return (
+        np.full(samples, run.shard, np.int32),
+        about["keys"],
+        ([2] * samples, parts),
+        ([1] * samples, images),
+        about["question_bytes"],
+        about["reasoning_bytes"],
+        about["num_options"],
+        about["answers"],
     )

@@ -10,7 +10,6 @@ on, and the bytes are those of a run that was not killed.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -155,6 +154,8 @@ class _Conversion:
         return ConvertSummary.of_pieces(out, records, self.start, "part done", len(pieces), kept)
 
     def dry(self, out: Path) -> ConvertSummary:
+        import tempfile  # 3 ms to import
+
         check_target(out, self.plan, overwrite=self.options.overwrite)
         with tempfile.TemporaryDirectory(prefix="omr-io-dry-run-") as notes:
             job = Job(self.options, Path(notes), self.plan.digest, self.corpus, dry=True)

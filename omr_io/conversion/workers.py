@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omr_io.conversion.piece import Job, Task, Tell, convert_piece
 from omr_io.errors import ConfigError, OmrError
+
+if TYPE_CHECKING:  # 5 ms to import, and one worker needs neither
+    import subprocess
+    from multiprocessing.connection import Connection
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -80,6 +81,10 @@ class _Pool:
         self._workers: list[_Worker] = []
 
     def start(self, job: Job, threads: int) -> None:
+        import socket
+        import subprocess
+        from multiprocessing.connection import Connection
+
         if not sys.executable:
             raise ConfigError("this Python cannot start another one", mend="Use workers=1")
         ours, theirs = socket.socketpair()
@@ -96,6 +101,8 @@ class _Pool:
             worker.connection.send(("job", job, threads))
 
     def run(self, tasks: Iterator[Task], tell: Tell) -> None:
+        from multiprocessing.connection import wait
+
         for worker in self._workers:
             self._give(worker, next(tasks, None))
         while busy := {worker.connection: worker for worker in self._workers if worker.task}:

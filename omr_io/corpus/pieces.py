@@ -11,12 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from omr_io.corpus.formats import open_source
 from omr_io.corpus.formats.location import shown
+from omr_io.corpus.formats.parquet import ParquetFile
 from omr_io.corpus.image_roots import open_image_root
 from omr_io.corpus.raw import BadRow, ImageRoot, SourceFile, Span
 from omr_io.corpus.rows import ReadOptions
 from omr_io.corpus.schemas import BoundSchema, bind
+from omr_io.corpus.schemas.bound import PlainColumns
 from omr_io.corpus.sources import fingerprint_of, list_sources
 from omr_io.types import Record, Refusal
 
@@ -63,6 +67,46 @@ class CorpusFile:
                 yield row, Refusal(name, row, None, raw.reason, raw.detail)
             else:
                 yield row, take(name, row, raw, images)
+            row += 1
+
+    def batches(self, span: Span, images: ImageRoot | None) -> Iterator[RowBatch]:
+        """The same rows by batches, of a file that has `plain_columns`.
+
+        Raises:
+            SourceError: as `read`.
+        """
+        assert isinstance(self.file, ParquetFile)
+        for row, batch in self.file.batches(span, self.schema.columns):
+            yield RowBatch(self, span, row, batch, images)
+
+    def plain_columns(self) -> PlainColumns | None:
+        """The columns, if the file's rows may be plain (see `PlainColumns`); else None."""
+        return self.schema.plain_columns() if isinstance(self.file, ParquetFile) else None
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows of a span as Arrow has them.
+
+    Attributes:
+        source, span: where they are from.
+        first_row: number of the first one in the file.
+        columns: their values.
+        images: where images lie that rows name by their path.
+    """
+
+    source: CorpusFile
+    span: Span
+    first_row: int
+    columns: pa.RecordBatch
+    images: ImageRoot | None
+
+    def read(self, first: int, last: int) -> Iterator[tuple[int, Record | Refusal]]:
+        """Some of the rows, counted from 0 in the batch; as `CorpusFile.read`."""
+        file, take, row = self.source.file, self.source.schema.take, self.first_row + first
+        assert isinstance(file, ParquetFile)
+        for raw in file.rows_of(self.span, row, self.columns.slice(first, last - first)):
+            yield row, take(file.name, row, raw, self.images)
             row += 1
 
 
@@ -130,6 +174,11 @@ class Corpus:
         """
         for item in piece.spans:
             yield from self.files[item.file].read(item.span, self.images)
+
+    def spans(self, piece: Piece) -> Iterator[tuple[CorpusFile, Span]]:
+        """The spans of a piece with their files, in order."""
+        for item in piece.spans:
+            yield self.files[item.file], item.span
 
     def _spans(self) -> Iterator[FileSpan]:
         for number, item in enumerate(self.files):

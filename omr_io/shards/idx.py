@@ -26,4 +26,4 @@ def dali_index(samples: Sequence[Sequence[Place]]) -> str:
         lines.append(" ".join(words))
     if blank:
         return "".join(f"{line}\n" for line in (f"v1.1 {len(lines)}", *lines))
-    return idx_text(lines)
+    return idx_text(len(lines), [f"{line}\n" for line in lines])

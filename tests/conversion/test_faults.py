@@ -68,26 +68,32 @@ def corpus(folder: Path) -> Path:
     return parquet(folder / "train.parquet", rows, 2)
 
 
-def run(source: Path, out: Path, overwrite: bool = False):
-    options = ConvertOptions(workers=1, max_shard_samples=2, overwrite=overwrite)
+def run(source: Path, out: Path, overwrite: bool = False, check: str = "decode"):
+    options = ConvertOptions(workers=1, max_shard_samples=2, overwrite=overwrite, check=check)
     return convert(source, out, options)
 
 
-def test_every_fifth_operation_that_can_fail(tmp_path):
+# Where only headers are checked, plain rows are written a batch at a time.
+EITHER_WAY = pytest.mark.parametrize("check", ["decode", "header"])
+
+
+@EITHER_WAY
+def test_every_fifth_operation_that_can_fail(tmp_path, check):
     """Every other one of them for good, the others once."""
-    fail_everywhere(tmp_path, lambda at: at % 2 == 0, over_old=False, step=5)
+    fail_everywhere(tmp_path, lambda at: at % 2 == 0, over_old=False, check=check, step=5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lasting", [False, True])
 @pytest.mark.parametrize("over_old", [False, True])
-def test_every_operation_in_every_way(tmp_path, lasting, over_old):
-    fail_everywhere(tmp_path, lambda at: lasting, over_old)
+@EITHER_WAY
+def test_every_operation_in_every_way(tmp_path, lasting, over_old, check):
+    fail_everywhere(tmp_path, lambda at: lasting, over_old, check)
 
 
-def fail_everywhere(tmp_path: Path, lasting, over_old: bool, step: int = 1) -> None:
+def fail_everywhere(tmp_path: Path, lasting, over_old: bool, check: str, step: int = 1) -> None:
     source = corpus(tmp_path)
-    run(source, tmp_path / "clean")
+    run(source, tmp_path / "clean", check=check)
     clean = contents(tmp_path / "clean")
     write(tmp_path / "old", single_records(3), max_shard_samples=1)
     old = contents(tmp_path / "old")
@@ -101,7 +107,7 @@ def fail_everywhere(tmp_path: Path, lasting, over_old: bool, step: int = 1) -> N
             disk = FailingDisk(out, patch, at, lasting(at))
             error = None
             try:
-                run(source, out, over_old)
+                run(source, out, over_old, check)
             except DiskError as raised:
                 error = raised
         if error is None:
@@ -120,7 +126,7 @@ def fail_everywhere(tmp_path: Path, lasting, over_old: bool, step: int = 1) -> N
             assert all(data in (old.get(name), clean.get(name)) for name, data in shown.items())
             with pytest.raises(OmrError):
                 verify(out)
-        run(source, out, over_old)
+        run(source, out, over_old, check)
         assert contents(out) == clean, f"operation {at}, {disk.failed}"
     print(f"{total} operations")
     assert total > 100

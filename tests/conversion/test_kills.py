@@ -24,18 +24,18 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"max_shard_bytes": 12_000, "max_shard_samples": 6}
 
 ZYGOTE = """
-    # Imports once, then forks a process for each line: folder, number of workers.
+    # Imports once, then forks a process for each line: folder, number of workers, check.
     import os, sys
     from omr_io.conversion import ConvertOptions, convert
     import omr_io.conversion.merging
     source = sys.argv[1]
     for line in sys.stdin:
-        out, workers = line.split()
+        out, workers, check = line.split()
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                convert(source, out, ConvertOptions(workers=int(workers), **SMALL))
+                convert(source, out, ConvertOptions(workers=int(workers), check=check, **SMALL))
                 code = 0
             finally:
                 os._exit(code)
@@ -55,8 +55,8 @@ class Runs:
             text=True, cwd=ROOT,
         )  # fmt: skip
 
-    def start(self, out: Path, workers: int) -> int:
-        self.process.stdin.write(f"{out} {workers}\n")
+    def start(self, out: Path, workers: int, check: str) -> int:
+        self.process.stdin.write(f"{out} {workers} {check}\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
@@ -121,9 +121,11 @@ def stage(out: Path) -> str:
     return "nothing yet"
 
 
-def kill_at_random(runs: Runs, out: Path, workers: int, chance: random.Random) -> str | None:
+def kill_at_random(
+    runs: Runs, out: Path, workers: int, check: str, chance: random.Random
+) -> str | None:
     """Start a run and kill it; how far it was, or None if it was done before."""
-    pid = runs.start(out, workers)
+    pid = runs.start(out, workers, check)
     wanted = chance.choice(
         ["nothing yet", "converting", "converting", "refusing duplicates", "joining", "naming"]
     )
@@ -144,8 +146,10 @@ def kill_at_random(runs: Runs, out: Path, workers: int, chance: random.Random) -
     return None if code == 0 else stage(out)
 
 
-def survive(runs: Runs, source: Path, tmp_path: Path, kills: int, workers, seed: int) -> Counter:
-    options = ConvertOptions(workers=1, **SMALL)
+def survive(
+    runs: Runs, source: Path, tmp_path: Path, kills: int, workers, check: str, seed: int
+) -> Counter:
+    options = ConvertOptions(workers=1, check=check, **SMALL)
     convert(source, tmp_path / "clean", options)
     clean, expected = tree_digest(tmp_path / "clean"), contents(tmp_path / "clean")
     chance = random.Random(seed)
@@ -155,7 +159,7 @@ def survive(runs: Runs, source: Path, tmp_path: Path, kills: int, workers, seed:
         folders += 1
         out = tmp_path / f"set-{folders}"
         for _ in range(chance.randint(1, 3)):  # one run after the other is killed
-            reached = kill_at_random(runs, out, chance.choice(workers), chance)
+            reached = kill_at_random(runs, out, chance.choice(workers), check, chance)
             if reached is None:
                 break
             stages[reached] += 1
@@ -167,14 +171,21 @@ def survive(runs: Runs, source: Path, tmp_path: Path, kills: int, workers, seed:
     return stages
 
 
-def test_six_kills(runs, source, tmp_path):
-    stages = survive(runs, source, tmp_path, 6, [1, 1, 1, 2], seed=1)
+# Where only headers are checked, plain rows are written a batch at a time.
+EITHER_WAY = pytest.mark.parametrize("check", ["decode", "header"])
+
+
+@EITHER_WAY
+def test_six_kills(runs, source, tmp_path, check):
+    stages = survive(runs, source, tmp_path, 6, [1, 1, 1, 2], check, seed=1)
     assert len(stages) > 1, stages
 
 
 @pytest.mark.slow
-def test_200_kills_with_workers(runs, source, tmp_path):
-    stages = survive(runs, source, tmp_path, 200, [2], seed=int.from_bytes(os.urandom(4), "big"))
+@EITHER_WAY
+def test_200_kills_with_workers(runs, source, tmp_path, check):
+    seed = int.from_bytes(os.urandom(4), "big")
+    stages = survive(runs, source, tmp_path, 200, [2], check, seed)
     print(stages)
     assert stages["converting"] >= 20
     assert stages["joining"] + stages["naming"] + stages["refusing duplicates"] >= 20
@@ -182,7 +193,7 @@ def test_200_kills_with_workers(runs, source, tmp_path):
 
 def test_workers_die_with_their_parent(runs, source, tmp_path):
     deadline = time.monotonic() + 60
-    pid = runs.start(tmp_path / "set", 2)
+    pid = runs.start(tmp_path / "set", 2, "decode")
     while len(workers_of(pid)) < 2 and time.monotonic() < deadline:
         pass
     assert len(workers_of(pid)) == 2

@@ -1,4 +1,4 @@
-// JPEG segments, plain JPEGs, texts and tar headers under a fuzzer or a sanitizer.
+// JPEG segments, plain JPEGs, plain rows, texts and tar headers under a fuzzer or a sanitizer.
 // With clang: -fsanitize=fuzzer,address,undefined.
 // With -DSTANDALONE it mutates its input files itself: fuzz_samples ROUNDS FILE...
 #include <algorithm>
@@ -9,13 +9,69 @@
 #include <iterator>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "crc32c.hpp"
 #include "jpeg_segments.hpp"
+#include "plain_question.hpp"
+#include "plain_rows.hpp"
 #include "tar_header.hpp"
 #include "texts.hpp"
+
+namespace {
+
+// Two rows whose columns all look into the input: its first bytes are the offsets and validity.
+void try_plain_rows(std::span<const std::uint8_t> data) {
+    constexpr std::size_t kHead = 24;
+    if (data.size() < kHead) return;
+    const auto rest = data.subspan(kHead);
+    const auto size = static_cast<std::int32_t>(rest.size());
+    const std::int32_t sound[] = {0, size / 2, size};
+    const std::int32_t all[] = {0, static_cast<std::int32_t>(data.size()), 0};
+    const auto offsets = data[0] % 2 == 0
+                             ? data.subspan(1, 12)
+                             : std::span(reinterpret_cast<const std::uint8_t*>(sound), sizeof sound);
+    const omr::ArrowBytes column{data.subspan(20, data[13] % 2), offsets, rest, data[14] % 3U,
+                                 data[15] % 4 == 0 ? 8U : 4U};
+    const auto once = std::span(reinterpret_cast<const std::uint8_t*>(all), sizeof all);
+    const omr::ArrowBytes whole{{}, once, data, 0, 4};  // the second row leads nowhere
+    static const std::string question = "Which?\nA. one\nB. two";
+    static const std::string letter = "A";
+    const auto bytes = [](const std::string& text) {
+        return std::span(reinterpret_cast<const std::uint8_t*>(text.data()), text.size());
+    };
+    const std::int32_t same[] = {0, static_cast<std::int32_t>(question.size()), 0, 1};
+    const auto places = std::span(reinterpret_cast<const std::uint8_t*>(same), sizeof same);
+    const omr::ArrowBytes good{{}, places.subspan(0, 8), bytes(question), 0, 4};
+    const omr::ArrowBytes answer{{}, places.subspan(8, 8), bytes(letter), 0, 4};
+    const omr::PlainRules rules{"f.parquet", "f", 7, 1 << 20, 1 << 20, 200, data[16] % 2 == 0};
+    // All columns hostile; then only the image, and the texts around it plain.
+    const omr::PlainColumns columns[] = {{&column, &column, &column, &column, &column, &column},
+                                         {&whole, &answer, &good, &answer, nullptr, nullptr},
+                                         {&whole, &whole, &whole, &whole, &whole, nullptr}};
+    for (const omr::PlainColumns& given : columns) {
+        const omr::PlainBatch batch = omr::plain_rows(given, 2, rules);
+        if (batch.size() != 2) std::abort();
+        for (std::size_t row = 0; row < 2; ++row) {
+            if (batch.plain[row] != 0) (void)omr::index_lines(batch, row, row + 1, 512);
+        }
+    }
+}
+
+void try_texts(std::string_view text) {
+    std::vector<std::string_view> options;
+    if (omr::plain_options(text, options) && (options.size() < 2 || options.size() > 26)) {
+        std::abort();
+    }
+    (void)omr::text_kind(text);
+    (void)omr::plain_letter(text);
+    (void)omr::plain_trace_letter(text);
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     bool is_jpeg = false;
@@ -36,6 +92,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     omr::append_json_string(json, text);
     if (json.size() < size + 2 || json.front() != '"' || json.back() != '"') std::abort();
     (void)omr::tar_header(text.substr(0, size % 120), size);
+    try_texts(text);
+    try_plain_rows({data, size});
+    if (omr::crc32c({data, size}) != omr::crc32c_by_table({data, size})) std::abort();
     return 0;
 }
 

@@ -81,7 +81,8 @@ class ParquetFile(CheckedFile):
         for span in self._spans:
             if len(rows) >= count or not wanted:
                 break
-            for lists in self._batches(span, kept, wanted, max_rows=count - len(rows)):
+            batches = self._batches(span, wanted, max_rows=count - len(rows))
+            for lists in self._columns(span, kept, batches):
                 for values in zip(*lists, strict=True):
                     found = dict(zip(kept, values, strict=True))
                     filled = {name: _filled(found.get(name), self.columns[name]) for name in names}
@@ -102,39 +103,70 @@ class ParquetFile(CheckedFile):
                 raise SourceError(what, where=self.where, mend="Leave it out with the option omit")
         return self._rows(span, names)
 
-    def _rows(self, span: Span, names: list[str]) -> Iterator[RawRow]:
-        for lists in self._batches(span, names, names):
+    def batches(self, span: Span, columns: Collection[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The same rows as Arrow has them: (number of the first one, rows); see `rows_of`."""
+        self.check_columns(columns)
+        self.check_unchanged()
+        return self._batches(span, list(columns))
+
+    def rows_of(self, span: Span, row: int, batch: pa.RecordBatch) -> Iterator[RawRow]:
+        """Rows of `batches` as `rows` gives them; `row` is the number of the first one."""
+        names = list(batch.schema.names)
+        for lists in self._columns(span, names, [(row, batch)]):
             for values in zip(*lists, strict=True):
                 yield dict(zip(names, values, strict=True))
 
-    def _batches(
-        self, span: Span, names: list[str], leaves: list[str], max_rows: int = 0
+    def _rows(self, span: Span, names: list[str]) -> Iterator[RawRow]:
+        for lists in self._columns(span, names, self._batches(span, names)):
+            for values in zip(*lists, strict=True):
+                yield dict(zip(names, values, strict=True))
+
+    def _columns(
+        self, span: Span, names: list[str], batches: Iterable[tuple[int, pa.RecordBatch]]
     ) -> Iterator[list[Iterable[Any]]]:
-        """The batches of one row group: for each column of `names`, its values."""
+        """For each batch, the values of each column of `names`."""
+        readers = None
+        for row, batch in batches:
+            with self._reading(span, row):
+                if readers is None:
+                    readers = [reader_of(batch.schema.field(name).type) for name in names]
+                columns = zip(names, readers, strict=True)
+                lists = [reader(batch.column(name)) for name, reader in columns]
+            yield lists
+
+    def _batches(
+        self, span: Span, leaves: list[str], max_rows: int = 0
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The batches of one row group, each with the number of its first row."""
         group = span.place
         about = self._metadata.row_group(group)
-        start = row = span.first_row
-        end = start + span.num_rows
+        row, end = span.first_row, span.first_row + span.num_rows
         wanted = _BATCH_BYTES * about.num_rows // max(about.total_byte_size, 1)
         batch_rows = min(max(wanted, 1), max_rows or _MAX_BATCH_ROWS)
-        which = f"row group {group} (rows {start} to {end - 1})"
-        readers = None
         with _opened(self.location, self._metadata) as file:
-            try:
-                for batch in file.iter_batches(
+            with self._reading(span, row):
+                batches = file.iter_batches(
                     batch_rows, row_groups=[group], columns=leaves, use_threads=False
-                ):
-                    if readers is None:
-                        readers = [reader_of(batch.schema.field(name).type) for name in names]
-                    columns = zip(names, readers, strict=True)
-                    yield [reader(batch.column(name)) for name, reader in columns]
-                    row += batch.num_rows
-            except (pa.ArrowException, OSError, ValueError) as error:
-                what = f"{which} cannot be read from row {row} on: {one_line(error)}"
-                raise SourceError(what, where=self.where, mend=_CORRUPT) from error
+                )
+            while True:
+                with self._reading(span, row):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                yield row, batch
+                row += batch.num_rows
         if row != end and not max_rows:
-            what = f"{which} holds {row - start} rows instead of {end - start}"
+            held = f"holds {row - span.first_row} rows instead of {span.num_rows}"
+            what = f"{_which(span)} {held}"
             raise SourceError(what, where=self.where, mend=_CORRUPT)
+
+    @contextmanager
+    def _reading(self, span: Span, row: int) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:
+            what = f"{_which(span)} cannot be read from row {row} on: {one_line(error)}"
+            raise SourceError(what, where=self.where, mend=_CORRUPT) from error
 
     def _digest_now(self) -> str:
         return _footer_digest(self.location, stamp_of(self.location).size)
@@ -168,6 +200,11 @@ def _opened(location: Location, metadata: Any) -> Iterator[Any]:
     finally:
         if given is not location:
             given.close()  # Arrow closes only what it opened
+
+
+def _which(span: Span) -> str:
+    last = span.first_row + span.num_rows - 1
+    return f"row group {span.place} (rows {span.first_row} to {last})"
 
 
 def _footer_digest(location: Location, size: int) -> str:

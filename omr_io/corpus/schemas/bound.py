@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from omr_io.corpus.options import trace_letter
 from omr_io.corpus.raw import BadText, ImageRoot, RawRow
 from omr_io.corpus.rows import ReadOptions
+from omr_io.corpus.schemas import openmedreason
 from omr_io.corpus.schemas.answers import as_text, printable, question_options_answer
 from omr_io.corpus.schemas.kinds import UNIT_FIELDS
 from omr_io.corpus.schemas.pictures import pictures, read_picture
@@ -20,6 +22,21 @@ from omr_io.types import Axis, Record, Refusal, RubricUnit
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # The fields that evaluation cannot do without; the others may be null, which becomes "".
 _NEEDED = ("unit_id", "claim", "presence_question", "correctness_question")
+
+
+class PlainColumns(NamedTuple):
+    """The columns of a source whose rows may be plain: OpenMedReason's, and none beside them.
+
+    A row is plain if it becomes a record of one image without a rubric and without `extra`, by
+    nothing but OpenMedReason's own rules. Each is the name of a column, or None without one.
+    """
+
+    image: str
+    question: str
+    answer: str
+    reasoning: str | None
+    id: str | None
+    refuse_mismatch: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +75,20 @@ class BoundSchema:
         except RowError as defect:
             return Refusal(file_name, row, known_id, defect.reason, defect.what)
 
+    def plain_columns(self) -> PlainColumns | None:
+        """The columns, if rows may be plain; None if none can be."""
+        found = self._found
+        if self._schema is not openmedreason.SCHEMA or self._axes or self._extra:
+            return None
+        return PlainColumns(
+            found["image"], found["question"], found["answer"], found.get("reasoning"),
+            found.get("id"), self._options.answer_mismatch == "refuse",
+        )  # fmt: skip
+
     def _id(self, file_name: str, row: int, raw: RawRow) -> str:
         column = self._found.get("id")
         if column is None:
-            return f"{file_name.rpartition('.')[0] or file_name}-{row:08d}"
+            return f"{id_prefix(file_name)}-{row:08d}"
         value = raw.get(column)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
@@ -130,6 +157,11 @@ class BoundSchema:
         return tuple(
             unit for axis in self._axes for unit in _units(raw.get(self._found[axis]), axis)
         )
+
+
+def id_prefix(file_name: str) -> str:
+    """What ids of rows begin with that have none of their own: the name without its suffix."""
+    return file_name.rpartition(".")[0] or file_name
 
 
 def _not_utf8(column: str, value: object) -> RowError:
