@@ -118,7 +118,8 @@ def bench_packing(rounds: int) -> None:
 
 def bench_convert(rows: int, rounds: int, folder: Path | None, img2dataset_python: str) -> None:
     """Parquet to shards against the peers and the machine's own limit, side by side."""
-    sides = ["limit", "omr_io", "omr_io-decode", "omr_io-cores", "datasets", "datasets-raw", "nemo"]
+    sides = ["limit", "omr_io", "omr_io-start", "omr_io-decode", "omr_io-cores"]
+    sides += ["datasets", "datasets-raw", "nemo"]
     sides += ["img2dataset"] if img2dataset_python else []
     with tempfile.TemporaryDirectory(dir=folder) as made:
         corpus = Path(made) / "corpus"

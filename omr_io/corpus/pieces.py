@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, cast
 
 from omr_io.corpus.formats import open_source
 from omr_io.corpus.formats.location import shown
-from omr_io.corpus.formats.parquet import ParquetFile
 from omr_io.corpus.image_roots import open_image_root
 from omr_io.corpus.raw import BadRow, ImageRoot, SourceFile, Span
 from omr_io.corpus.rows import ReadOptions
@@ -23,6 +21,11 @@ from omr_io.corpus.schemas import BoundSchema, bind
 from omr_io.corpus.schemas.bound import PlainColumns
 from omr_io.corpus.sources import fingerprint_of, list_sources
 from omr_io.types import Record, Refusal
+
+if TYPE_CHECKING:  # Arrow is imported when a Parquet file is opened
+    import pyarrow as pa
+
+    from omr_io.corpus.formats.parquet import ParquetFile
 
 _HEAD_ROWS = 64
 
@@ -75,12 +78,14 @@ class CorpusFile:
         Raises:
             SourceError: as `read`.
         """
-        assert isinstance(self.file, ParquetFile)
-        for row, batch in self.file.batches(span, self.schema.columns):
+        file = cast("ParquetFile", self.file)  # what `plain_columns` says
+        for row, batch in file.batches(span, self.schema.columns):
             yield RowBatch(self, span, row, batch, images)
 
     def plain_columns(self) -> PlainColumns | None:
         """The columns, if the file's rows may be plain (see `PlainColumns`); else None."""
+        from omr_io.corpus.formats.parquet import ParquetFile
+
         return self.schema.plain_columns() if isinstance(self.file, ParquetFile) else None
 
 
@@ -103,8 +108,8 @@ class RowBatch:
 
     def read(self, first: int, last: int) -> Iterator[tuple[int, Record | Refusal]]:
         """Some of the rows, counted from 0 in the batch; as `CorpusFile.read`."""
-        file, take, row = self.source.file, self.source.schema.take, self.first_row + first
-        assert isinstance(file, ParquetFile)
+        take, row = self.source.schema.take, self.first_row + first
+        file = cast("ParquetFile", self.source.file)
         for raw in file.rows_of(self.span, row, self.columns.slice(first, last - first)):
             yield row, take(file.name, row, raw, self.images)
             row += 1
