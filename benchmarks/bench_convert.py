@@ -8,6 +8,7 @@ index and hash all they write; of the others only `limit` hashes.
 
     limit         read the Parquet bytes, SHA-256, write: plain file copies
     omr_io        omr_io.conversion.convert, headers checked
+    omr_io-start  the same in a process that must import everything first
     omr_io-decode the same with its default, a full decode of every image
     omr_io-cores  omr_io on all cores, a worker each; every other side has one core
     datasets      the plain loop: load_dataset, the image as its feature gives it (a decoded PIL
@@ -213,8 +214,10 @@ def run(side: str, folder: Path, img2dataset_python: str) -> dict[str, Any]:
 
 
 def _import_first(side: str) -> None:
-    """Imports are not timed, but for the side omr_io-start: from modules compiled once, as installed
-    ones are. (Where Python is told not to keep what it compiles, it compiles them in every process.)
+    """Imports are not timed, but for the side omr_io-start.
+
+    Its modules have been compiled, as installed ones are: where Python is told not to keep what it
+    compiles, it would compile them in every process.
     """
     if side == "omr_io-start":
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
