@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "tokenizer/piece_cache.hpp"
+
 namespace omr {
 
 namespace {
@@ -63,6 +65,7 @@ public:
         threads_ = std::clamp<std::size_t>(bytes / least_bytes_a_thread, 1,
                                            std::max<std::size_t>(options.threads, 1));
         runs_ = make_runs(texts, bytes, threads_);
+        workers_.resize(threads_);
     }
 
     void count() {
@@ -78,8 +81,14 @@ public:
         made_.resize(threads_);
         if (threads_ == 1) return encode_alone(room);
         in_threads([this](std::size_t thread, Worker& worker) { encode_runs(thread, worker); },
-                   [this, room] { place(room); },
-                   [this](std::size_t thread) { copy_runs(thread); });
+                   [this, room] {
+                       place(room);
+                       sharing_ = Encoder::to_share(workers_);
+                   },
+                   [this](std::size_t thread) {
+                       copy_runs(thread);
+                       PieceCache::share(sharing_, thread, running_);
+                   });
         return std::move(result_);
     }
 
@@ -193,9 +202,9 @@ private:
     // The stage with its exceptions kept for the caller.
     void guarded(std::size_t thread, const Stage& stage) noexcept {
         try {
-            const std::shared_ptr<Worker> worker = encoder_.borrow();
-            Encoder::give_up(*worker);
-            stage(thread, *worker);
+            workers_[thread] = encoder_.borrow();
+            Encoder::give_up(*workers_[thread]);
+            stage(thread, *workers_[thread]);
         } catch (...) {
             const std::lock_guard lock(mutex_);
             stop_ = true;
@@ -219,6 +228,7 @@ private:
                 break;
             }
         }
+        running_ = others.size() + 1;
         guarded(0, stage);
         gather(others.size());
         bool going_on = last != nullptr && !failure_ && !other_;
@@ -263,6 +273,9 @@ private:
     std::size_t threads_ = 1;
     std::vector<Run> runs_;
     std::vector<Ids> made_;  // by thread
+    std::vector<std::shared_ptr<Worker>> workers_;  // by thread
+    std::vector<PieceCache*> sharing_;
+    std::size_t running_ = 1;  // threads that were started, this one among them
     BatchIds result_;
     std::int32_t* target_ = nullptr;
 

@@ -33,6 +33,7 @@ struct Pipeline {
     SpecialText special_text = SpecialText::text;
 };
 
+class PieceCache;
 class Worker;  // what one thread needs: buffers and a PieceCache. Made and kept by the Encoder.
 
 class Encoder {
@@ -58,6 +59,10 @@ public:
     void encode_later(const TextView& text, Worker& worker, Ids& out, std::int64_t& count) const;
     void finish(Worker& worker, Ids& out) const;
     static void give_up(Worker& worker);
+
+    // The caches of workers that have learnt enough since they last told each other to do so now
+    // (PieceCache::share); none if not.
+    static std::vector<PieceCache*> to_share(std::span<const std::shared_ptr<Worker>> workers);
     std::size_t count(std::string_view utf8, Worker& worker) const;
 
     const Vocabulary& vocabulary() const { return *vocabulary_; }

@@ -107,6 +107,7 @@ public:
         for (std::size_t i = 0; i < resolved_; ++i) {
             cache_.set(local_[i].key().hash()).put(local_[i]);
         }
+        cache_.note_fresh(resolved_);
     }
 
 private:
