@@ -57,6 +57,24 @@ def test_threads_give_the_same_ids(threads: int | None) -> None:
     assert (out[len(ids) :] == -7).all()
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+def test_what_threads_tell_each_other_changes_no_id(threads: int) -> None:
+    """Enough pieces that caches are shared; then each thread meets what the others met."""
+    letters = [chr(c) for c in range(ord("A"), ord("z") + 1) if chr(c).isalpha()]
+    words = ["".join(three) for three in itertools.product(letters, repeat=3)]
+    words += [word * 5 for word in words[::40]]  # beyond 15 bytes: a cache of their own
+    random.Random(0).shuffle(words)
+    texts = [" ".join(words[i : i + 50]) for i in range(0, len(words), 50)]
+    texts = [text + text for text in texts]  # large enough for several threads
+    tokenizer = small()
+    oracle = hugging_face(tokenizer._source, control=False)
+    theirs = [one.ids for one in oracle.encode_batch_fast(texts, add_special_tokens=False)]
+    for order in (range(len(texts)), range(len(texts) - 1, -1, -1), range(len(texts))):
+        ids, offsets = tokenizer.encode_batch([texts[i] for i in order], threads=threads)
+        made = [ids[start:stop].tolist() for start, stop in itertools.pairwise(offsets)]
+        assert made == [theirs[i] for i in order]
+
+
 @pytest.mark.parametrize("threads", [0, -1, 1.0, True, "2"])
 def test_threads_that_cannot_be(threads: Any) -> None:
     for call in (small().encode_batch, small().count_batch):
