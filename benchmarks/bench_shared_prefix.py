@@ -25,14 +25,16 @@ from omr_io.train.model import DemoModelConfig, TokenIds, build_demo_model, forw
 from omr_io.train.rollout import Completion
 from omr_io.train.run import pack_rollouts
 from omr_io.train.shared_prefix import pack_shared_rollouts
-from omr_io.types import IGNORE_INDEX, EncodedSample
+from omr_io.types import EncodedSample
 
 IDS = TokenIds(image_pad=1, video_pad=2, vision_start=3, vision_end=4, eos=5, pad=0)
 VOCABULARY = 1024
 VISION = VisionConfig()
 GROUP = 16
 ENCODER: Any = SimpleNamespace(
-    chat=SimpleNamespace(image_token_id=IDS.image_pad, pad_token_id=IDS.pad), vision=VISION
+    chat=SimpleNamespace(image_token_id=IDS.image_pad, pad_token_id=IDS.pad),
+    vision=VISION,
+    pixel_dtype=torch.float32,
 )
 
 
@@ -91,23 +93,13 @@ def counts(seq_len: int) -> dict[str, Any]:
     return found
 
 
-def rows_and_targets(batch: Any) -> tuple[Tensor, Tensor]:
-    """Which hidden states predict what: planned where prompts are shared, else by the labels."""
-    if hasattr(batch, "prefixes"):
-        return batch.label_rows, batch.label_targets
-    targets = batch.labels.flatten()[1:]
-    rows = (targets != IGNORE_INDEX).nonzero().squeeze(1)
-    return rows, targets[rows]
-
-
 def step(model: Any, side: Sequence[Any]) -> float:
     """Forward and backward of all batches; the loss."""
     total = 0.0
     model.zero_grad(set_to_none=True)
     for batch in side:
-        rows_R, targets_R = rows_and_targets(batch)
-        hidden_RH = forward(model, batch).flatten(0, 1).index_select(0, rows_R)
-        loss = F.cross_entropy(model.lm_head(hidden_RH), targets_R, reduction="sum")
+        hidden_RH = forward(model, batch).flatten(0, 1).index_select(0, batch.label_rows)
+        loss = F.cross_entropy(model.lm_head(hidden_RH), batch.label_targets, reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total

@@ -174,6 +174,7 @@ def pack_shared_rollouts(
             epoch=0,
             step=0,
             micro_step=first // packs_per_batch,
+            pixel_dtype=encoder.pixel_dtype,
         )
         shared = _share(batch, packs, seq_len)
         if torch.device(device).type == "cuda":
