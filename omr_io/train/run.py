@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from omr_io.batches import Batch, make_batch
+from omr_io.batches import Batch
 from omr_io.chat import corpus_completion
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DiskError
@@ -31,13 +31,12 @@ from omr_io.images.patches import blank_patches
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
-from omr_io.ops import pack_implementation
-from omr_io.packing import Lengths, plan_epoch
 from omr_io.storage import write_atomically
 from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.train.checkpoint import export_hf
 from omr_io.train.fold import fold_frames
 from omr_io.train.model import TokenIds, build_demo_model, load_model
+from omr_io.train.packed import packed_batches
 from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
 from omr_io.types import EncodedSample, Int64Array
@@ -254,39 +253,18 @@ def pack_rollouts(
         a batch, and the completions in it in the order of its labels. Every token of a completion
         is a label, so they are as many as `label_log_probs` returns.
     """
-    chat = encoder.chat
     samples = [
         _rollout_sample(prompts[place // group], completion)
         for place, completion in enumerate(completions)
     ]
-    plan = plan_epoch(
-        _lengths(samples, chat.image_token_id),
-        epoch=0,
-        seed=0,
+    for batch, packs in packed_batches(
+        samples,
         seq_len=seq_len,
-        packs_per_step=1,
-        keys=[sample.key for sample in samples],
-    )
-    for first in range(0, plan.num_packs, packs_per_batch):
-        packs = [plan.pack(n) for n in range(first, min(first + packs_per_batch, plan.num_packs))]
-        rows = [[samples[i] for i in pack] for pack in packs]
-        arrays = pack_implementation("auto", device)(
-            rows,
-            seq_len=seq_len,
-            pad_id=chat.pad_token_id,
-            image_token_id=chat.image_token_id,
-            merge_size=encoder.vision.merge_size,
-        )
-        batch = make_batch(
-            arrays,
-            rows,
-            vision=encoder.vision,
-            step_label_tokens=sum(len(completion.ids) for completion in completions),
-            epoch=0,
-            step=0,
-            micro_step=first // packs_per_batch,
-            pixel_dtype=encoder.pixel_dtype,
-        )
+        packs_per_batch=packs_per_batch,
+        step_label_tokens=sum(len(completion.ids) for completion in completions),
+        encoder=encoder,
+        device=device,
+    ):
         yield batch, [i for pack in packs for i in pack]
 
 
@@ -295,18 +273,6 @@ def _rollout_sample(prompt: EncodedSample, completion: Completion) -> EncodedSam
     trained[len(prompt.input_ids) :] = True
     input_ids = np.concatenate([prompt.input_ids, completion.ids]).astype(np.int32)
     return dataclasses.replace(prompt, input_ids=input_ids, trained=trained)
-
-
-def _lengths(samples: Sequence[EncodedSample], image_token_id: int) -> Lengths:
-    def column(of: Callable[[EncodedSample], int]) -> Any:
-        return np.asarray([of(sample) for sample in samples], np.int64)
-
-    return Lengths(
-        text_tokens=column(lambda s: int((s.input_ids != image_token_id).sum())),
-        image_tokens=column(lambda s: int((s.input_ids == image_token_id).sum())),
-        label_tokens=column(lambda s: int(s.trained.sum())),
-        patches=column(lambda s: int(s.image_grid_thw.prod(axis=1).sum())),
-    )
 
 
 def new_optimizer(model: Any, *, lr: float, weight_decay: float, beta2: float) -> Any:

@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omr_io.batches import Batch, make_batch
+from omr_io.batches import Batch
 from omr_io.batches.boundaries import HostBoundaries
 from omr_io.errors import ConfigError, DataError, SampleTooLongError, Where
 from omr_io.loader.samples import SampleEncoder
-from omr_io.ops import pack_implementation
-from omr_io.packing import Lengths, plan_epoch
 from omr_io.packing.binning import best_fit
 from omr_io.train.attention import SharedPrefixes, share_prefixes
+from omr_io.train.packed import packed_batches
 from omr_io.train.rollout import Completion
 from omr_io.types import EncodedSample, Int32Array, Int64Array
 
@@ -140,42 +139,20 @@ def pack_shared_rollouts(
         SampleTooLongError: a prompt with one of its completions is longer than seq_len.
         DataError: a prompt has no tokens, or a completion holds an image token.
     """
-    chat = encoder.chat
-    _check(prompts, completions, group, chat.image_token_id)
+    _check(prompts, completions, group, encoder.chat.image_token_id)
     groups = [
         _Group(members, *_as_one_sample(prompt, [completions[i].ids for i in members]))
         for number, prompt in enumerate(prompts)
         for members in _copies(prompt, completions, number * group, group, seq_len)
     ]
-    plan = plan_epoch(
-        _lengths(groups, chat.image_token_id),
-        epoch=0,
-        seed=0,
+    for batch, numbers in packed_batches(
+        [g.sample for g in groups],
         seq_len=seq_len,
-        packs_per_step=1,
-        keys=[g.sample.key for g in groups],
-    )
-    for first in range(0, plan.num_packs, packs_per_batch):
-        numbers = range(first, min(first + packs_per_batch, plan.num_packs))
-        packs = [[groups[i] for i in plan.pack(n)] for n in numbers]
-        samples = [[g.sample for g in pack] for pack in packs]
-        arrays = pack_implementation()(
-            samples,
-            seq_len=seq_len,
-            pad_id=chat.pad_token_id,
-            image_token_id=chat.image_token_id,
-            merge_size=encoder.vision.merge_size,
-        )
-        batch = make_batch(
-            arrays,
-            samples,
-            vision=encoder.vision,
-            step_label_tokens=sum(len(completion.ids) for completion in completions),
-            epoch=0,
-            step=0,
-            micro_step=first // packs_per_batch,
-            pixel_dtype=encoder.pixel_dtype,
-        )
+        packs_per_batch=packs_per_batch,
+        step_label_tokens=sum(len(completion.ids) for completion in completions),
+        encoder=encoder,
+    ):
+        packs = [[groups[i] for i in pack] for pack in numbers]
         shared = _share(batch, packs, seq_len)
         if torch.device(device).type == "cuda":
             shared = shared.pin_memory()
@@ -239,18 +216,6 @@ def _as_one_sample(
     untrained = np.zeros(len(input_ids), np.bool_)
     sample = dataclasses.replace(prompt, input_ids=input_ids, trained=untrained)
     return sample, tuple(len(part) for part in parts)
-
-
-def _lengths(groups: Sequence[_Group], image_token_id: int) -> Lengths:
-    samples = [g.sample for g in groups]
-    images = [int((sample.input_ids == image_token_id).sum()) for sample in samples]
-    columns = (
-        [len(s.input_ids) - image for s, image in zip(samples, images, strict=True)],
-        images,
-        [sum(g.lengths[1:]) for g in groups],
-        [int(sample.image_grid_thw.prod(axis=1).sum()) for sample in samples],
-    )
-    return Lengths(*(np.asarray(column, np.int64) for column in columns))
 
 
 def _share(batch: Batch, packs: Sequence[Sequence[_Group]], seq_len: int) -> SharedPrefixBatch:
