@@ -6,7 +6,7 @@ Legend: n samples, N images of all samples together.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from omr_io.shards.layout import (
     read_manifest,
 )
 from omr_io.shards.sample_json import decode_record
-from omr_io.storage import LocalStorage, Storage
+from omr_io.storage import LocalStorage, Storage, StorageStats
 from omr_io.types import ImageInfo, Int32Array, Int64Array, Record, UInt8Array
 
 if TYPE_CHECKING:
@@ -208,6 +208,20 @@ class ShardSet:
     def read_images(self, i: int) -> tuple[bytes, ...]:
         """The encoded images of sample i, in order; errors as in `read_record`."""
         return self._read(i, self.parts(i)[: self.num_images(i)])
+
+    def will_read(self, numbers: Sequence[int]) -> None:
+        """The parts of these samples will be read soon, in this order; returns at once."""
+        self._storage.will_read(
+            [
+                (self.shard(i), run[0].offset, run[-1].offset + run[-1].size - run[0].offset)
+                for i in numbers
+                for run in _neighbours(self.parts(i))
+            ]
+        )
+
+    def storage_stats(self) -> StorageStats:
+        """What the storage did so far in this process."""
+        return self._storage.stats()
 
     def num_images(self, i: int) -> int:
         """How many images sample i has; they are its first parts."""

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,27 @@ _BUFFER_BYTES = 1 << 20
 _MISSING = "Copy the set again, all of it, or convert again"
 
 
+@dataclass(frozen=True, slots=True)
+class StorageStats:
+    """What a storage did so far in this process; all 0 where files are local.
+
+    Attributes:
+        fetched_bytes: that came over the network.
+        requests: sent, those that were tried again included.
+        retries: of these.
+        cache_hits, cache_misses: reads that the local cache could serve at once, and that had to
+            wait for the network.
+        cache_bytes: that the cache holds now.
+    """
+
+    fetched_bytes: int = 0
+    requests: int = 0
+    retries: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    cache_bytes: int = 0
+
+
 class Storage(Protocol):
     """Where the files of a shard set are; `name` is a file's name within it."""
 
@@ -32,6 +54,17 @@ class Storage(Protocol):
 
     def size(self, name: str) -> int:
         """The file's size in bytes; IntegrityError if it is missing."""
+        ...
+
+    def will_read(self, ranges: Sequence[tuple[str, int, int]]) -> None:
+        """These (name, offset, size) will be read soon, in this order; returns at once.
+
+        A hint: what is never told is read as well, and a failure shows when it is read.
+        """
+        ...
+
+    def stats(self) -> StorageStats:
+        """Counts so far."""
         ...
 
     def close(self) -> None:
@@ -94,6 +127,13 @@ class LocalStorage:
             what = "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
             mend = _MISSING if isinstance(error, FileNotFoundError) else ""
             raise IntegrityError(what, where=Where(shard=name), mend=mend) from None
+
+    def will_read(self, ranges: Sequence[tuple[str, int, int]]) -> None:
+        """Nothing: the operating system reads ahead on its own."""
+
+    def stats(self) -> StorageStats:
+        """All 0: nothing goes over a network."""
+        return StorageStats()
 
     def close(self) -> None:
         """Close this process's descriptors."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omr_io.errors import ConfigError, IntegrityError, Where
 from omr_io.remote.urls import is_url
-from omr_io.storage import LocalStorage, Storage
+from omr_io.storage import LocalStorage, Storage, StorageStats
 
 if TYPE_CHECKING:
     from omr_io.remote.remote_file import RemoteFile
@@ -101,6 +101,13 @@ class RemoteStorage:
                     del self._idle[place]
                     return file
         return None
+
+    def will_read(self, ranges: Sequence[tuple[str, int, int]]) -> None:
+        """Nothing is read ahead."""
+
+    def stats(self) -> StorageStats:
+        """Nothing is counted."""
+        return StorageStats()
 
     def close(self) -> None:
         """Close what is idle; reading again opens anew."""

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,14 @@ from omr_io.images.pixels import decode_rgb
 from omr_io.images.sizes import MAX_PIXELS, check_caps, probe
 from omr_io.types import ImageFailure, ImageInfo, UInt8Array
 
+if TYPE_CHECKING:  # it takes a second to import, and linting does without it
+    import torch
+
 DecoderName = Literal["cpu", "dali"]
+
+Decoded: TypeAlias = "UInt8Array | torch.Tensor | ImageFailure"
+"""What becomes of an image: pixels on the host or on a GPU, or why there are none."""
+
 DALI_FORMATS: Final = ("jpeg", "jpeg-progressive")
 
 
@@ -33,9 +40,11 @@ class Decoder(Protocol):
     def name(self) -> str:
         """What `make_decoder` calls it."""
 
-    def decode(
-        self, images: Sequence[bytes], infos: Sequence[ImageInfo]
-    ) -> list[UInt8Array | ImageFailure]:
+    @property
+    def device(self) -> str:
+        """Where the tensors are that it gives, such as "cuda:0"; with "cpu" all are arrays."""
+
+    def decode(self, images: Sequence[bytes], infos: Sequence[ImageInfo]) -> Sequence[Decoded]:
         """Decode images; a bad one gives an `ImageFailure` in its place and never raises.
 
         Args:
@@ -43,7 +52,9 @@ class Decoder(Protocol):
             infos: what the plan knows of each; an image that differs from it is a failure.
 
         Returns:
-            For each image (H, W, 3) uint8 RGB, C-contiguous, turned as the EXIF policy says.
+            For each image (H, W, 3) uint8 RGB, C-contiguous, turned as the EXIF policy says: an
+            array, or, from a decoder on a GPU, a tensor there, which is ready on the stream that is
+            current in the calling thread. What such a decoder leaves to the CPU comes as arrays.
         """
 
     def close(self) -> None:
@@ -60,6 +71,7 @@ class CpuDecoder:
     """
 
     name = "cpu"
+    device = "cpu"
 
     def __init__(self, exif: ExifPolicy = "apply", max_pixels: int = MAX_PIXELS) -> None:
         self.exif = exif
@@ -104,6 +116,7 @@ class DaliDecoder:
     """
 
     name = "dali"
+    device = "cpu"
 
     def __init__(
         self,

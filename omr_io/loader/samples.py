@@ -15,7 +15,7 @@ from omr_io.chat import ChatFormat, Completion
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, IntegrityError, Where
 from omr_io.images import image_grid_thw, num_image_tokens, smart_resize
-from omr_io.images.decode import Decoder
+from omr_io.images.decode import Decoded, Decoder
 from omr_io.images.patch_arguments import DTYPES
 from omr_io.images.patches import blank_pixels, patch_target, value_table
 from omr_io.images.pixel_values import as_tensor, empty_values
@@ -146,11 +146,11 @@ class SampleEncoder:
                 )
         return EncodedSample(key, text.input_ids, text.trained, None, grid_N3)
 
-    def _decode(self, numbers: Sequence[int]) -> list[list[UInt8Array | ImageFailure]]:
+    def _decode(self, numbers: Sequence[int]) -> list[list[Decoded]]:
         """The pixels of each sample's images, decoded in one call."""
         images: list[bytes] = []
         infos: list[ImageInfo] = []
-        unread: dict[int, list[UInt8Array | ImageFailure]] = {}
+        unread: dict[int, list[Decoded]] = {}
         for place, number in enumerate(numbers):
             planned = self.shard_set.images(number)
             try:
@@ -170,11 +170,11 @@ class SampleEncoder:
     def _fill(
         self,
         texts: Sequence[EncodedSample],
-        decoded: Sequence[Sequence[UInt8Array | ImageFailure]],
+        decoded: Sequence[Sequence[Decoded]],
         pixels_PD: PixelValues,
     ) -> list[str | None]:
         """Write all patches, blanks where there are no pixels; of each sample why, or None."""
-        pixels: list[UInt8Array] = []
+        pixels: list[UInt8Array | torch.Tensor] = []
         targets: list[PatchTarget] = []
         reasons: list[str | None] = []
         for text, images in zip(texts, decoded, strict=True):
@@ -186,7 +186,9 @@ class SampleEncoder:
                     failures.append(f"{found.reason}: {which}{found.detail}")
                     found = blank_pixels()
                 pixels.append(found)
-                targets.append(patch_target(found.shape[:2], self._size(grid_3), self.vision))
+                targets.append(
+                    patch_target((found.shape[0], found.shape[1]), self._size(grid_3), self.vision)
+                )
             reasons.append("; ".join(failures) or None)
         if pixels:
             out_PD = as_tensor(pixels_PD)
@@ -198,9 +200,7 @@ class SampleEncoder:
         _, rows, columns = grid_3.tolist()
         return rows * self.vision.patch_size, columns * self.vision.patch_size
 
-    def _checked(
-        self, image: UInt8Array | ImageFailure, grid_3: Int64Array
-    ) -> UInt8Array | ImageFailure:
+    def _checked(self, image: Decoded, grid_3: Int64Array) -> Decoded:
         """The image, if its pixels become as many patches as were planned."""
         if isinstance(image, ImageFailure):
             return image

@@ -1,5 +1,6 @@
 """The plan of an epoch: which samples share a pack, in which order, on which rank."""
 
+from omr_io.packing.epoch import EpochPlan
 from omr_io.packing.plan import (
     CostModel,
     Lengths,
@@ -12,6 +13,7 @@ from omr_io.packing.plan import (
 
 __all__ = [
     "CostModel",
+    "EpochPlan",
     "Lengths",
     "Plan",
     "TooLong",
