@@ -97,6 +97,7 @@ PYBIND11_MODULE(_C, m) {
     omr::bind_samples(m);
     omr::bind_pixels(m);
     omr::bind_pack(m);
+    omr::bind_packing(m);
     omr::bind_axis_weights(m);
     omr::bind_convert(m);
 }

@@ -12,6 +12,7 @@ void bind_chat(pybind11::module_& m);        // conversations to ids and mask
 void bind_samples(pybind11::module_& m);     // a sample's texts, headers and names, for conversion
 void bind_pixels(pybind11::module_& m);      // pixels to patches
 void bind_pack(pybind11::module_& m);        // samples to the integers of a batch
+void bind_packing(pybind11::module_& m);     // lengths to bins, packs to ranks
 void bind_axis_weights(pybind11::module_& m);  // a resize's weights, for a GPU's kernels
 void bind_convert(pybind11::module_& m);     // plain rows of a corpus to tars and index columns
 

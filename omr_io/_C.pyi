@@ -416,3 +416,46 @@ def plain_rows(
 
 def crc32c(data: bytes, *, by_table: bool = False) -> int:
     """CRC-32C; `by_table` takes the form for processors without an instruction for it."""
+
+def best_fit(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int32], int]:
+    """Put (n,) int64 lengths of 1 to capacity into bins by best fit, in the given order.
+
+    Returns:
+        The bin of each, (n,) int32, and the number of bins; see csrc/packing/binning.hpp.
+
+    Raises:
+        ValueError: a length is none, or capacity is not from 1 to 2**24.
+    """
+
+def drawn_fill(
+    lengths: NDArray[np.int64], capacity: int, halves: int
+) -> tuple[NDArray[np.int32], int]:
+    """Put lengths into bins as they come, each bin ended exactly; see `best_fit`.
+
+    `halves`: bins are ended when the room is at most halves / 2 of the mean length left.
+    """
+
+def fewest_bins(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int32], int]:
+    """Put lengths, in a random order, into bins by the rule that needs fewest; see `best_fit`."""
+
+def shuffled(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Make a random order of range(n) from (n,) random words; the first is not used."""
+
+def grouped(
+    group_of: NDArray[np.int32], num_groups: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """List the (n,) indices by group, in order within a group, and the size of each group.
+
+    Raises:
+        ValueError: a group is not from 0 to num_groups - 1.
+    """
+
+def balanced(costs: NDArray[np.int64], num_ranks: int) -> NDArray[np.int32]:
+    """Give each rank as many of the (n,) costs, of nearly equal sums; see csrc/packing/balance.hpp.
+
+    Returns:
+        The rank of each, (n,) int32.
+
+    Raises:
+        ValueError: num_ranks does not divide n, a cost is negative, or the sum passes 2**62.
+    """
