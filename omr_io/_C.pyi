@@ -418,7 +418,7 @@ def crc32c(data: bytes, *, by_table: bool = False) -> int:
     """CRC-32C; `by_table` takes the form for processors without an instruction for it."""
 
 def best_fit(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int32], int]:
-    """Put (n,) int64 lengths of 1 to capacity into bins by best fit, in the given order.
+    """Put (n,) int64 lengths of 0 to capacity into bins by best fit, in the given order.
 
     Returns:
         The bin of each, (n,) int32, and the number of bins; see csrc/packing/binning.hpp.
@@ -430,13 +430,13 @@ def best_fit(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int3
 def drawn_fill(
     lengths: NDArray[np.int64], capacity: int, halves: int
 ) -> tuple[NDArray[np.int32], int]:
-    """Put lengths into bins as they come, each bin ended exactly; see `best_fit`.
+    """Put lengths of at least 1 into bins as they come, each ended exactly; see `best_fit`.
 
     `halves`: bins are ended when the room is at most halves / 2 of the mean length left.
     """
 
 def fewest_bins(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int32], int]:
-    """Put lengths, in a random order, into bins by the rule that needs fewest; see `best_fit`."""
+    """Put lengths of at least 1, in a random order, into the fewest bins; see `best_fit`."""
 
 def shuffled(words: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Make a random order of range(n) from (n,) random words; the first is not used."""

@@ -12,13 +12,13 @@ namespace {
 
 constexpr std::size_t kCandidates = 16;  // drawn lengths that are tried as one half of an ending
 
-void check(std::span<const std::int64_t> lengths, std::int64_t capacity) {
+void check(std::span<const std::int64_t> lengths, std::int64_t capacity, std::int64_t least = 1) {
     if (capacity < 1 || capacity > kMaxCapacity || lengths.size() > kMaxSamples - 1) {
         throw std::invalid_argument("the capacity or the number of lengths is out of range");
     }
     for (const std::int64_t length : lengths) {
-        if (length < 1 || length > capacity) {
-            throw std::invalid_argument("a length is not from 1 to the capacity");
+        if (length < least || length > capacity) {
+            throw std::invalid_argument("a length is out of range for the capacity");
         }
     }
 }
@@ -89,14 +89,16 @@ public:
             present_.at_most(std::min(static_cast<std::size_t>(room), last)));
     }
 
-    // Up to kCandidates indices, the first in the order that are still there. left must not be 0.
+    // Up to kCandidates indices, the first in the order that are still there.
     std::span<const std::size_t> first() {
-        while (taken_[front_] != 0) ++front_;
-        std::size_t count = 0;
-        for (std::size_t i = front_; i < taken_.size() && count < kCandidates; ++i) {
-            if (taken_[i] == 0) candidates_[count++] = i;
+        const auto end = candidates_.begin() + static_cast<std::ptrdiff_t>(num_candidates_);
+        const auto kept =
+            std::remove_if(candidates_.begin(), end, [&](std::size_t i) { return taken_[i] != 0; });
+        num_candidates_ = static_cast<std::size_t>(kept - candidates_.begin());
+        for (; next_ < taken_.size() && num_candidates_ < kCandidates; ++next_) {
+            if (taken_[next_] == 0) candidates_[num_candidates_++] = next_;
         }
-        return {candidates_.data(), count};
+        return {candidates_.data(), num_candidates_};
     }
     // The first index that is still there. left must not be 0.
     std::size_t front() {
@@ -129,7 +131,9 @@ private:
     std::vector<std::size_t> counts_;
     std::vector<std::uint8_t> taken_;
     NumberSet present_;
-    std::size_t front_ = 0;
+    std::size_t front_ = 0;  // nothing before it is left
+    std::size_t next_ = 0;   // the first index that was never a candidate
+    std::size_t num_candidates_ = 0;
     std::array<std::size_t, kCandidates> candidates_{};
 };
 
@@ -140,7 +144,7 @@ public:
         : lengths_(lengths),
           capacity_(capacity),
           halves_(halves),
-          waste_(std::max(capacity / 256, std::int64_t{1})),
+          waste_(std::max(capacity / 512, std::int64_t{1})),
           pool_(lengths) {
         bins_.bin_of.resize(lengths.size());
     }
@@ -228,11 +232,10 @@ Bins place_best_fit(std::span<const std::int64_t> lengths, std::int64_t capacity
             head[fitting] = next[static_cast<std::size_t>(bin)];
             if (head[fitting] == end) rooms.erase(fitting);
         }
-        if (const auto left = static_cast<std::size_t>(room - length); left != 0) {
-            next[static_cast<std::size_t>(bin)] = head[left];
-            head[left] = bin;
-            rooms.insert(left);
-        }
+        const auto left = static_cast<std::size_t>(room - length);
+        next[static_cast<std::size_t>(bin)] = head[left];
+        head[left] = bin;
+        rooms.insert(left);
         bins.bin_of.push_back(bin);
     }
     return bins;
@@ -261,7 +264,7 @@ Bins best_fit_decreasing(std::span<const std::int64_t> lengths, std::int64_t cap
 }  // namespace
 
 Bins best_fit(std::span<const std::int64_t> lengths, std::int64_t capacity) {
-    check(lengths, capacity);
+    check(lengths, capacity, 0);
     return place_best_fit(lengths, capacity);
 }
 

@@ -19,7 +19,7 @@ struct Bins {
     std::int32_t count = 0;
 };
 
-// All take lengths of 1 to capacity, at most kMaxSamples of them, and throw std::invalid_argument
+// All take lengths of 1 (best_fit: 0) to capacity, at most kMaxSamples of them, and throw std::invalid_argument
 // for others.
 
 // Best fit: each length goes into the fullest bin that takes it, of equally full ones the one that

@@ -1,15 +1,9 @@
 """The plan of an epoch: which samples share a pack, in which order, on which rank."""
 
-from omr_io.packing.epoch import EpochPlan
-from omr_io.packing.plan import (
-    CostModel,
-    Lengths,
-    Plan,
-    TooLong,
-    check_samples,
-    check_world,
-    plan_epoch,
-)
+from omr_io.packing.cost import CostModel
+from omr_io.packing.epoch import EpochPlan, plan_epoch
+from omr_io.packing.lengths import Lengths
+from omr_io.packing.plan import Plan, TooLong, check_samples, check_world
 
 __all__ = [
     "CostModel",

@@ -3,38 +3,67 @@
 A window is planned when it is asked for, from its samples, the seed, the epoch and its number
 alone, and its last step is filled up with empty packs. So memory is bounded by the window, a run
 goes on at any window without planning those before it, and a position is (window, step within it).
+
+Legend: n samples, m samples that are wanted.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from threading import Lock
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Lock
 
 import numpy as np
 
-from omr_io.errors import ConfigError
-from omr_io.packing.plan import CostModel, Lengths, Plan, TooLong, plan_epoch
+from omr_io.errors import DataError
+from omr_io.packing.cost import CostModel
+from omr_io.packing.lengths import Lengths, Rows, chunks
+from omr_io.packing.plan import (
+    NAMED,
+    Plan,
+    RandomWords,
+    TooLong,
+    Window,
+    check_numbers,
+    check_options,
+    outside,
+    too_long_error,
+)
 from omr_io.types import Int64Array
 
 _HELD = 2  # plans kept: the window at work and the one that comes next
+_UNKNOWN = -1
 
 
 class EpochPlan:
     """The windows of one epoch, in a seeded order. Safe to use from several threads.
 
+    Windows are runs of samples in index order, of as equal sizes as can be, so that reading stays
+    near-sequential. A window is shuffled, its samples are packed (`omr_io.packing.binning`), and
+    its packs are put in random order: every sample exactly once an epoch, whole.
+
+    With columns of `lengths` in memory, samples that are too long are refused here; with
+    memory-mapped ones when their window is planned, or by `check`.
+
     Args:
-        lengths: of all samples.
+        lengths: of all n samples.
         epoch: counts from 0; every epoch is another order.
         seed: any integer.
-        seq_len, packs_per_step, too_long, cost, keys: as for `plan_epoch`.
-        window: samples planned together, in index order before they are shuffled; None: all.
-        samples: (m,) int64, the numbers of the samples to plan; a number may stand there more than
-            once, and then comes as often. None: every sample once.
+        seq_len: tokens a pack can hold.
+        packs_per_step: G, packs an optimiser step takes over all ranks.
+        window: at most so many samples are planned together; None: all.
+        too_long: "error", or "drop" to leave out samples of more than seq_len tokens; each plan
+            lists its own in `Plan.dropped`.
+        cost: what a pack costs a rank; None: `CostModel()`.
+        keys: names for samples in errors, one each.
+        samples: (m,) integers, the numbers of the samples to plan, in any order; a number may stand
+            there more than once, and then comes as often. None: every sample once.
 
     Raises:
         ConfigError: an option that cannot be right.
+        SampleTooLongError: a sample has more tokens than seq_len (unless too_long is "drop").
+        DataError: no sample is wanted.
     """
 
     def __init__(
@@ -51,60 +80,257 @@ class EpochPlan:
         keys: Sequence[str] | None = None,
         samples: Int64Array | None = None,
     ) -> None:
-        if window is not None and window < 1:
-            raise ConfigError(f"window {window} must be at least 1 sample, or None")
+        check_options(epoch, seq_len, packs_per_step, window, too_long)
         self.epoch = epoch
         self.seq_len = seq_len
         self.packs_per_step = packs_per_step
         self._lengths = lengths
         self._seed = seed
         self._too_long: TooLong = too_long
-        self._cost = cost
+        self._cost = cost or CostModel()
         self._keys = keys
-        self._wanted = np.arange(len(lengths)) if samples is None else np.sort(samples)
-        self._size = window or max(len(self._wanted), 1)
-        self._plans: OrderedDict[int, Plan] = OrderedDict()
+        self._samples = None if samples is None else _sorted(samples, len(lengths))
+        self._wanted = len(lengths) if self._samples is None else len(self._samples)
+        if not self._wanted:
+            raise DataError("no sample to plan: none is wanted")
+        self._num_windows = 1 if window is None else -(-self._wanted // window)
+        self._places = RandomWords(seed, epoch, "windows").order(self._num_windows)
+        self._steps = np.full(self._num_windows, _UNKNOWN, np.int64)
+        self._plans: OrderedDict[int, _Slot] = OrderedDict()
         self._lock = Lock()
+        if not lengths.mapped:
+            self.check()
+
+    # Windows
 
     @property
     def num_windows(self) -> int:
-        """Windows of the epoch."""
-        return -(-len(self._wanted) // self._size)
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps of the epoch: exact, so every window that is not known is planned."""
-        return sum(self.window(number).num_steps for number in range(self.num_windows))
+        """Windows of the epoch, at least 1."""
+        return self._num_windows
 
     def window(self, number: int) -> Plan:
         """The plan of a window, counted from 0 in the order of the epoch.
 
+        Two plans are kept. While one thread plans a window, others get those that are kept at once,
+        and wait for that window. A window all of whose samples are dropped has no steps.
+
         Raises:
             IndexError: the epoch has no such window.
             SampleTooLongError: a sample has more tokens than seq_len (unless it is to be dropped).
+            DataError: lengths that cannot be right, or nothing is left of the only window.
         """
+        while True:
+            slot, mine = self._slot(number)
+            if not mine:
+                slot.done.wait()
+                if slot.plan is not None:
+                    return slot.plan
+                continue  # it failed on another thread: try here, to raise here
+            try:
+                slot.plan = self._plan(number)
+                return slot.plan
+            finally:
+                if slot.plan is None:
+                    with self._lock:
+                        if self._plans.get(number) is slot:
+                            del self._plans[number]
+                slot.done.set()
+
+    def _slot(self, number: int) -> tuple[_Slot, bool]:
+        """Where a window's plan is or will be, and whether the caller is to make it."""
         if not 0 <= number < self.num_windows:
             raise IndexError(f"window {number} of an epoch of {self.num_windows}")
         with self._lock:
-            if number not in self._plans:
-                self._plans[number] = self._plan(number)
-                if len(self._plans) > _HELD:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(number)
-            return self._plans[number]
+            known = self._plans.get(number)
+            if known is not None:
+                self._plans.move_to_end(number)
+                return known, False
+            made = self._plans[number] = _Slot()
+            while len(self._plans) > _HELD:
+                self._plans.popitem(last=False)
+            return made, True
 
     def _plan(self, number: int) -> Plan:
-        digest = hashlib.sha256(f"windows {self._seed} {self.epoch}".encode()).digest()
-        words = np.random.PCG64(int.from_bytes(digest, "little")).random_raw(self.num_windows)
-        place = int(np.argsort(np.atleast_1d(words), kind="stable")[number])
-        return plan_epoch(
-            self._lengths,
+        made = self._window(number).plan()
+        self._steps[number] = made.num_steps
+        if self.num_windows == 1 and not made.num_steps:
+            raise self._nothing_left()
+        return made
+
+    def _window(self, number: int) -> Window:
+        """A window's samples, checked."""
+        place = int(self._places[number])
+        rows = self._rows(place)
+        if self._lengths.mapped:
+            self._lengths.check(rows)
+            self._refuse_long([rows])
+        return Window(
+            lengths=self._lengths,
+            rows=rows,
+            seed=self._seed,
             epoch=self.epoch,
-            seed=self._seed if self.num_windows == 1 else hash((self._seed, place)),
+            place=place,
             seq_len=self.seq_len,
             packs_per_step=self.packs_per_step,
-            too_long=self._too_long,
             cost=self._cost,
-            keys=self._keys,
-            samples=self._wanted[place * self._size : (place + 1) * self._size],
         )
+
+    def _rows(self, place: int) -> Rows:
+        start, stop = (self._wanted * p // self.num_windows for p in (place, place + 1))
+        return self._part(slice(start, stop))
+
+    def _part(self, part: slice) -> Rows:
+        return part if self._samples is None else self._samples[part].astype(np.int64, copy=False)
+
+    # Steps
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the epoch, the same on every rank: exact, see `count_steps`."""
+        return self.count_steps()
+
+    def count_steps(self, threads: int = 1) -> int:
+        """Optimiser steps of the epoch: windows that are not known are binned once, then forgotten.
+
+        Args:
+            threads: windows at work at a time, each a few 10 bytes a sample.
+
+        Raises:
+            SampleTooLongError, DataError: as for `window`.
+        """
+        steps = self._count(self.num_windows, threads)
+        if not steps:
+            raise self._nothing_left()
+        return steps
+
+    def steps_before(self, number: int) -> int:
+        """Optimiser steps of all windows before one; `num_windows` asks for all.
+
+        Raises:
+            IndexError: the epoch has no such window.
+            SampleTooLongError, DataError: as for `window`.
+        """
+        if not 0 <= number <= self.num_windows:
+            raise IndexError(f"window {number} of an epoch of {self.num_windows}")
+        return self._count(number, 1)
+
+    def place_of_step(self, step: int) -> tuple[int, int]:
+        """Where a step of the epoch is: (window, step within it). Counts the windows before it.
+
+        Raises:
+            IndexError: the epoch has no such step.
+            SampleTooLongError, DataError: as for `window`.
+        """
+        left = step
+        for number in range(self.num_windows) if step >= 0 else ():
+            count = self._count_window(number)
+            if left < count:
+                return number, left
+            left -= count
+        raise IndexError(f"step {step} of an epoch of {self.num_steps}")
+
+    def _count(self, stop: int, threads: int) -> int:
+        unknown = np.flatnonzero(self._steps[:stop] == _UNKNOWN).tolist()
+        if threads > 1 and len(unknown) > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(self._count_window, unknown):
+                    pass
+        else:
+            for number in unknown:
+                self._count_window(number)
+        return int(self._steps[:stop].sum())
+
+    def _count_window(self, number: int) -> int:
+        # Two threads may count the same window, and find the same.
+        if self._steps[number] == _UNKNOWN:
+            self._steps[number] = self._window(number).num_steps()
+        return int(self._steps[number])
+
+    # What is refused
+
+    def check(self) -> None:
+        """Look for samples that are too long (unless they are to be dropped), over the epoch.
+
+        Raises:
+            SampleTooLongError: names the first, and counts all.
+        """
+        self._refuse_long(self._part(part) for part in chunks(0, self._wanted))
+
+    def _refuse_long(self, parts: Iterable[Rows]) -> None:
+        if self._too_long == "drop":
+            return
+        count, wanted, longest = 0, 0, 0
+        named: list[tuple[int, int]] = []
+        for rows in parts:
+            tokens = self._lengths.tokens_of(rows)
+            wanted += len(tokens)
+            if int(tokens.max(initial=0)) <= self.seq_len:
+                continue
+            places = np.flatnonzero(tokens > self.seq_len)
+            count += len(places)
+            longest = max(longest, int(tokens.max()))
+            for place in places[: NAMED - len(named)].tolist():
+                number = rows.start + place if isinstance(rows, slice) else int(rows[place])
+                named.append((number, int(tokens[place])))
+        if count:
+            raise too_long_error(count, wanted, named, longest, self.seq_len, self._keys)
+
+    def _nothing_left(self) -> DataError:
+        return DataError(
+            f"no sample to plan: {self._wanted} are wanted, all of them longer than seq_len "
+            f"{self.seq_len}"
+        )
+
+
+class _Slot:
+    """A plan that is made, or in the making."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.done = Event()
+
+
+def plan_epoch(
+    lengths: Lengths,
+    *,
+    epoch: int,
+    seed: int,
+    seq_len: int,
+    packs_per_step: int,
+    too_long: TooLong = "error",
+    cost: CostModel | None = None,
+    keys: Sequence[str] | None = None,
+    samples: Int64Array | None = None,
+) -> Plan:
+    """Plan a whole epoch at once: the only window of an `EpochPlan`, which says the rest.
+
+    Raises:
+        SampleTooLongError: a sample has more tokens than seq_len (unless too_long is "drop").
+        ConfigError: an option that cannot be right.
+        DataError: nothing is left to plan.
+    """
+    return EpochPlan(
+        lengths,
+        epoch=epoch,
+        seed=seed,
+        seq_len=seq_len,
+        packs_per_step=packs_per_step,
+        too_long=too_long,
+        cost=cost,
+        keys=keys,
+        samples=samples,
+    ).window(0)
+
+
+def _sorted(samples: Int64Array, count: int) -> Int64Array:
+    """The numbers in order, as they are if they are so; checked to be those of samples."""
+    check_numbers(samples)
+    in_order = all(
+        bool((samples[part][:-1] <= samples[part][1:]).all())
+        and (part.start == 0 or samples[part.start - 1] <= samples[part.start])
+        for part in chunks(0, len(samples))
+    )
+    in_order_samples = samples if in_order else np.sort(samples)
+    if len(samples) and not 0 <= int(in_order_samples[0]) <= int(in_order_samples[-1]) < count:
+        raise outside(count)
+    return in_order_samples

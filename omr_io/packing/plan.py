@@ -1,6 +1,7 @@
-"""The plan of an epoch: which samples share a pack, in which order, on which rank. Integers only.
+"""The plan of a window of samples: which share a pack, in which order, on which rank.
 
-    plan = pure function of (lengths, epoch, seed, seq_len, packs_per_step, window)
+    plan = pure function of (lengths of the samples, their order, seed, epoch, window, seq_len,
+                             packs_per_step)
 
 World size, threads and batch size are not inputs, so a run may go on with other ones. Random
 numbers are the raw 64-bit words of NumPy's PCG64, seeded by SHA-256: both are fixed for good, while
@@ -12,7 +13,6 @@ Legend: n samples, p packs, s steps, G packs a step.
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,91 +20,25 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from omr_io.errors import ConfigError, DataError, SampleTooLongError, Where
-from omr_io.packing.binning import fewest_bins
-from omr_io.types import Int64Array
+from omr_io import _C
+from omr_io.errors import ConfigError, SampleTooLongError
+from omr_io.packing.binning import MAX_SEQ_LEN, fewest_bins
+from omr_io.packing.cost import CostModel
+from omr_io.packing.lengths import Lengths, Rows
+from omr_io.types import Int32Array, Int64Array
 
 TooLong = Literal["error", "drop"]
 """What to do with samples of more tokens than seq_len."""
 
-_NAMED = 5  # samples named in an error that concerns many
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lengths:
-    """What is known of every sample before any pixel is decoded; all (n,) int64.
-
-    Attributes:
-        text_tokens: tokens that are not image tokens.
-        image_tokens: merged patches of all its images.
-        label_tokens: tokens that carry a loss: the trained ones, less the sample's first token.
-        patches: patches of all its images before merging; what the vision tower sees.
-
-    Raises:
-        DataError: shapes differ, a length is negative, or a sample has no token.
-    """
-
-    text_tokens: Int64Array
-    image_tokens: Int64Array
-    label_tokens: Int64Array
-    patches: Int64Array
-
-    def __post_init__(self) -> None:
-        columns = (self.text_tokens, self.image_tokens, self.label_tokens, self.patches)
-        if len({column.shape for column in columns}) != 1 or self.text_tokens.ndim != 1:
-            raise DataError("the columns of Lengths must be one-dimensional and of one length")
-        if any(column.dtype != np.int64 for column in columns):
-            raise DataError("the columns of Lengths must be int64")
-        if any(bool((column < 0).any()) for column in columns):
-            raise DataError("a length is negative")
-        if bool((self.tokens < 1).any()):
-            first = int(np.argmax(self.tokens < 1))
-            raise DataError("a sample has no token", where=Where(row=first))
-
-    def __len__(self) -> int:
-        return len(self.text_tokens)
-
-    @property
-    def tokens(self) -> Int64Array:
-        """(n,) int64: what a sample takes of a pack, text and image tokens together."""
-        return self.text_tokens + self.image_tokens
-
-    def digest(self) -> str:
-        """16 hex digits of SHA-256 over all columns, little-endian: equal lengths, equal plans."""
-        sha = hashlib.sha256()
-        for column in (self.text_tokens, self.image_tokens, self.label_tokens, self.patches):
-            sha.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
-        return sha.hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class CostModel:
-    """Forward FLOPs of a sample of t tokens and q patches, in units of 10 kFLOP, as integers.
-
-    cost = text_linear t + text_quadratic t^2 + vision_linear q + vision_quadratic q^2
-
-    The defaults are Qwen2.5-VL-7B's. Linear: 2 FLOPs a weight and token, 7.6 G weights of text and
-    0.63 G of vision. Quadratic: 4 x width FLOPs a pair of tokens and full-attention layer, halved
-    where attention is causal: 28 layers of 3584 in text, 4 of 1280 in vision (its other 28 attend
-    within windows, so they are linear). Only the ratios matter: costs decide which rank takes which
-    pack of a step, never what is in the step.
-    """
-
-    text_linear: int = 1_520_000
-    text_quadratic: int = 20
-    vision_linear: int = 126_000
-    vision_quadratic: int = 2
-
-    def cost(self, tokens_n: Int64Array, patches_n: Int64Array) -> Int64Array:
-        """(n,) int64 costs of samples with the given tokens and patches."""
-        text = self.text_linear * tokens_n + self.text_quadratic * tokens_n**2
-        vision = self.vision_linear * patches_n + self.vision_quadratic * patches_n**2
-        return np.asarray(text + vision, np.int64)
+NAMED = 5
+"""Samples named in an error that concerns many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """An epoch's packs in order; step s takes packs [s G, (s + 1) G). See `plan_epoch`.
+    """The packs of a window, or of an epoch of one window, in order; see `EpochPlan`.
+
+    Step s takes packs [s G, (s + 1) G).
 
     Attributes:
         epoch, seq_len, packs_per_step: what it was planned for.
@@ -161,25 +95,22 @@ class Plan:
     def rank_packs(self, step: int, rank: int, world_size: int) -> tuple[int, ...]:
         """One rank's packs of a step: packs_per_step / world_size of them, dearest first.
 
-        The dearest pack left goes to the rank that has the least cost so far and room for one more
-        (Graham's longest-processing-time rule with equal counts). Ties: the earlier pack, the lower
-        rank. Dearest first lines up micro batches of like cost across ranks.
+        The step's packs, dearest first, are dealt in rounds of world_size, so that micro batches
+        are of like cost on all ranks; swaps within rounds then make the ranks' sums nearly equal
+        (csrc/packing/balance.hpp).
 
         Raises:
             ConfigError: packs_per_step is no multiple of world_size, or there is no such rank.
+            IndexError: the epoch has no such step.
         """
         check_world(self.packs_per_step, rank, world_size)
         packs = self.step_packs(step)
-        share = self.packs_per_step // world_size
         costs = self.pack_costs[packs.start : packs.stop]
-        taken: list[list[int]] = [[] for _ in range(world_size)]
-        open_ranks = [(0, r) for r in range(world_size)]  # a heap of (cost so far, rank)
-        for place in np.argsort(-costs, kind="stable").tolist():
-            load, lightest = heapq.heappop(open_ranks)
-            taken[lightest].append(packs[place])
-            if len(taken[lightest]) < share:
-                heapq.heappush(open_ranks, (load + int(costs[place]), lightest))
-        return tuple(taken[rank])
+        spare = (int(costs.max()) * len(costs)).bit_length() - 62  # so that sums fit 64 bits
+        costs = costs >> max(spare, 0)
+        mine = np.flatnonzero(_C.balanced(costs, world_size) == rank)
+        dearest_first = mine[np.argsort(-costs[mine], kind="stable")]
+        return tuple((packs.start + dearest_first).tolist())
 
 
 def check_world(packs_per_step: int, rank: int, world_size: int) -> None:
@@ -198,78 +129,22 @@ def check_world(packs_per_step: int, rank: int, world_size: int) -> None:
         )
 
 
-def plan_epoch(
-    lengths: Lengths,
-    *,
-    epoch: int,
-    seed: int,
-    seq_len: int,
-    packs_per_step: int,
-    window: int | None = None,
-    too_long: TooLong = "error",
-    cost: CostModel | None = None,
-    keys: Sequence[str] | None = None,
-    samples: Int64Array | None = None,
-) -> Plan:
-    """Plan one epoch: every sample exactly once, whole, in packs of at most seq_len tokens.
-
-    The samples are taken `window` at a time in index order (so that reading stays near-sequential),
-    the windows in a seeded order. A window is shuffled, its samples are packed by the rule of
-    `omr_io.packing.binning` that takes fewer packs, and the packs are put in random order.
-
-    Args:
-        lengths: of all samples.
-        epoch: counts from 0; every epoch is another order.
-        seed: any integer.
-        seq_len: tokens a pack can hold.
-        packs_per_step: G, packs an optimiser step takes over all ranks.
-        window: samples packed together; None: the whole corpus.
-        too_long: "error", or "drop" to leave out samples of more than seq_len tokens; they are
-            listed in `Plan.dropped`.
-        cost: what a pack costs a rank; None: `CostModel()`.
-        keys: names for samples in errors, one each.
-        samples: (m,) the numbers of the samples to plan, each once; None: all of them.
-
-    Raises:
-        SampleTooLongError: a sample has more tokens than seq_len (unless too_long is "drop").
-        ConfigError: an option that cannot be right.
-        DataError: nothing is left to plan.
-    """
-    _check_options(epoch, seq_len, packs_per_step, window, too_long)
-    tokens_n = lengths.tokens
-    wanted = np.arange(len(lengths)) if samples is None else check_samples(samples, len(lengths))
-    is_long = tokens_n[wanted] > seq_len
-    dropped, kept = wanted[is_long], wanted[~is_long]
-    if too_long == "error" and len(dropped):
-        raise _too_long_error(dropped, len(wanted), tokens_n, seq_len, keys)
-    if not len(kept):
-        raise DataError(
-            f"no sample to plan: {len(wanted)} are wanted, {len(dropped)} of them longer than "
-            f"seq_len {seq_len}"
-        )
-    random = _RandomWords(seed, epoch)
-    size = window or len(kept)
-    windows = [kept[start : start + size] for start in range(0, len(kept), size)]
-    packed = [
-        _pack_window(windows[number], tokens_n, seq_len, random)
-        for number in random.order(len(windows)).tolist()
-    ]
-    placed = np.concatenate([ids for ids, _ in packed])
-    counts = np.concatenate([counts for _, counts in packed])
-    return _finish(
-        epoch, seq_len, packs_per_step, lengths, placed, counts, dropped, cost or CostModel()
-    )
-
-
-def _check_options(
+def check_options(
     epoch: int, seq_len: int, packs_per_step: int, window: int | None, too_long: str
 ) -> None:
+    """Refuse options that no plan can have.
+
+    Raises:
+        ConfigError: names the option.
+    """
     if epoch < 0:
         raise ConfigError(f"epoch {epoch} is negative")
     if seq_len < 1 or packs_per_step < 1:
         raise ConfigError(
             f"seq_len {seq_len} and packs_per_step {packs_per_step} must be at least 1"
         )
+    if seq_len > MAX_SEQ_LEN:
+        raise ConfigError(f"seq_len {seq_len} is over {MAX_SEQ_LEN}")
     if window is not None and window < 1:
         raise ConfigError(f"window {window} must be at least 1 sample, or None")
     if too_long not in ("error", "drop"):
@@ -282,89 +157,134 @@ def check_samples(samples: Int64Array, count: int) -> Int64Array:
     Raises:
         ConfigError: not whole numbers in one dimension, outside the corpus, or one of them twice.
     """
-    if samples.ndim != 1 or samples.dtype.kind not in "iu":
-        raise ConfigError(f"samples is {samples.dtype} of shape {samples.shape}, not (m,) integers")
+    check_numbers(samples)
     if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < count:
-        raise ConfigError(f"samples has numbers outside 0 to {count - 1}")
+        raise outside(count)
     if len(np.unique(samples)) != len(samples):
         raise ConfigError("samples has a number twice", mend="Every sample comes once an epoch")
     return samples.astype(np.int64)
 
 
-def _too_long_error(
-    ids: Int64Array, wanted: int, tokens_n: Int64Array, seq_len: int, keys: Sequence[str] | None
+def check_numbers(samples: Int64Array) -> None:
+    """Refuse what is no list of whole numbers.
+
+    Raises:
+        ConfigError: another dtype or shape.
+    """
+    if samples.ndim != 1 or samples.dtype.kind not in "iu":
+        raise ConfigError(f"samples is {samples.dtype} of shape {samples.shape}, not (m,) integers")
+
+
+def outside(count: int) -> ConfigError:
+    """The error for numbers that are none of `count` samples."""
+    return ConfigError(f"samples has numbers outside 0 to {count - 1}")
+
+
+def too_long_error(
+    count: int,
+    wanted: int,
+    named: Sequence[tuple[int, int]],
+    longest: int,
+    seq_len: int,
+    keys: Sequence[str] | None,
 ) -> SampleTooLongError:
-    named = ", ".join(
-        f"{keys[i] if keys is not None else f'sample {i}'} ({tokens_n[i]} tokens)"
-        for i in ids[:_NAMED].tolist()
+    """The error for `count` of `wanted` samples; `named` are the first, (number, tokens) each."""
+    names = ", ".join(
+        f"{keys[i] if keys is not None else f'sample {i}'} ({tokens} tokens)" for i, tokens in named
     )
-    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-    longest = int(tokens_n[ids].max())
+    more = f" and {count - len(named)} more" if count > len(named) else ""
     return SampleTooLongError(
-        f"{len(ids)} of {wanted} samples are longer than seq_len {seq_len}: {named}{more}",
+        f"{count} of {wanted} samples are longer than seq_len {seq_len}: {names}{more}",
         mend=f"Use seq_len >= {longest}, lower the vision config's max_pixels, or leave these "
         'samples out with too_long="drop"',
     )
 
 
-class _RandomWords:
-    """Orders drawn from one PCG64 stream that depends on seed and epoch alone."""
+class RandomWords:
+    """Random 64-bit words for one purpose, a pure function of all that names it."""
 
-    def __init__(self, seed: int, epoch: int) -> None:
-        digest = hashlib.sha256(f"omr_io plan 1 seed {seed} epoch {epoch}".encode()).digest()
-        self._words = np.random.PCG64(int.from_bytes(digest, "little"))
+    def __init__(self, seed: int, epoch: int, purpose: str) -> None:
+        digest = hashlib.sha256(f"omr_io plan 2 seed {seed} epoch {epoch} {purpose}".encode())
+        self._words = np.random.PCG64(int.from_bytes(digest.digest(), "little"))
 
-    def order(self, count: int) -> NDArray[np.int64]:
-        """A random order of range(count): the order that sorts as many random 64-bit words."""
-        words = np.asarray(self._words.random_raw(count), np.uint64)
-        return np.argsort(words, kind="stable").astype(np.int64)
-
-
-def _pack_window(
-    ids: Int64Array, tokens_n: Int64Array, seq_len: int, random: _RandomWords
-) -> tuple[Int64Array, Int64Array]:
-    """Pack the samples of one window; (ids pack after pack, samples in each pack)."""
-    shuffled = ids[random.order(len(ids))]
-    longest_first = shuffled[np.argsort(-tokens_n[shuffled], kind="stable")]
-    bin_of = fewest_bins(tokens_n[longest_first].tolist(), random.order(len(ids)).tolist(), seq_len)
-    num_bins = max(bin_of) + 1
-    rank_of_bin = np.empty(num_bins, np.int64)
-    rank_of_bin[random.order(num_bins)] = np.arange(num_bins)
-    pack_of = rank_of_bin[np.asarray(bin_of, np.int64)]
-    counts = np.bincount(pack_of, minlength=num_bins).astype(np.int64)
-    return longest_first[np.argsort(pack_of, kind="stable")], counts
+    def order(self, count: int) -> Int64Array:
+        """A random order of range(count)."""
+        return _C.shuffled(np.asarray(self._words.random_raw(count), np.uint64))
 
 
-def _finish(
-    epoch: int,
-    seq_len: int,
-    packs_per_step: int,
-    lengths: Lengths,
-    samples: Int64Array,
-    counts: Int64Array,
-    dropped: Int64Array,
-    cost: CostModel,
-) -> Plan:
-    """Fill up the last step with empty packs and sum up what each pack and step holds."""
-    num_steps = -(-len(counts) // packs_per_step)
-    filled = np.zeros(num_steps * packs_per_step, np.int64)
-    filled[: len(counts)] = counts
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(filled)])
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """The samples that are planned together, and what their randomness hangs on.
 
-    def per_pack(values_n: Int64Array) -> Int64Array:
-        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(values_n[samples])])
-        return np.asarray(running[offsets[1:]] - running[offsets[:-1]], np.int64)
+    Attributes:
+        lengths: of all samples.
+        rows: the window's samples.
+        seed, epoch: any integer; from 0.
+        place: the window's number in index order, from 0.
+        seq_len, packs_per_step, cost: see `EpochPlan`.
+    """
 
-    return Plan(
-        epoch=epoch,
-        seq_len=seq_len,
-        packs_per_step=packs_per_step,
-        samples=samples,
-        pack_offsets=offsets,
-        pack_tokens=per_pack(lengths.tokens),
-        pack_costs=per_pack(cost.cost(lengths.tokens, lengths.patches)),
-        step_label_tokens=per_pack(lengths.label_tokens)
-        .reshape(num_steps, packs_per_step)
-        .sum(axis=1),
-        dropped=dropped,
-    )
+    lengths: Lengths
+    rows: Rows
+    seed: int
+    epoch: int
+    place: int
+    seq_len: int
+    packs_per_step: int
+    cost: CostModel
+
+    @property
+    def ids(self) -> Int64Array:
+        """(w,) int64 numbers of the window's samples."""
+        if isinstance(self.rows, slice):
+            return np.arange(self.rows.start, self.rows.stop, dtype=np.int64)
+        return self.rows
+
+    def _bins(self) -> tuple[Int64Array, Int32Array, int, NDArray[np.bool_]]:
+        """Places (in the window) of what fits, in random order, their bins, and what fits."""
+        tokens_w = self.lengths.tokens_of(self.rows)
+        fits_w = tokens_w <= self.seq_len
+        kept = np.flatnonzero(fits_w)
+        order = kept[self._random("samples").order(len(kept))]
+        bin_of, num_bins = fewest_bins(tokens_w[order], self.seq_len)
+        return order, bin_of, num_bins, fits_w
+
+    def _random(self, what: str) -> RandomWords:
+        return RandomWords(self.seed, self.epoch, f"window {self.place} {what}")
+
+    def num_steps(self) -> int:
+        """Steps of the window, by a shorter way than making its plan."""
+        return -(-self._bins()[2] // self.packs_per_step)
+
+    def plan(self) -> Plan:
+        """Pack the samples, put the packs in random order, fill up the last step, and sum up."""
+        order, bin_of, num_bins, fits_w = self._bins()
+        place_of_bin = self._random("packs").order(num_bins).astype(np.int32)
+        indices, counts = _C.grouped(place_of_bin[bin_of], num_bins)
+        placed = order[indices]
+        num_steps = -(-num_bins // self.packs_per_step)
+        offsets = np.zeros(num_steps * self.packs_per_step + 1, np.int64)
+        np.cumsum(counts, out=offsets[1 : num_bins + 1])
+        offsets[num_bins + 1 :] = len(placed)
+        rows, lengths = self.rows, self.lengths
+
+        def per_pack(values_w: NDArray[np.integer]) -> Int64Array:
+            running = np.zeros(len(placed) + 1, np.int64)
+            np.cumsum(values_w[placed], out=running[1:])
+            return np.diff(running[offsets])
+
+        tokens_w = lengths.tokens_of(rows)
+        patches_w = np.asarray(lengths.patches[rows], np.int64)
+        labels = per_pack(lengths.label_tokens[rows])
+        ids = self.ids
+        return Plan(
+            epoch=self.epoch,
+            seq_len=self.seq_len,
+            packs_per_step=self.packs_per_step,
+            samples=ids[placed],
+            pack_offsets=offsets,
+            pack_tokens=per_pack(tokens_w),
+            pack_costs=per_pack(self.cost.cost(tokens_w, patches_w)),
+            step_label_tokens=labels.reshape(num_steps, self.packs_per_step).sum(axis=1),
+            dropped=ids[~fits_w],
+        )

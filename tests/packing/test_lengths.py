@@ -1,0 +1,78 @@
+"""Lengths: what is refused, in memory and mapped, and what the digest says."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from omr_io.errors import DataError
+from omr_io.packing import EpochPlan, Lengths
+from omr_io.packing import lengths as module
+from tests.packing.made import corpus_like, make_lengths, mapped
+
+
+def test_lengths_that_are_no_lengths():
+    with pytest.raises(DataError, match="row 1"):
+        make_lengths([3, 0])
+    with pytest.raises(DataError, match="negative"):
+        make_lengths([3, 4], label_tokens=[-1, 0])
+    with pytest.raises(DataError, match="one length"):
+        Lengths(*(np.ones(n, np.int64) for n in (2, 2, 2, 3)))
+    with pytest.raises(DataError, match="one-dimensional"):
+        Lengths(*(np.ones((2, 2), np.int64) for _ in range(4)))
+    for dtype in (np.int16, np.uint32, np.float64):
+        with pytest.raises(DataError, match="int32 or int64"):
+            Lengths(*(np.ones(2, dtype) for _ in range(4)))
+
+
+def test_tokens_of_int32_do_not_overflow():
+    most = np.full(2, 2**31 - 1, np.int32)
+    made = Lengths(most, most, most, most)
+    assert made.tokens.tolist() == [2**32 - 2] * 2
+    assert made.tokens_of(np.asarray([1])).dtype == np.int64
+
+
+def test_the_digest_is_that_of_all_columns_whatever_their_dtype_or_place(tmp_path, monkeypatch):
+    lengths = corpus_like(1000)
+    columns = (lengths.text_tokens, lengths.image_tokens, lengths.label_tokens, lengths.patches)
+    expected = hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
+    assert lengths.digest() == expected
+    monkeypatch.setattr(module, "_CHUNK", 64)  # as a long column is read
+    assert lengths.digest() == expected
+    assert mapped(lengths, tmp_path).digest() == expected
+    assert mapped(lengths, tmp_path, np.int64).digest() == expected
+    assert Lengths(*(np.repeat(column, 2)[::2] for column in columns)).digest() == expected
+    other = lengths.patches.copy()
+    other[-1] += 1
+    assert Lengths(*columns[:3], other).digest() != expected
+
+
+def test_mapped_lengths_are_checked_when_their_window_is_read(tmp_path):
+    lengths = make_lengths(np.full(100, 9))
+    for name, wrong in (("text_tokens", 0), ("label_tokens", -1)):
+        bad = mapped(lengths, tmp_path, np.int64)
+        path = tmp_path / f"{name}.bin"
+        column = np.memmap(path, np.int64, "r+")
+        column[57] = wrong
+        column.flush()
+        bad = mapped_again(tmp_path)
+        assert bad.mapped
+        plan = EpochPlan(bad, epoch=0, seed=0, seq_len=64, packs_per_step=1, window=25)
+        failures = [failure(plan, number) for number in range(4)]
+        (one,) = filter(None, failures)
+        assert "row 57" in one
+        with pytest.raises(DataError, match="row 57"):
+            plan.count_steps(threads=2)
+
+
+def mapped_again(folder) -> Lengths:
+    names = ("text_tokens", "image_tokens", "label_tokens", "patches")
+    return Lengths(*(np.memmap(folder / f"{name}.bin", np.int64, "r") for name in names))
+
+
+def failure(plan: EpochPlan, number: int) -> str:
+    try:
+        plan.window(number)
+    except DataError as error:
+        return str(error)
+    return ""
