@@ -27,6 +27,9 @@ from omr_io.cli.index import index
 from omr_io.cli.lint import CODES as LINT_CODES
 from omr_io.cli.lint import EXAMPLES as LINT_EXAMPLES
 from omr_io.cli.lint import lint
+from omr_io.cli.plan import CODES as PLAN_CODES
+from omr_io.cli.plan import EXAMPLES as PLAN_EXAMPLES
+from omr_io.cli.plan import plan
 from omr_io.cli.publish import CARD_EXAMPLES, PUSH_CODES, PUSH_EXAMPLES, card, push
 from omr_io.cli.read_options import SCHEMAS_EXAMPLES, schemas
 from omr_io.cli.shard_sets import INFO_EXAMPLES, VERIFY_CODES, VERIFY_EXAMPLES, info, verify
@@ -102,6 +105,7 @@ for _name, _command, _examples, _codes in (
     ("view", view, VIEW_EXAMPLES, WRITE_CODES),
     ("verify", verify, VERIFY_EXAMPLES, VERIFY_CODES),
     ("lint", lint, LINT_EXAMPLES, LINT_CODES),
+    ("plan", plan, PLAN_EXAMPLES, PLAN_CODES),
     ("energon", energon, ENERGON_EXAMPLES, WRITE_CODES),
     ("card", card, CARD_EXAMPLES, WRITE_CODES),
     ("push", push, PUSH_EXAMPLES, PUSH_CODES),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,17 @@ class CostModel:
         vision = (self.vision_linear + self.vision_quadratic * patches_n) * patches_n
         return np.asarray(text + vision, np.int64)
 
+    def with_frozen_vision(self) -> CostModel:
+        """The costs where the vision tower is not trained.
+
+        It runs forward only, a third of the work of forward and backward: text counts three times.
+        """
+        return replace(
+            self, text_linear=3 * self.text_linear, text_quadratic=3 * self.text_quadratic
+        )
+
     @classmethod
-    def from_config(
-        cls, config: str | Path | Mapping[str, Any], *, vision_frozen: bool = False
-    ) -> CostModel:
+    def from_config(cls, config: str | Path | Mapping[str, Any]) -> CostModel:
         """The costs of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
 
         A weight costs 2 FLOPs a token (patch) that passes it: projections, MLPs, lm_head, the patch
@@ -65,8 +72,6 @@ class CostModel:
         Args:
             config: a model folder, its config.json, or that file's object (`config.to_dict()` of
                 transformers): with text_config, or with its fields at the top as in old files.
-            vision_frozen: the vision tower is not trained: it runs forward only, a third of the
-                work of forward and backward, so text counts three times.
 
         Raises:
             ConfigError: another model_type, or a field is missing.
@@ -81,13 +86,8 @@ class CostModel:
             )
         text = _Fields(fields.get("text_config") or fields, "text_config")
         vision = _Fields(_Fields(fields, "config").mapping("vision_config"), "vision_config")
-        text_flops = _text_flops(text)
-        vision_flops = _vision_flops(family, vision)
-        times = 3 if vision_frozen else 1
-        return cls(
-            *(round(times * flops / _UNIT) for flops in text_flops),
-            *(round(flops / _UNIT) for flops in vision_flops),
-        )
+        flops = (*_text_flops(text), *_vision_flops(family, vision))
+        return cls(*(round(count / _UNIT) for count in flops))
 
 
 class _Fields:

@@ -151,7 +151,9 @@ class EpochPlan:
             return made, True
 
     def _plan(self, number: int) -> Plan:
-        made = self._window(number).plan()
+        window = self._window(number)
+        made = window.plan()
+        self._lengths.release(window.rows)
         self._steps[number] = made.num_steps
         if self.num_windows == 1 and not made.num_steps:
             raise self._nothing_left()
@@ -243,10 +245,25 @@ class EpochPlan:
     def _count_window(self, number: int) -> int:
         # Two threads may count the same window, and find the same.
         if self._steps[number] == _UNKNOWN:
-            self._steps[number] = self._window(number).num_steps()
+            window = self._window(number)
+            self._steps[number] = window.num_steps()
+            self._lengths.release(window.rows)
         return int(self._steps[number])
 
-    # What is refused
+    # What is refused, and what is dropped
+
+    @property
+    def num_wanted(self) -> int:
+        """Samples of the epoch, dropped ones included; a repeated one counts each time."""
+        return self._wanted
+
+    @property
+    def num_dropped(self) -> int:
+        """Samples of the epoch that are longer than seq_len. Reads the lengths of all."""
+        return sum(
+            int((self._lengths.tokens_of(self._part(part)) > self.seq_len).sum())
+            for part in chunks(0, self._wanted)
+        )
 
     def check(self) -> None:
         """Look for samples that are too long (unless they are to be dropped), over the epoch.

@@ -6,6 +6,7 @@ Legend: n samples, w samples of one window.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,18 @@ class Lengths:
         if empty.any():
             raise DataError("a sample has no token", where=_where(empty, rows))
 
+    def release(self, rows: Rows) -> None:
+        """Give back the memory that memory-mapped rows take; reading them again maps them again.
+
+        Pages of mapped files count as a process's memory until the kernel needs them elsewhere, so
+        a plan that has gone over all windows would seem to hold the whole index.
+        """
+        if isinstance(rows, slice) and hasattr(mmap, "MADV_DONTNEED"):
+            for column in self._columns:
+                # A copy-on-write mapping ("c") would lose what was written to it.
+                if isinstance(column, np.memmap) and column.mode in ("r", "r+"):
+                    _release(column[rows])
+
     def digest(self) -> str:
         """16 hex digits of SHA-256 over all columns as int64, little-endian.
 
@@ -108,6 +121,18 @@ def chunks(start: int, stop: int) -> Iterator[slice]:
     """Cut a range of rows into pieces that are looked at together."""
     for begin in range(start, stop, _CHUNK):
         yield slice(begin, min(begin + _CHUNK, stop))
+
+
+def _release(mapped: NDArray[Any]) -> None:
+    """Unmap the whole pages of a part of a memory-mapped file."""
+    pages = getattr(mapped, "_mmap", None)
+    if not isinstance(pages, mmap.mmap) or not mapped.flags.c_contiguous:
+        return
+    origin = np.frombuffer(pages, np.uint8).ctypes.data
+    begin = -(-(mapped.ctypes.data - origin) // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (mapped.ctypes.data - origin + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > begin:
+        pages.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def _where(wrong: NDArray[np.bool_], rows: Rows) -> Where:

@@ -104,13 +104,28 @@ class Plan:
             IndexError: the epoch has no such step.
         """
         check_world(self.packs_per_step, rank, world_size)
+        rank_of, costs = self._dealt(step, world_size)
+        mine = np.flatnonzero(rank_of == rank)
+        dearest_first = mine[np.argsort(-costs[mine], kind="stable")]
+        return tuple((step * self.packs_per_step + dearest_first).tolist())
+
+    def rank_costs(self, step: int, world_size: int) -> Int64Array:
+        """(world_size,) int64: what each rank's packs of a step cost together.
+
+        Raises:
+            ConfigError, IndexError: as for `rank_packs`.
+        """
+        check_world(self.packs_per_step, 0, world_size)
+        rank_of, costs = self._dealt(step, world_size)
+        by_rank = costs[np.argsort(rank_of, kind="stable")].reshape(world_size, -1)
+        return np.asarray(by_rank.sum(axis=1), np.int64)
+
+    def _dealt(self, step: int, world_size: int) -> tuple[Int32Array, Int64Array]:
+        """The rank and the cost of each pack of a step."""
         packs = self.step_packs(step)
         costs = self.pack_costs[packs.start : packs.stop]
         spare = (int(costs.max()) * len(costs)).bit_length() - 62  # so that sums fit 64 bits
-        costs = costs >> max(spare, 0)
-        mine = np.flatnonzero(_C.balanced(costs, world_size) == rank)
-        dearest_first = mine[np.argsort(-costs[mine], kind="stable")]
-        return tuple((packs.start + dearest_first).tolist())
+        return _C.balanced(costs >> max(spare, 0), world_size), costs
 
 
 def check_world(packs_per_step: int, rank: int, world_size: int) -> None:

@@ -1,6 +1,7 @@
 """Lengths: what is refused, in memory and mapped, and what the digest says."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,3 +77,37 @@ def failure(plan: EpochPlan, number: int) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def resident() -> int:
+    """Bytes of mapped files that this process holds."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells RssFile")
+@pytest.mark.parametrize("offset", [0, 24])
+def test_released_rows_take_no_memory_and_can_be_read_again(tmp_path, offset):
+    path = tmp_path / "column.bin"
+    count = 4_000_000  # 16 MB
+    numbers = np.arange(-offset // 4, count, dtype=np.int32) + offset // 4
+    numbers.tofile(path)
+    column = np.memmap(path, np.int32, "r", offset=offset)
+    lengths = Lengths(*[column] * 4)
+    whole, part = column.copy(), slice(1001, count - 999)
+    mapped_in = resident()
+    lengths.release(part)
+    assert mapped_in - resident() > 14_000_000
+    np.testing.assert_array_equal(column, whole)
+    lengths.release(slice(5, 6))  # less than a page
+    lengths.release(np.asarray([5, 6]))
+    make_lengths([1, 2]).release(slice(0, 2))
+
+
+def test_what_was_written_to_a_copy_on_write_mapping_stays(tmp_path):
+    path = tmp_path / "column.bin"
+    np.ones(100_000, np.int32).tofile(path)
+    column = np.memmap(path, np.int32, "c")
+    column[:] = 7
+    Lengths(*[column] * 4).release(slice(0, 100_000))
+    assert (column == 7).all()

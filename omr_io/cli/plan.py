@@ -1,0 +1,269 @@
+"""`omr-io plan`: what an epoch comes to before a GPU is asked for."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from omr_io.cli.common import AsJson, choices, finish
+from omr_io.errors import ConfigError, OmrWarning
+from omr_io.terminal import Reporter, table
+from omr_io.text import counted, printable
+
+if TYPE_CHECKING:
+    from omr_io.chat import ChatFormat
+    from omr_io.config import VisionConfig
+    from omr_io.loader.lengths import Truncation
+    from omr_io.packing import CostModel, PlanSummary
+    from omr_io.packing.summary import Balance, Percentiles
+
+EXAMPLES = (
+    "omr-io plan shards/train --model Qwen2.5-VL-7B-Instruct/ --seq-len 8192 --packs-per-step 64",
+    "omr-io plan shards/train --tokenizer tokenizer/ --family qwen3_vl --seq-len 4096 "
+    "--packs-per-step 64 --world-size 8 --world-size 16 --packs-per-batch 2",
+    "omr-io plan shards/train --model Qwen3-VL-8B/ --seq-len 2048 --packs-per-step 128 "
+    "--truncate completion --too-long drop --json > plan.json",
+)
+CODES = (
+    "Exit codes: 0 done; 1 a sample is longer than seq_len, or nothing is left to plan; 2 usage, "
+    "tokenizer or model; 3 no shard set, or it cannot be read; 5 bytes on disk are not what was "
+    "written; 130 interrupted."
+)
+
+_FAMILIES = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}  # and their patch sizes
+_LENGTHS = {"tokens": "a sample", "text": "text", "images": "images", "labels": "labels"}
+
+
+def plan(
+    shards: Annotated[str, typer.Argument(metavar="SHARDS", help="A shard set.")],
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens of a pack.")],
+    packs_per_step: Annotated[
+        int, typer.Option(min=1, help="Packs of an optimiser step over all ranks.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A Hugging Face model folder: patches, pixel budget, costs and, without "
+            "--tokenizer, the tokenizer.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder with tokenizer.json.")
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help="Without --model: qwen2_vl, qwen2_5_vl or qwen3_vl, at omr_io's pixel budget.",
+            autocompletion=choices(*_FAMILIES),
+        ),
+    ] = None,
+    min_pixels: Annotated[int | None, typer.Option(min=1, help="Of an image, resized.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Of an image, resized.")] = None,
+    world_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Ranks to balance for; repeatable. Default: 1, 2, 4, ... 64."),
+    ] = None,
+    packs_per_batch: Annotated[
+        int | None, typer.Option(min=1, help="Packs of a micro batch; default: all of a rank's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, help="Counted from 0.")] = 0,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Samples that are planned together; default: all.")
+    ] = None,
+    too_long: Annotated[
+        str,
+        typer.Option(
+            help="Samples of more than seq_len tokens: error, drop.",
+            autocompletion=choices("error", "drop"),
+        ),
+    ] = "error",
+    truncate: Annotated[
+        str,
+        typer.Option(
+            help="Completions that make a sample too long: refuse, or cut them (completion).",
+            autocompletion=choices("refuse", "completion"),
+        ),
+    ] = "refuse",
+    vision_frozen: Annotated[
+        bool,
+        typer.Option("--vision-frozen", help="The vision tower is not trained: it costs less."),
+    ] = False,
+    cache: Annotated[
+        bool, typer.Option(help="Keep the lengths of texts for the next run, and use kept ones.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Plan an epoch and say what it comes to: steps, packing efficiency, tokens, balance of ranks.
+
+    The plan is the loader's own, from lengths alone: every sample's text is counted once (and kept
+    for the loader), no image is read.
+    """
+    import numpy as np
+
+    from omr_io.cache import Cache
+    from omr_io.index import ShardSet
+    from omr_io.loader.lengths import measure, truncate_lengths
+    from omr_io.loader.state import Keys
+    from omr_io.packing import CostModel, EpochPlan, summarize
+
+    if too_long not in ("error", "drop") or truncate not in ("refuse", "completion"):
+        raise ConfigError(
+            f"--too-long {too_long} --truncate {truncate}",
+            mend="--too-long is error or drop, --truncate is refuse or completion",
+        )
+    vision = _vision(model, family, {"min_pixels": min_pixels, "max_pixels": max_pixels})
+    cost = CostModel() if model is None else CostModel.from_config(model)
+    if vision_frozen:
+        cost = cost.with_frozen_vision()
+    chat = _chat(vision, tokenizer or model)
+    with ShardSet.open(shards) as opened, Reporter(Console(stderr=True)) as reporter:
+        lengths = measure(opened, chat, vision, Cache.of("lengths") if cache else None)
+        cut: Truncation | None = None
+        if truncate == "completion":
+            lengths, cut = truncate_lengths(lengths, chat, seq_len)
+        made = EpochPlan(
+            lengths,
+            epoch=epoch,
+            seed=seed,
+            seq_len=seq_len,
+            packs_per_step=packs_per_step,
+            window=window,
+            too_long="drop" if too_long == "drop" else "error",
+            cost=cost,
+            keys=Keys(opened),
+        )
+        summary = summarize(
+            made,
+            lengths,
+            world_sizes=world_size or (),
+            packs_per_batch=packs_per_batch,
+            progress=lambda done, total: reporter.update(
+                "plan", done, total, f"{done} of {total} windows"
+            ),
+        )
+    report = PlanReport(
+        shards=shards,
+        seed=seed,
+        window=window,
+        cost=cost,
+        cost_of="Qwen2.5-VL-7B" if model is None else str(model),
+        cut_samples=0 if cut is None else len(cut.samples),
+        cut_tokens=0 if cut is None else int(np.sum(cut.tokens)),
+        plan=summary,
+    )
+    finish(as_json, report, _print_plan)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What `omr-io plan` prints.
+
+    Attributes:
+        shards, seed, window: as given.
+        cost, cost_of: what packs are balanced by, and the model that it was made for.
+        cut_samples, cut_tokens: completions cut by --truncate completion.
+        plan: see `omr_io.packing.PlanSummary`.
+    """
+
+    shards: str
+    seed: int
+    window: int | None
+    cost: CostModel
+    cost_of: str
+    cut_samples: int
+    cut_tokens: int
+    plan: PlanSummary
+
+
+def _vision(model: Path | None, family: str | None, budget: dict[str, int | None]) -> VisionConfig:
+    from omr_io.config import VisionConfig
+
+    changes: dict[str, Any] = {name: value for name, value in budget.items() if value is not None}
+    if (model is None) == (family is None):
+        raise ConfigError("give either --model DIR or --family", mend="See omr-io plan --help")
+    if model is not None:
+        return VisionConfig.from_pretrained(model, **changes)
+    if family not in _FAMILIES:
+        raise ConfigError(f"--family {family}", mend=f"Use one of {', '.join(_FAMILIES)}")
+    return VisionConfig(family=family, patch_size=_FAMILIES[family], **changes)  # type: ignore[arg-type]
+
+
+def _chat(vision: VisionConfig, tokenizer: Path | None) -> ChatFormat:
+    from omr_io.chat import ChatFormat
+    from omr_io.tokenizer import Tokenizer
+
+    if tokenizer is None:
+        raise ConfigError("no tokenizer", mend="Give --tokenizer DIR, or --model DIR with one")
+    with _told():
+        return ChatFormat.for_family(vision.family, Tokenizer.from_pretrained(tokenizer))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Warnings of ours as lines on standard error, not as Python prints them."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", OmrWarning)
+        yield
+    for one in told:
+        if issubclass(one.category, OmrWarning):
+            print(f"warning: {printable(str(one.message))}", file=sys.stderr)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def _print_plan(report: PlanReport, to: Console) -> None:
+    made = report.plan
+    share = made.samples / max(made.packs, 1)
+    least, mean, most = made.step_label_tokens
+    rows = [
+        ("steps", f"{made.steps:,} of {counted(made.packs_per_step, 'pack')}"),
+        ("windows", f"{made.windows:,}"),
+        ("packs", f"{made.packs:,}, {share:.1f} samples each; {made.empty_packs:,} left empty"),
+        ("packing efficiency", f"{made.efficiency:.2%} of {made.seq_len:,} tokens"),
+        ("samples", f"{made.samples:,}"),
+        ("dropped", f"{made.dropped:,} longer than {made.seq_len:,} tokens"),
+        ("cut", f"{counted(report.cut_samples, 'completion')} by {report.cut_tokens:,} tokens"),
+        ("tokens", f"{made.tokens:,}"),
+        ("  text", _part(made.text_tokens, made.tokens)),
+        ("  images", _part(made.image_tokens, made.tokens)),
+        ("  with a label", _part(made.label_tokens, made.tokens)),
+        ("labels a step", f"{mean:,.0f} ({least:,} to {most:,})"),
+    ]
+    rows += [(f"tokens, {_LENGTHS[name]}", _spread(made.lengths[name])) for name in _LENGTHS]
+    rows += [_balance(balance) for balance in made.balance]
+    to.print(table(rows), soft_wrap=True, highlight=False)
+    to.print(
+        "\nx / y / z (a to b): 5% of samples are below x, half below y, 5% above z; a least, b most"
+        f"\nFLOPs (of {printable(report.cost_of)}): the dearest rank's of a step / the mean rank's",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+
+
+def _part(count: int, of: int) -> str:
+    return f"{count:,} ({count / max(of, 1):.1%})"
+
+
+def _spread(of: Percentiles) -> str:
+    return f"{of.p5:,} / {of.p50:,} / {of.p95:,} ({of.least:,} to {of.most:,}), mean {of.mean:,.0f}"
+
+
+def _balance(of: Balance) -> tuple[str, str]:
+    ranks = counted(of.world_size, "rank")
+    text = f"FLOPs {of.mean:.4f} mean, {of.worst:.4f} worst"
+    if of.worst_full is not None and of.worst_full != of.worst:
+        text += f" ({of.worst_full:.4f} without steps that are filled up)"
+    packs, batches = counted(of.packs_a_rank, "pack"), counted(of.batches_a_step, "batch")
+    batches = batches.replace("batchs", "batches")
+    return ranks, f"{packs} in {batches} a step; {text}"
