@@ -241,3 +241,11 @@ def test_costs_and_labels_are_those_of_the_samples():
     for number in range(made.num_packs):
         assert made.pack_costs[number] == costs[list(made.pack(number))].sum()
     assert made.step_label_tokens.sum() == lengths.label_tokens.sum()
+
+
+def test_an_epoch_of_the_corpus_size():
+    lengths = corpus_like(450_000)
+    made = plan(lengths, seq_len=8192, packs_per_step=64)
+    assert made.efficiency >= 0.995  # empty packs of the last step included
+    assert np.bincount(made.samples, minlength=450_000).tolist() == [1] * 450_000
+    assert made.pack_tokens.max() <= 8192
