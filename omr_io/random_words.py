@@ -1,0 +1,30 @@
+"""Random orders that stay what they are for good.
+
+They come from the raw 64-bit words of NumPy's PCG64, seeded by SHA-256: both are fixed, while
+`Generator.permutation` may change with a NumPy release (NEP 19).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from omr_io.types import Int64Array
+
+
+class RandomWords:
+    """Orders drawn one after the other from a stream of words that a text decides.
+
+    Args:
+        label: what the stream is for, with all that decides it: "omr_io blend 1 seed 7 ...".
+    """
+
+    def __init__(self, label: str) -> None:
+        digest = hashlib.sha256(label.encode()).digest()
+        self._words = np.random.PCG64(int.from_bytes(digest, "little"))
+
+    def order(self, count: int) -> Int64Array:
+        """(count,) int64, a random order of range(count): that of as many random words."""
+        words = np.asarray(self._words.random_raw(count), np.uint64)
+        return np.argsort(words, kind="stable").astype(np.int64)
