@@ -216,6 +216,8 @@ class ShardSet:
             numbers: of the samples.
             images: False where only their texts will be.
         """
+        if isinstance(self._storage, LocalStorage):  # it takes no hints, and ranges cost time
+            return
         self._storage.will_read(
             [
                 (self.shard(i), run[0].offset, run[-1].offset + run[-1].size - run[0].offset)
