@@ -25,6 +25,16 @@ class RandomWords:
         self._words = np.random.PCG64(int.from_bytes(digest, "little"))
 
     def order(self, count: int) -> Int64Array:
-        """(count,) int64, a random order of range(count): that of as many random words."""
+        """(count,) int64, a random order of range(count): that of as many random words.
+
+        The low bits of a word give way to its number, so that the words can be sorted as they are:
+        of 10 million in 0.6 s instead of 4 s by argsort, and no two are equal. What is left decides
+        the order: 40 bits for 10 million, where 45 pairs or so then keep their order.
+        """
         words = np.asarray(self._words.random_raw(count), np.uint64)
-        return np.argsort(words, kind="stable").astype(np.int64)
+        low_bits = np.uint64((1 << max(count - 1, 0).bit_length()) - 1)
+        words &= ~low_bits
+        words |= np.arange(count, dtype=np.uint64)
+        words.sort()
+        words &= low_bits
+        return words.view(np.int64)

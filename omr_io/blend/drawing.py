@@ -108,6 +108,10 @@ class Drawing:
             begin += count
         return begin == self.num_samples
 
+    def numbers(self) -> Int64Array:
+        """The samples that any epoch may hold, each once, ascending, int64."""
+        return np.unique(np.concatenate([stratum.numbers for stratum in self.strata]))
+
     def size(self, epoch: int) -> int:
         """d, samples of an epoch; by a fraction of a sample it differs from epoch to epoch."""
         return sum(stratum.size(epoch) for stratum in self.strata)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from types import TracebackType
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -179,7 +180,12 @@ def source_names(sources: Sequence[Source]) -> list[str]:
 
 
 def _parts(path: str | Path) -> tuple[str, ...]:
-    return tuple(part for part in PurePosixPath(_absolute(path)).parts if part != "/")
+    """The folders of a path, or a URL's host and folders: a user or a query may be secret."""
+    text = _absolute(path)
+    if "://" in text:
+        url = urlsplit(text)
+        text = f"{url.netloc.rpartition('@')[2]}/{url.path}"
+    return tuple(part for part in PurePosixPath(text).parts if part != "/")
 
 
 def _absolute(path: str | Path) -> str:

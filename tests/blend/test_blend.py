@@ -110,6 +110,7 @@ def test_one_set_in_several_sources_is_opened_once(folders, monkeypatch):
         assert isinstance(blend.samples, JoinedSets)
         assert blend.samples.names == ("hard+easy", "train")
         assert len(blend.samples) == 53
+        assert blend.drawing().numbers().tolist() == list(range(53))
         counts = Counter(blend.drawing().draw(0, 0).tolist())
         for number in range(53):
             options = blend.samples.num_options[number]
@@ -177,6 +178,7 @@ def test_filters_see_the_index(opened):
         drawing = blend.drawing(lengths_of(30))
     columns = seen[0]
     assert drawing.draw(0, 0).tolist() == [i for i, of in enumerate(images) if len(of) == 1]
+    assert drawing.numbers().tolist() == drawing.draw(0, 0).tolist()
     assert columns.source == "m"
     assert columns.shard_names == one.shard_names
     assert len(columns) == 30
@@ -388,6 +390,8 @@ def test_a_weight_that_is_too_small_for_a_sample(folders):
         (["/x/a/train", "/y/a/train", "/y/b"], ["x/a/train", "y/a/train", "b"]),
         (["s3://bucket/a/train/", "/data/b/train"], ["a/train", "b/train"]),
         (["/a", "/b/a"], ["a", "b/a"]),
+        (["https://me:pw@h/train?key=1", "https://me:pw@i/train?key=2"], ["h/train", "i/train"]),
+        (["hf://datasets/a/b/train", "/data"], ["train", "data"]),
     ],
 )
 def test_names_are_what_tells_paths_apart(paths, names):
