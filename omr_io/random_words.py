@@ -27,8 +27,8 @@ class RandomWords:
     def order(self, count: int) -> Int64Array:
         """(count,) int64, a random order of range(count): that of as many random words.
 
-        The low bits of a word give way to its number, so that the words can be sorted as they are:
-        of 10 million in 0.6 s instead of 4 s by argsort, and no two are equal. What is left decides
+        The low bits of a word give way to its number, so that words can be sorted as they are (10
+        million take 0.1 s here, and 1.5 s by argsort) and no two are equal. What is left decides
         the order: 40 bits for 10 million, where 45 pairs or so then keep their order.
         """
         words = np.asarray(self._words.random_raw(count), np.uint64)

@@ -99,14 +99,9 @@ class Drawing:
 
     @property
     def is_everything(self) -> bool:
-        """True: every epoch holds each of the n samples exactly once, so none need be drawn."""
-        begin = 0
-        for stratum in sorted(self.strata, key=lambda stratum: int(stratum.numbers[0])):
-            count, first = len(stratum.numbers), int(stratum.numbers[0])
-            if first != begin or stratum.numbers[-1] != begin + count - 1 or stratum.step != count:
-                return False
-            begin += count
-        return begin == self.num_samples
+        """True: every epoch holds the n samples once each, in their order, so none is drawn."""
+        [first, *others] = self.strata
+        return not others and first.step == len(first.numbers) == self.num_samples
 
     def numbers(self) -> Int64Array:
         """The samples that any epoch may hold, each once, ascending, int64."""
@@ -139,7 +134,10 @@ class Drawing:
             seed: any integer.
 
         Returns:
-            (d,) int64 numbers of samples in ascending order; one that comes twice stands twice.
+            (d,) int64 numbers of samples; one that comes twice stands twice. They are in an order
+            for reading and for cutting into windows, which is not yet random: any run of it holds
+            of each source, and of each balanced letter, its share to within a few samples, in
+            ascending order; and a sample that comes several times stands as far apart as can be.
 
         Raises:
             ConfigError: the epoch is negative.
@@ -148,7 +146,7 @@ class Drawing:
         if epoch < 0:
             raise ConfigError(f"epoch {epoch} is negative")
         parts = [self._part(place, epoch, seed) for place in range(len(self.strata))]
-        numbers = np.sort(np.concatenate(parts), kind="stable")
+        numbers = _mixed([part for part in parts if len(part)])
         if not len(numbers):
             raise DataError(
                 f"epoch {epoch} of the blend holds no sample", mend="Raise `repeat` of its sources"
@@ -156,17 +154,16 @@ class Drawing:
         return numbers
 
     def _part(self, place: int, epoch: int, seed: int) -> Int64Array:
-        """What a stratum gives to an epoch, in ascending order."""
+        """What a stratum gives to an epoch: whole laps, then a part of one, each ascending."""
         stratum = self.strata[place]
         count = len(stratum.numbers)
         begin, end = stratum.window(epoch)
         laps, rest = divmod(end - begin, count)
         if not rest:
-            return np.repeat(stratum.numbers, laps)
-        times = np.full(count, laps, np.int64)
+            return np.tile(stratum.numbers, laps)
         walk = np.arange(begin, begin + rest) % count
-        times[self._order(place, seed)[walk]] += 1
-        return np.repeat(stratum.numbers, times)
+        part = np.sort(stratum.numbers[self._order(place, seed)[walk]])
+        return np.concatenate([np.tile(stratum.numbers, laps), part])
 
     def _order(self, place: int, seed: int) -> Int64Array:
         """The order in which a stratum is walked through; the same in every epoch, so it is kept.
@@ -186,6 +183,21 @@ class Drawing:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_orders": {}}
+
+
+def _mixed(parts: Sequence[Int64Array]) -> Int64Array:
+    """All of them, each in its order and evenly spread from the first to the last place.
+
+    Number j of k has its place at (2 j + 1) / 2 k of the whole; earlier parts go first at ties.
+    """
+    if len(parts) < 2:
+        return parts[0] if parts else np.empty(0, np.int64)
+    places = [
+        (np.arange(1, 2 * len(part), 2, dtype=np.uint64) << np.uint64(31)) // np.uint64(len(part))
+        for part in parts
+    ]
+    order = np.argsort(np.concatenate(places), kind="stable")  # merges: the parts are in order
+    return np.concatenate(parts)[order]
 
 
 def _digest(strata: Sequence[Stratum]) -> str:

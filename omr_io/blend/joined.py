@@ -237,11 +237,16 @@ class JoinedSets:
 
 
 @contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Put a set's name before the shard and the key that an error of the block names."""
+def naming(name: str | None) -> Iterator[None]:
+    """Put a set's name before the shard and the key that an error of the block names.
+
+    Nothing is done where there is no name.
+    """
     try:
         yield
     except OmrError as error:
+        if name is None:
+            raise
         raise _named(error, name) from error
 
 

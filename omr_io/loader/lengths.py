@@ -82,17 +82,18 @@ def measure(
     """
     if check_images:
         check_image_sizes(samples)
-    image_tokens, patches = _image_lengths(samples, vision)
     cache = cache or Cache(None)
-    if not isinstance(samples, JoinedSets):
-        text_tokens, label_tokens = _text_lengths(samples, chat, cache, progress)
-        return Lengths(text_tokens, image_tokens, label_tokens, patches)
-    counted = []
-    for name, one in zip(samples.names, samples.sets, strict=True):
+    parts: list[Lengths] = []
+    for name, _, one in _sets(samples):
+        image_tokens, patches = _image_lengths(one, vision)
         with naming(name):
-            counted.append(_text_lengths(one, chat, cache, progress))
-    text_tokens, label_tokens = (np.concatenate(columns) for columns in zip(*counted, strict=True))
-    return Lengths(text_tokens, image_tokens, label_tokens, patches)
+            text_tokens, label_tokens = _text_lengths(one, chat, cache, progress)
+        parts.append(Lengths(text_tokens, image_tokens, label_tokens, patches))
+    if len(parts) == 1:
+        return parts[0]
+    columns = [field.name for field in dataclasses.fields(Lengths)]
+    joined = ([getattr(part, name) for part in parts] for name in columns)
+    return Lengths(*(np.concatenate(column) for column in joined))
 
 
 def check_image_sizes(samples: SampleSet, numbers: Int64Array | None = None) -> None:
@@ -101,8 +102,10 @@ def check_image_sizes(samples: SampleSet, numbers: Int64Array | None = None) -> 
     Raises:
         ImageError: "image-too-narrow"; names the first sample, and how many have such images.
     """
-    images = np.flatnonzero(_too_narrow(samples.image_heights, samples.image_widths))
-    refused = np.unique(np.searchsorted(samples.image_offsets, images, side="right") - 1)
+    found = [np.empty(0, np.int64)]
+    for _, first, one in _sets(samples):
+        found += [first + rows for rows in _refused_rows(one)]
+    refused = np.concatenate(found)
     if numbers is not None:
         refused = refused[np.isin(refused, numbers)]
     if not len(refused):
@@ -152,26 +155,48 @@ def truncate_lengths(
     return made, Truncation(cut.astype(np.int64), tokens, lost)
 
 
+def _sets(samples: SampleSet) -> Iterator[tuple[str | None, int, SampleSet]]:
+    """Each set with its name and the number of its first sample; one alone has no name."""
+    if not isinstance(samples, JoinedSets):
+        yield None, 0, samples
+        return
+    for place, one in enumerate(samples.sets):
+        yield samples.names[place], samples.firsts[place], one
+
+
+def _blocks(samples: SampleSet) -> Iterator[tuple[slice, slice]]:
+    """Runs of samples, and their images."""
+    offsets = samples.image_offsets
+    for begin in range(0, len(samples), _BLOCK):
+        end = min(begin + _BLOCK, len(samples))
+        yield slice(begin, end), slice(int(offsets[begin]), int(offsets[end]))
+
+
+def _refused_rows(samples: SampleSet) -> Iterator[Int64Array]:
+    """The samples, block by block, that have an image which is too narrow."""
+    for rows, images in _blocks(samples):
+        narrow_N = _too_narrow(samples.image_heights[images], samples.image_widths[images])
+        offsets = samples.image_offsets[rows.start : rows.stop + 1]
+        yield rows.start + np.flatnonzero(_sums(narrow_N.astype(np.int64), offsets))
+
+
 def _image_lengths(samples: SampleSet, vision: VisionConfig) -> tuple[Int64Array, Int64Array]:
     """(n,) image tokens and (n,) patches, by blocks of samples; 0 for sizes that are refused."""
-    offsets = samples.image_offsets
     tokens, patches = (np.empty(len(samples), np.int64) for _ in range(2))
-    for begin in range(0, len(samples), _BLOCK):
-        block = offsets[begin : begin + _BLOCK + 1]
-        rows = slice(int(block[0]), int(block[-1]))
+    for rows, images in _blocks(samples):
         heights_N, widths_N = oriented_sizes(
-            samples.image_heights[rows],
-            samples.image_widths[rows],
-            samples.image_orientations[rows],
+            samples.image_heights[images],
+            samples.image_widths[images],
+            samples.image_orientations[images],
             vision.exif,
         )
         taken_N = ~_too_narrow(heights_N, widths_N)
         grid_N3 = image_grid_thw_from_sizes(
             np.where(taken_N, heights_N, 1), np.where(taken_N, widths_N, 1), vision
         )
-        here = slice(begin, begin + len(block) - 1)
-        tokens[here] = _sums(num_image_tokens(grid_N3, vision.merge_size) * taken_N, block)
-        patches[here] = _sums(grid_N3.prod(axis=1) * taken_N, block)
+        offsets = samples.image_offsets[rows.start : rows.stop + 1]
+        tokens[rows] = _sums(num_image_tokens(grid_N3, vision.merge_size) * taken_N, offsets)
+        patches[rows] = _sums(grid_N3.prod(axis=1) * taken_N, offsets)
     return tokens, patches
 
 
