@@ -36,8 +36,8 @@ from omr_io.images import (
     image_grid_thw_from_sizes,
     num_image_tokens,
     oriented_sizes,
+    sizes,
 )
-from omr_io.images.sizes import MAX_ASPECT
 from omr_io.loader.turn import Tell, turn
 from omr_io.packing import Lengths
 from omr_io.sample_set import SampleSet
@@ -302,7 +302,7 @@ class _Shown:
 def _too_narrow(heights_N: NDArray[Any], widths_N: NDArray[Any]) -> NDArray[np.bool_]:
     """(N,) sizes that `smart_resize` refuses."""
     longer = np.maximum(heights_N, widths_N).astype(np.int64)
-    return np.asarray(longer > MAX_ASPECT * np.minimum(heights_N, widths_N).astype(np.int64))
+    return np.asarray(longer > sizes.MAX_ASPECT * np.minimum(heights_N, widths_N).astype(np.int64))
 
 
 def _sums(values_N: Int64Array, offsets: Int64Array) -> Int64Array:

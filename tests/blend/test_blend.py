@@ -16,7 +16,7 @@ from omr_io.blend import Blend, JoinedSets, Source, open_blend
 from omr_io.blend.opening import source_names
 from omr_io.errors import ConfigError, DataError, SourceError
 from omr_io.index import ShardSet
-from omr_io.packing import EpochPlan, Lengths
+from omr_io.packing import Lengths
 
 
 def lengths_of(count: int) -> Lengths:
@@ -74,20 +74,6 @@ def test_shares_of_an_epoch(folders):
             total.update(numbers.tolist())
         assert {total[number] for number in range(30)} == {7}
         assert {total[number] for number in range(30, 50)} == {4, 5}
-
-
-def test_an_epoch_is_planned_from_a_draw(folders):
-    blend_ = Blend([Source(folders["mixed"], repeat=1.5), Source(folders["single"], repeat=0.5)])
-    with open_blend(blend_) as blend:
-        drawing, lengths = blend.drawing(), lengths_of(50)
-        for epoch in range(2):
-            numbers = drawing.draw(epoch, 4)
-            plan = EpochPlan(
-                lengths, epoch=epoch, seed=4, seq_len=128, packs_per_step=4, window=20,
-                samples=numbers,
-            )  # fmt: skip
-            placed = np.concatenate([plan.window(w).samples for w in range(plan.num_windows)])
-            assert sorted(placed.tolist()) == sorted(numbers.tolist())
 
 
 # One set in several sources

@@ -356,6 +356,24 @@ def test_images_that_no_model_takes(tokenizer, vision, tmp_path):
         assert (lengths.image_tokens == lengths.patches // vision.merge_size**2).all()
 
 
+def test_an_image_that_no_model_takes_is_named_with_its_set(
+    shards, write_shards, make_records, tokenizer, vision
+):
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    with ShardSet.open(shards) as a, ShardSet.open(write_shards(make_records(9))) as b:
+        b.image_widths = np.where(np.arange(len(b.image_widths)) == 4, 1, b.image_widths)
+        b.image_heights = np.where(np.arange(len(b.image_heights)) == 4, 999, b.image_heights)
+        joined = JoinedSets(["a", "b"], [a, b])
+        sample = len(a) + int(np.searchsorted(b.image_offsets, 4, side="right")) - 1
+        with pytest.raises(ImageError, match="1x999") as caught:
+            measure(joined, chat, vision)
+        where = caught.value.where
+        assert (where.shard, where.key) == (joined.shard(sample), joined.key(sample))
+        check_image_sizes(joined, np.arange(sample))
+        with pytest.raises(ImageError, match="1x999"):
+            check_image_sizes(joined, np.array([sample]))
+
+
 def test_image_lengths_are_made_in_blocks(shards, tokenizer, vision, monkeypatch):
     chat = ChatFormat.for_family(vision.family, tokenizer)
     with ShardSet.open(shards) as opened:
