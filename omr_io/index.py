@@ -209,15 +209,26 @@ class ShardSet:
         """The encoded images of sample i, in order; errors as in `read_record`."""
         return self._read(i, self.parts(i)[: self.num_images(i)])
 
-    def will_read(self, numbers: Sequence[int]) -> None:
-        """The parts of these samples will be read soon, in this order; returns at once."""
+    def will_read(self, numbers: Sequence[int], images: bool = True) -> None:
+        """The parts of these samples will be read soon, in this order; returns at once.
+
+        Args:
+            numbers: of the samples.
+            images: False where only their texts will be.
+        """
+        if isinstance(self._storage, LocalStorage):  # it takes no hints, and ranges cost time
+            return
         self._storage.will_read(
             [
                 (self.shard(i), run[0].offset, run[-1].offset + run[-1].size - run[0].offset)
                 for i in numbers
-                for run in _neighbours(self.parts(i))
+                for run in _neighbours(self.parts(i)[0 if images else self.num_images(i) :])
             ]
         )
+
+    def locate(self, i: int) -> tuple[ShardSet, int]:
+        """The shard set that holds sample i, and its number there: this one, and i."""
+        return self, self._row(i)
 
     def storage_stats(self) -> StorageStats:
         """What the storage did so far in this process."""

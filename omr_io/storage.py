@@ -85,6 +85,7 @@ class LocalStorage:
 
     def __init__(self, folder: Path, max_open: int = 64) -> None:
         self.folder = folder
+        self._prefix = f"{folder}/"  # a Path made and hashed for every read took 8 us of its 30
         self._max_open = max_open
         # One table a process. A child of a fork must not take the parent's lock: another thread
         # of the parent may have held it. dict.setdefault and pop are atomic.
@@ -98,7 +99,7 @@ class LocalStorage:
         """
         where = Where(shard=name, offset=offset)
         try:
-            with self._table().use(self.folder / name) as descriptor:
+            with self._table().use(self._prefix + name) as descriptor:
                 data = os.pread(descriptor, size, offset)
                 while len(data) < size:  # pread may stop short of the end, at 2 GiB for one
                     more = os.pread(descriptor, size - len(data), offset + len(data))
@@ -173,11 +174,11 @@ class _Descriptors:
     def __init__(self, max_open: int) -> None:
         self._max_open = max_open
         self._lock = threading.Lock()
-        self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path -> [descriptor, users]
+        self._open: OrderedDict[str, list[int]] = OrderedDict()  # path -> [descriptor, users]
         self._closed = False
 
     @contextmanager
-    def use(self, path: Path) -> Iterator[int]:
+    def use(self, path: str) -> Iterator[int]:
         with self._lock:
             entry = self._open.get(path)
             if entry is None:

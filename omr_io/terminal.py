@@ -24,6 +24,11 @@ def table(rows: list[tuple[str, str]]) -> Text:
     return text
 
 
+def standard_error() -> Console:
+    """The console on which progress is shown."""
+    return Console(stderr=True)
+
+
 class Reporter:
     """Shows how far a command is, on standard error.
 

@@ -19,14 +19,14 @@ MODULES = {
 # From the ground up: a stage may import those on lower floors alone, even within a function.
 FLOORS = (
     ("errors", "markup", "text"),
-    ("config", "storage", "terminal", "types"),
-    ("cache",),
+    ("config", "sample_set", "storage", "terminal", "types"),
+    ("cache", "random_words"),
     ("demo_corpus", "images", "packing", "remote", "tar", "tokenizer"),
     ("batches", "chat", "corpus", "reference"),
     ("ops", "shards", "telemetry"),
     ("conversion", "foreign_shards"),
     ("index",),
-    ("checks of shards",),
+    ("blend", "checks of shards"),
     ("doctor", "energon", "gallery", "lint", "loader", "publish"),
     ("train",),
     ("cli",),

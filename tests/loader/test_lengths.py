@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 
+from omr_io.blend import JoinedSets
 from omr_io.cache import ENVIRONMENT, Cache
 from omr_io.chat import ChatFormat
-from omr_io.errors import ConfigError, IntegrityError, OmrWarning, SampleTooLongError
+from omr_io.errors import ConfigError, ImageError, IntegrityError, OmrWarning, SampleTooLongError
+from omr_io.images import image_grid_thw
+from omr_io.images.decode import make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
-from omr_io.loader.lengths import measure
+from omr_io.loader import lengths as lengths_module
+from omr_io.loader.lengths import check_image_sizes, measure
+from omr_io.loader.samples import SampleEncoder
 from omr_io.tokenizer import train_bpe
 from omr_io.types import IGNORE_INDEX
+from tests import shard_sets
 
 
 @pytest.fixture
@@ -61,7 +71,7 @@ def test_the_second_start_reads_no_text(folder, reads, shards, tokenizer, vision
             assert second.state_dict() == first.state_dict()
             assert [b.keys for b in second] == [b.keys for b in first]
     [file] = folder.iterdir()
-    assert file.stat().st_size == 16 * len(records) + 24
+    assert file.stat().st_size == 8 * len(records) + 24
 
 
 def test_a_start_needs_no_shard_that_can_be_read(
@@ -115,7 +125,7 @@ def test_a_damaged_file_is_measured_again(folder, reads, shards, tokenizer, visi
     [file] = folder.iterdir()
     whole = file.read_bytes()
     cache = Cache.of("lengths")
-    table = np.frombuffer(whole[:-24], "<i8").copy()
+    table = np.frombuffer(whole[:-24], "<i4").copy()
     table[5] = -1
     damaged = [b"", whole[:-1], whole[:40], bytes([whole[0] ^ 1]) + whole[1:]]
     sound = [b"", whole[16:-24], table.tobytes()]  # their checksum holds, their content does not
@@ -144,25 +154,239 @@ def test_it_can_be_switched_off(folder, reads, shards, tokenizer, vision, monkey
         make(shards, tokenizer, vision).close()
 
 
-def test_ranks_that_start_at_once(folder, shards, tokenizer, vision, tmp_path):
+MEASURING = """
+import json, os, sys, time
+from pathlib import Path
+from omr_io import ShardSet, VisionConfig
+from omr_io.cache import Cache
+from omr_io.chat import ChatFormat
+from omr_io.loader.lengths import measure
+from omr_io.tokenizer import Tokenizer
+
+shards, tokenizer, changes, ready, ranks = sys.argv[1:]
+vision = VisionConfig(**json.loads(changes))
+chat = ChatFormat.for_family(vision.family, Tokenizer.from_pretrained(tokenizer))
+real, count = ShardSet.read_record, 0
+
+def read_record(self, number, **options):
+    global count
+    count += 1
+    (Path(ready) / f"reading-{os.getpid()}").touch()
+    time.sleep(0.02)
+    return real(self, number, **options)
+
+ShardSet.read_record = read_record
+opened = ShardSet.open(shards)
+(Path(ready) / f"ready-{os.getpid()}").touch()
+while len(list(Path(ready).glob("ready-*"))) < int(ranks):
+    time.sleep(0.001)
+lengths = measure(opened, chat, vision, Cache.of("lengths"))
+print(lengths.digest(), count)
+"""
+
+
+@pytest.fixture
+def ranks(folder, shards, tokenizer, vision, tmp_path):
+    """A function: how many -> as many processes that begin to measure at the same time."""
     tokenizer.save(tmp_path / "tokenizer")
-    code = (
-        "import json, sys\n"
-        "from omr_io import DataLoader, VisionConfig\n"
-        "shards, tokenizer, changes = sys.argv[1:]\n"
-        "vision = VisionConfig(**json.loads(changes))\n"
-        "loader = DataLoader(shards, tokenizer=tokenizer, vision=vision,\n"
-        "                    seq_len=160, packs_per_step=4, num_threads=0)\n"
-        "print(loader.lengths.digest())\n"
-    )
+    (tmp_path / "ready").mkdir()
     fields = json.dumps(dataclasses.asdict(vision))
-    arguments = [sys.executable, "-c", code, str(shards), str(tmp_path / "tokenizer"), fields]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    ranks = [subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment) for _ in range(2)]
-    printed = {rank.communicate(timeout=120)[0] for rank in ranks}
+    started = []
+
+    def start(count: int) -> list[subprocess.Popen]:
+        arguments = [sys.executable, "-c", MEASURING, str(shards), str(tmp_path / "tokenizer")]
+        arguments += [fields, str(tmp_path / "ready"), str(count)]
+        for _ in range(count):
+            started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment))
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_of_ranks_that_start_at_once_one_measures(
+    ranks, folder, shards, tokenizer, vision, records
+):
+    printed = [rank.communicate(timeout=120)[0].decode().split() for rank in ranks(3)]
     with make(shards, tokenizer, vision) as loader:
-        assert printed == {loader.lengths.digest().encode() + b"\n"}
+        assert {digest for digest, _ in printed} == {loader.lengths.digest()}
+    assert sorted(int(reads) for _, reads in printed) == [0, 0, len(records)]
     assert len(list(folder.iterdir())) == 1
+
+
+def test_a_rank_that_dies_while_it_measures_is_replaced(ranks, tmp_path, folder, records):
+    processes = ranks(2)
+    deadline = time.monotonic() + 60
+    while not (reading := list((tmp_path / "ready").glob("reading-*"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    [pid] = [int(file.name.removeprefix("reading-")) for file in reading]
+    [victim] = [process for process in processes if process.pid == pid]
+    [other] = [process for process in processes if process.pid != pid]
+    victim.kill()
+    assert other.communicate(timeout=60)[0].decode().split()[1] == str(len(records))
+    assert victim.wait() == -signal.SIGKILL
+    assert len(list(folder.iterdir())) == 1
+
+
+# Several sets
+
+
+def test_joined_sets_are_measured_and_kept_one_by_one(
+    folder, reads, shards, write_shards, make_records, tokenizer, vision
+):
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    cache = Cache.of("lengths")
+    other = write_shards(make_records(12))
+    with ShardSet.open(shards) as a, ShardSet.open(other) as b:
+        parts = [measure(a, chat, vision, cache), measure(b, chat, vision)]
+        reads.clear()
+        joined = JoinedSets(["a", "b"], [a, b])
+        first = measure(joined, chat, vision, cache)
+        assert sorted(reads) == list(range(12))  # only what was added is read
+        assert len(list(folder.iterdir())) == 2
+        reads.clear()
+        again = measure(JoinedSets(["x", "y", "z"], [b, a, b]), chat, vision, cache)
+        assert reads == []
+        for field in dataclasses.fields(first):
+            one, two = (getattr(part, field.name).tolist() for part in parts)
+            assert getattr(first, field.name).tolist() == one + two
+            assert getattr(again, field.name).tolist() == two + one + two
+        encoder = SampleEncoder(joined, chat, vision, make_decoder("cpu", vision), first)
+        for number in range(len(joined)):  # checks each against its length
+            assert encoder.encode(number).key == joined.key(number)
+
+
+def test_a_text_that_cannot_be_measured_is_named_with_its_set(
+    write_shards, make_records, tokenizer, vision
+):
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    sound, broken = write_shards(make_records(5)), write_shards(make_records(6))
+    for tar in broken.glob("*.tar"):
+        tar.write_bytes(b"\0" * tar.stat().st_size)
+    where = r"shard broken/.*key broken/study-0"
+    with ShardSet.open(sound) as a, ShardSet.open(broken) as b:
+        joined = JoinedSets(["sound", "broken"], [a, b])
+        with pytest.raises(IntegrityError, match=where):
+            measure(joined, chat, vision)
+
+
+# What is shown, told and refused
+
+
+def test_progress_is_told(shards, tokenizer, vision, monkeypatch, records):
+    monkeypatch.setattr(lengths_module, "_TELL_SECONDS", 0.0)
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    told = []
+    with ShardSet.open(shards) as opened:
+        measure(opened, chat, vision, progress=lambda *values: told.append(values))
+    assert told[0] == ("counting tokens", 0, 37, "0 of 37 texts")
+
+
+def test_what_takes_long_is_shown_on_standard_error(
+    shards, tokenizer, vision, monkeypatch, records
+):
+    import omr_io.terminal
+
+    monkeypatch.setattr(lengths_module, "_TELL_SECONDS", 0.0)
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    shown = []
+
+    class Console(rich.console.Console):
+        def __init__(self):
+            shown.append(io.StringIO())
+            super().__init__(file=shown[-1], force_terminal=True, width=200)
+
+    monkeypatch.setattr(omr_io.terminal, "standard_error", Console)
+    with ShardSet.open(shards) as opened:
+        measure(opened, chat, vision)
+        assert shown == []  # it takes no 2 seconds
+        monkeypatch.setattr(lengths_module, "_QUIET_SECONDS", 0.0)
+        measure(opened, chat, vision)
+    assert len(shown) == 1
+    assert "counting tokens" in shown[0].getvalue()
+    assert "of 37 texts" in shown[0].getvalue()
+
+
+def test_remote_storage_is_told_of_texts_alone(
+    shards, tokenizer, vision, monkeypatch, reads, records
+):
+    monkeypatch.setattr(lengths_module, "_AHEAD", 8)
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    told = []
+
+    def will_read(self, numbers, images=True):
+        assert not images
+        told.extend(numbers)
+        if told[-1] < 36:
+            assert told[-1] >= len(reads) + 7  # always ahead of what is read
+
+    monkeypatch.setattr(ShardSet, "will_read", will_read)
+    with ShardSet.open(shards) as opened:
+        measure(opened, chat, vision)
+    assert told == list(range(37))
+
+
+def test_images_that_no_model_takes(tokenizer, vision, tmp_path):
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    pair = [shard_sets.encoded(n) for n in range(2)]
+    shard_sets.write(tmp_path / "set", [shard_sets.record(n, pair) for n in range(5)])
+    with ShardSet.open(tmp_path / "set") as opened:
+        # Our conversion refuses such images; a set of another program's shards may have them.
+        opened.image_widths = opened.image_widths.copy()
+        opened.image_heights = opened.image_heights.copy()
+        for sample, (width, height) in {1: (408, 2), 3: (1, 300)}.items():
+            opened.image_widths[2 * sample] = width
+            opened.image_heights[2 * sample] = height
+        with pytest.raises(ImageError, match=r"408x2.*as do 1 more") as caught:
+            measure(opened, chat, vision)
+        assert caught.value.reason == "image-too-narrow"
+        assert caught.value.where.key == opened.key(1)
+        lengths = measure(opened, chat, vision, check_images=False)
+        with pytest.raises(ImageError, match="1x300"):
+            check_image_sizes(opened, np.array([0, 2, 3, 4]))
+        check_image_sizes(opened, np.array([4, 0, 2, 2]))
+        sound = [image_grid_thw(opened.images(n), vision) for n in (0, 2, 4)]
+        assert lengths.patches[[0, 2, 4]].tolist() == [int(g.prod(axis=1).sum()) for g in sound]
+        one = int(image_grid_thw(opened.images(1)[1:], vision).prod())
+        assert lengths.patches[[1, 3]].tolist() == [one, one]
+        assert (lengths.image_tokens == lengths.patches // vision.merge_size**2).all()
+
+
+def test_an_image_that_no_model_takes_is_named_with_its_set(
+    shards, write_shards, make_records, tokenizer, vision
+):
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    with ShardSet.open(shards) as a, ShardSet.open(write_shards(make_records(9))) as b:
+        b.image_widths = np.where(np.arange(len(b.image_widths)) == 4, 1, b.image_widths)
+        b.image_heights = np.where(np.arange(len(b.image_heights)) == 4, 999, b.image_heights)
+        joined = JoinedSets(["a", "b"], [a, b])
+        sample = len(a) + int(np.searchsorted(b.image_offsets, 4, side="right")) - 1
+        with pytest.raises(ImageError, match="1x999") as caught:
+            measure(joined, chat, vision)
+        where = caught.value.where
+        assert (where.shard, where.key) == (joined.shard(sample), joined.key(sample))
+        check_image_sizes(joined, np.arange(sample))
+        with pytest.raises(ImageError, match="1x999"):
+            check_image_sizes(joined, np.array([sample]))
+
+
+def test_image_lengths_are_made_in_blocks(shards, tokenizer, vision, monkeypatch):
+    chat = ChatFormat.for_family(vision.family, tokenizer)
+    with ShardSet.open(shards) as opened:
+        whole = measure(opened, chat, vision)
+        for block in (1, 7, 36, 37):
+            monkeypatch.setattr(lengths_module, "_BLOCK", block)
+            assert measure(opened, chat, vision).digest() == whole.digest()
+
+
+def test_hugging_face_tokenizers_is_not_imported_for_its_version():
+    code = "import sys, omr_io.loader.lengths; print('tokenizers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 # Truncation
