@@ -30,7 +30,7 @@ from omr_io.blend.joined import JoinedSets, naming
 from omr_io.cache import TRAILER_BYTES, Cache
 from omr_io.chat import ChatFormat
 from omr_io.config import VisionConfig, fingerprint
-from omr_io.errors import ImageError, Where
+from omr_io.errors import DataError, ImageError, Where
 from omr_io.images import (
     image_grid_thw,
     image_grid_thw_from_sizes,
@@ -41,7 +41,7 @@ from omr_io.images import (
 from omr_io.loader.turn import Tell, turn
 from omr_io.packing import Lengths
 from omr_io.sample_set import SampleSet
-from omr_io.types import Int64Array, Record
+from omr_io.types import Int32Array, Int64Array, Record
 
 LENGTHS_FORMAT = "lengths/2"
 """Raise it when what is counted, or how it is kept, changes."""
@@ -152,7 +152,7 @@ def truncate_lengths(
     tokens = (lengths.text_tokens - text)[cut]
     lost = (lengths.label_tokens - labels)[cut]
     made = dataclasses.replace(lengths, text_tokens=text, label_tokens=labels)
-    return made, Truncation(cut.astype(np.int64), tokens, lost)
+    return made, Truncation(cut.astype(np.int64), tokens.astype(np.int64), lost.astype(np.int64))
 
 
 def _sets(samples: SampleSet) -> Iterator[tuple[str | None, int, SampleSet]]:
@@ -180,9 +180,9 @@ def _refused_rows(samples: SampleSet) -> Iterator[Int64Array]:
         yield rows.start + np.flatnonzero(_sums(narrow_N.astype(np.int64), offsets))
 
 
-def _image_lengths(samples: SampleSet, vision: VisionConfig) -> tuple[Int64Array, Int64Array]:
+def _image_lengths(samples: SampleSet, vision: VisionConfig) -> tuple[Int32Array, Int32Array]:
     """(n,) image tokens and (n,) patches, by blocks of samples; 0 for sizes that are refused."""
-    tokens, patches = (np.empty(len(samples), np.int64) for _ in range(2))
+    tokens, patches = (np.empty(len(samples), np.int32) for _ in range(2))
     for rows, images in _blocks(samples):
         heights_N, widths_N = oriented_sizes(
             samples.image_heights[images],
@@ -195,14 +195,15 @@ def _image_lengths(samples: SampleSet, vision: VisionConfig) -> tuple[Int64Array
             np.where(taken_N, heights_N, 1), np.where(taken_N, widths_N, 1), vision
         )
         offsets = samples.image_offsets[rows.start : rows.stop + 1]
-        tokens[rows] = _sums(num_image_tokens(grid_N3, vision.merge_size) * taken_N, offsets)
-        patches[rows] = _sums(grid_N3.prod(axis=1) * taken_N, offsets)
+        tokens_N = num_image_tokens(grid_N3, vision.merge_size) * taken_N
+        tokens[rows] = _int32(_sums(tokens_N, offsets))
+        patches[rows] = _int32(_sums(grid_N3.prod(axis=1) * taken_N, offsets))
     return tokens, patches
 
 
 def _text_lengths(
     shard_set: SampleSet, chat: ChatFormat, cache: Cache, progress: Progress | None
-) -> tuple[Int64Array, Int64Array]:
+) -> tuple[Int32Array, Int32Array]:
     """(n,) text tokens and (n,) label tokens, kept or counted."""
     key = fingerprint(
         LENGTHS_FORMAT, shard_set.fingerprint, chat.fingerprint, __version__, version("tokenizers")
@@ -220,11 +221,10 @@ def _text_lengths(
             kept = _kept(cache, key, count)  # by the process that was waited for
             if kept is not None:
                 return kept
-        text, labels = chat.lengths(
-            _records(shard_set, tell), np.diff(shard_set.image_offsets).tolist()
-        )
-        _keep(cache, key, text, labels)
-    return text, labels
+        counted = chat.lengths(_records(shard_set, tell), np.diff(shard_set.image_offsets).tolist())
+        table = np.stack([_int32(column) for column in counted])
+        cache.store(key, table.astype("<i4", copy=False).tobytes())
+    return table[0], table[1]
 
 
 def _records(samples: SampleSet, tell: Sequence[Tell]) -> Iterator[Record]:
@@ -244,15 +244,19 @@ def _records(samples: SampleSet, tell: Sequence[Tell]) -> Iterator[Record]:
         yield samples.read_record(i, images=False)
 
 
-def _kept(cache: Cache, key: str, count: int) -> tuple[Int64Array, Int64Array] | None:
-    """The columns that were kept; None, and the entry is gone, where there are no sound ones."""
+def _kept(cache: Cache, key: str, count: int) -> tuple[Int32Array, Int32Array] | None:
+    """The columns that were kept; None, and the entry is gone, where there are no sound ones.
+
+    They stay in their file, so the processes of a machine share them.
+    """
     file = cache.path(key)
     if file is None:
         return None
     try:
         if file.stat().st_size == 8 * count + TRAILER_BYTES:
-            table = np.memmap(file, "<i4", "r", shape=(2, count)) if count else np.empty((2, 0))
-            text, labels = table.astype(np.int64)
+            shape = (2, count)
+            table = np.memmap(file, "<i4", "r", shape=shape) if count else np.empty(shape, "<i4")
+            text, labels = np.asarray(table).astype(np.int32, copy=False)
             if (labels >= 0).all() and (labels < text).all():
                 return text, labels
     except OSError:
@@ -261,9 +265,15 @@ def _kept(cache: Cache, key: str, count: int) -> tuple[Int64Array, Int64Array] |
     return None
 
 
-def _keep(cache: Cache, key: str, text: Int64Array, labels: Int64Array) -> None:
-    if not len(text) or text.max() <= np.iinfo(np.int32).max:  # no text of a shard is that long
-        cache.store(key, np.stack([text, labels]).astype("<i4").tobytes())
+def _int32(values: Int64Array) -> Int32Array:
+    """The same numbers in half the memory.
+
+    Raises:
+        DataError: a sample has more than 2,147,483,647 tokens or patches.
+    """
+    if len(values) and values.max() > np.iinfo(np.int32).max:
+        raise DataError(f"a sample has {values.max()} tokens or patches, more than can be planned")
+    return values.astype(np.int32)
 
 
 class _Shown:

@@ -39,9 +39,10 @@ _UNKNOWN = -1
 class EpochPlan:
     """The windows of one epoch, in a seeded order. Safe to use from several threads.
 
-    Windows are runs of samples in index order, of as equal sizes as can be, so that reading stays
-    near-sequential. A window is shuffled, its samples are packed (`omr_io.packing.binning`), and
-    its packs are put in random order: every sample exactly once an epoch, whole.
+    Windows are runs of samples in index order, or in that of `samples`, of as equal sizes as can
+    be, so that reading stays near-sequential. A window is shuffled, its samples are packed
+    (`omr_io.packing.binning`), and its packs are put in random order: every sample exactly once an
+    epoch, whole.
 
     With columns of `lengths` in memory, samples that are too long are refused here; with
     memory-mapped ones when their window is planned, or by `check`.
@@ -57,8 +58,9 @@ class EpochPlan:
             lists its own in `Plan.dropped`.
         cost: what a pack costs a rank; None: `CostModel()`.
         keys: names for samples in errors, one each.
-        samples: (m,) integers, the numbers of the samples to plan, in any order; a number may stand
-            there more than once, and then comes as often. None: every sample once.
+        samples: (m,) integers, the numbers of the samples to plan, in the order from which windows
+            are cut; a number may stand there more than once, and then comes as often. None: every
+            sample once, in index order.
 
     Raises:
         ConfigError: an option that cannot be right.
@@ -89,7 +91,7 @@ class EpochPlan:
         self._too_long: TooLong = too_long
         self._cost = cost or CostModel()
         self._keys = keys
-        self._samples = None if samples is None else _sorted(samples, len(lengths))
+        self._samples = None if samples is None else _checked(samples, len(lengths))
         self._wanted = len(lengths) if self._samples is None else len(self._samples)
         if not self._wanted:
             raise DataError("no sample to plan: none is wanted")
@@ -339,15 +341,9 @@ def plan_epoch(
     ).window(0)
 
 
-def _sorted(samples: Int64Array, count: int) -> Int64Array:
-    """The numbers in order, as they are if they are so; checked to be those of samples."""
+def _checked(samples: Int64Array, count: int) -> Int64Array:
+    """The numbers as they stand, if they are those of samples."""
     check_numbers(samples)
-    in_order = all(
-        bool((samples[part][:-1] <= samples[part][1:]).all())
-        and (part.start == 0 or samples[part.start - 1] <= samples[part.start])
-        for part in chunks(0, len(samples))
-    )
-    in_order_samples = samples if in_order else np.sort(samples)
-    if len(samples) and not 0 <= int(in_order_samples[0]) <= int(in_order_samples[-1]) < count:
+    if len(samples) and not 0 <= int(samples.min()) <= int(samples.max()) < count:
         raise outside(count)
-    return in_order_samples
+    return samples
