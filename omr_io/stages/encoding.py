@@ -184,13 +184,13 @@ class Encode:
         self, chunk: Sequence[Sample], decoder: Decoder
     ) -> list[tuple[Failure | None, StreamedSample | None]]:
         """For each sample: why it failed, and what came of it."""
-        places = [(shard_of(sample), key_of(sample)) for sample in chunk]
+        places = [(key_of(sample), shard_of(sample)) for sample in chunk]
         taken = [self._take(sample) for sample in chunk]
         drafts = self._texts(taken)
         sound = [draft for draft in drafts if isinstance(draft, _Draft)]
         self._decode(sound, decoder)
         made: list[tuple[Failure | None, StreamedSample | None]] = []
-        for (shard, key), draft in zip(places, drafts, strict=True):
+        for (key, shard), draft in zip(places, drafts, strict=True):
             reason = draft if isinstance(draft, str) else draft.failure()
             failure = None if reason is None else Failure(shard, key, reason)
             if failure is not None and self._on_bad == "raise":

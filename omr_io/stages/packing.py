@@ -23,7 +23,7 @@ def pack(
     seq_len: int,
     packs_per_batch: int = 1,
     too_long: Literal["error", "drop"] = "error",
-    buffer_samples: int = 256,
+    buffer_samples: int = 64,
     buffer_bytes: int = 256 << 20,
 ) -> Pack:
     """The stage from what `encode` yields to `Batch`es; see `Pack`.
@@ -34,7 +34,7 @@ def pack(
         too_long: samples of more than seq_len tokens are an "error", or "drop" leaves them out;
             they are then counted in `dropped`, and are in `Batch.failures`.
         buffer_samples, buffer_bytes: what may wait to be packed, beside the packs of the batch in
-            the making; a single sample may be larger. More makes fuller packs.
+            the making; a single sample may be larger.
 
     Raises:
         ConfigError: an option that cannot be right.
@@ -57,9 +57,8 @@ class Pack:
     What only `omr_io.DataLoader` gives, since it plans: every sample exactly once an epoch on any
     number of ranks and workers; the same number of steps on all ranks, so that none waits for a
     rank that ran out; a known `len`; exact resume, also on another world size; a global shuffle;
-    packs balanced by cost over ranks; a step's number of labels without communication; fuller
-    packs, chosen from a whole window; reading ahead on threads in one process, without copies
-    between workers.
+    packs balanced by cost over ranks; a step's number of labels without communication; reading
+    ahead on threads in one process, without copies between workers.
     """
 
     def __init__(
