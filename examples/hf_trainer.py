@@ -51,6 +51,7 @@ def main() -> None:
         save_steps=args.save_steps,
         logging_steps=1,
         report_to=[],
+        use_cpu=not torch.cuda.is_available(),
     )
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
     with loader:

@@ -12,11 +12,15 @@
     )
     trainer.train(resume_from_checkpoint=True)
 
-The loss is the model's own, summed over labels and divided by `num_items_in_batch`, which Trainer
-counts over the micro batches of a step and, by an all-reduce, over ranks: the same number as
-`Batch.step_label_tokens`, less the labels of samples that failed.
+The loss is that of a plain loop: summed over the batch's labels, and divided by the planned number
+of labels of the whole step (`Batch.step_label_tokens`), so that every label counts the same.
+Trainer by itself does not do that for Qwen's models, which declare `accepts_loss_kwargs = False`:
+it takes the mean of each micro batch, and the mean of these over micro batches and ranks.
 
-Needs transformers 5.17 or later, and accelerate.
+Needs accelerate, and a transformers whose Trainer knows `loss_is_scaled_for_ga` (5.23 does).
+
+Legend: B packs, K columns in which some pack's hidden state predicts a label, N = B x K, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -69,7 +74,11 @@ class TrainerDataset(IterableDataset[Batch]):
 
 
 def collate(batch: Batch, *, need_images: bool = False) -> dict[str, Any]:
-    """What the model's forward takes: `Batch.model_inputs` and the labels. Nothing is copied.
+    """What `LoaderTrainer.compute_loss` takes: `Batch.model_inputs`, and of the loss
+
+    - logits_to_keep (K,) int64: the columns for which the model makes logits;
+    - targets (B, K) int64: what they predict, IGNORE_INDEX where that is no label;
+    - step_label_tokens: the labels of the whole step over all ranks.
 
     Args:
         need_images: refuse a batch without any image: under sharded training the ranks' vision
@@ -84,7 +93,16 @@ def collate(batch: Batch, *, need_images: bool = False) -> dict[str, Any]:
             "other ranks would wait for its vision tower forever",
             mend="Leave out text-only samples (DataLoader(samples=...)), or use DDP",
         )
-    return {**batch.model_inputs(), "labels": batch.labels}
+    packs, seq_len = batch.labels.shape
+    rows = batch.label_rows
+    columns_K = rows if packs == 1 else torch.unique(rows % seq_len)
+    return {
+        **batch.model_inputs(),
+        "logits_to_keep": columns_K,
+        # The first token of a sample is never a label, so no row looks into the pack below it.
+        "targets": batch.labels.index_select(1, columns_K + 1),
+        "step_label_tokens": batch.step_label_tokens,
+    }
 
 
 class LoaderTrainer(transformers.Trainer):
@@ -111,8 +129,14 @@ class LoaderTrainer(transformers.Trainer):
         loader: DataLoader,
         **kwargs: Any,
     ) -> None:
+        if not hasattr(transformers.Trainer, "loss_is_scaled_for_ga"):
+            raise ConfigError(
+                f"transformers {transformers.__version__} would divide the loss once more",
+                mend="pip install 'transformers>=5.23'",
+            )
         _check_arguments(args, loader)
         super().__init__(model, args, train_dataset=TrainerDataset(loader), **kwargs)
+        self.loss_is_scaled_for_ga = True  # by `compute_loss`: Trainer must not divide once more
         self.loader = loader
         self.add_callback(_KeepPlace(loader))
 
@@ -125,6 +149,28 @@ class LoaderTrainer(transformers.Trainer):
             batch_size=None,
             collate_fn=partial(collate, need_images=sharded),
         )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """This batch's share of the step's mean loss over all labels of all ranks.
+
+        Times the number of ranks, since DDP and FSDP average gradients over them. Inputs that are
+        not of `collate`, as in an evaluation on a dataset of another kind, go to Trainer's own.
+        """
+        if "targets" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        targets_BK, labels = inputs.pop("targets"), inputs.pop("step_label_tokens")
+        outputs = model(**inputs)
+        logits_NV = outputs.logits.flatten(0, 1).float()
+        summed = cross_entropy(logits_NV, targets_BK.flatten(), reduction="sum")
+        loss = summed / labels * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
 
     def train(
         self,
@@ -190,7 +236,6 @@ def _check_arguments(args: transformers.TrainingArguments, loader: DataLoader) -
     wanted = {
         "gradient_accumulation_steps": loader.micro_steps,
         "ignore_data_skip": True,  # the loader's state has the place; skipping would skip twice
-        "average_tokens_across_devices": True,
         "auto_find_batch_size": False,
         "dataloader_num_workers": 0,
         "world_size": loader.world_size,

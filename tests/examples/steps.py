@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText
@@ -17,15 +18,15 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def make_loader(corpus: Path, model_folder: Path) -> omr_io.DataLoader:
-    return omr_io.DataLoader(
-        corpus,
-        tokenizer=model_folder,
-        vision=omr_io.VisionConfig.from_pretrained(model_folder),
-        seq_len=SEQ_LEN,
-        packs_per_step=PACKS_PER_STEP,
-        packs_per_batch=PACKS_PER_BATCH,
-    )
+def make_loader(corpus: Path, model_folder: Path, **options: Any) -> omr_io.DataLoader:
+    base = {
+        "tokenizer": model_folder,
+        "vision": omr_io.VisionConfig.from_pretrained(model_folder),
+        "seq_len": SEQ_LEN,
+        "packs_per_step": PACKS_PER_STEP,
+        "packs_per_batch": PACKS_PER_BATCH,
+    }
+    return omr_io.DataLoader(corpus, **(base | options))
 
 
 def first_step(corpus: Path, model_folder: Path) -> tuple[float, float]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, DataError
 from omr_io.integrations import hf
 from omr_io.integrations.hf import TrainerDataset, collate
 from tests.examples.conftest import ROOT
@@ -37,9 +39,34 @@ def test_the_dataset_goes_on_from_epoch_to_epoch(loader, corpus, model_folder):
         other.load_state_dict(loader.state_dict())
         assert torch.equal(next(stream)["input_ids"], next(iter(other)).input_ids)
     for inputs, batch in zip(found, expected, strict=True):
-        assert torch.equal(inputs["labels"], batch.labels)
-        assert inputs.keys() == batch.model_inputs().keys() | {"labels"}
+        own = {"logits_to_keep", "targets", "step_label_tokens"}
+        assert inputs.keys() == batch.model_inputs().keys() | own
+        assert inputs["step_label_tokens"] == batch.step_label_tokens
         assert torch.equal(inputs["input_ids"], batch.input_ids)
+
+
+@pytest.mark.parametrize("packs", [1, 2, 4])
+def test_the_targets_are_the_labels(corpus, model_folder, packs):
+    options = {"packs_per_batch": packs, "samples": np.arange(29)}  # the last step has empty packs
+    with make_loader(corpus, model_folder, **options) as loader:
+        batches = list(loader)
+    assert packs > 1 or not batches[-1].num_label_tokens
+    for batch in batches:
+        inputs = collate(batch)
+        columns, targets = inputs["logits_to_keep"], inputs["targets"]
+        assert targets.shape == (packs, len(columns))
+        found = torch.full_like(batch.labels, -100)
+        found[:, columns + 1] = targets
+        assert torch.equal(found, batch.labels)
+
+
+def test_a_batch_without_images_is_refused_where_it_would_hang(loader):
+    batch = next(iter(loader))
+    bare = dataclasses.replace(batch, has_dummy_image=True)
+    assert "pixel_values" in collate(batch, need_images=True)
+    assert "pixel_values" not in collate(bare)
+    with pytest.raises(DataError, match="no sample of step 0"):
+        collate(bare, need_images=True)
 
 
 def test_workers_are_refused(loader):
@@ -56,8 +83,8 @@ class Arguments:
     def __init__(self, **changes):
         fields = {
             "gradient_accumulation_steps": 4, "ignore_data_skip": True, "max_steps": 8, "n_gpu": 0,
-            "average_tokens_across_devices": True, "auto_find_batch_size": False,
-            "dataloader_num_workers": 0, "world_size": 1, "process_index": 0,
+            "auto_find_batch_size": False, "dataloader_num_workers": 0,
+            "world_size": 1, "process_index": 0,
         }  # fmt: skip
         self.__dict__.update(fields | changes)
 
@@ -73,7 +100,6 @@ def test_the_arguments_are_those_of_transformers():
         ({"ignore_data_skip": False}, "ignore_data_skip=False, not True"),
         ({"world_size": 2, "process_index": 1}, "world_size=2, not 1; process_index=1, not 0"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size"),
-        ({"average_tokens_across_devices": False}, "average_tokens_across_devices"),
         ({"dataloader_num_workers": 4}, "dataloader_num_workers=4, not 0"),
         ({"max_steps": -1}, "num_steps"),
         ({"n_gpu": 2}, "torchrun"),
