@@ -54,6 +54,8 @@ class TrainerDataset(IterableDataset[Batch]):
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
+        self.epochs_done = float(loader.epoch)
+        """Epochs done, the batch that was yielded last included."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Go on where the loader stands.
@@ -68,9 +70,12 @@ class TrainerDataset(IterableDataset[Batch]):
                 mend="Use dataloader_num_workers=0: the loader has threads of its own",
             )
         while True:
-            if not len(self.loader):
+            steps = len(self.loader) // self.loader.micro_steps
+            if not steps:
                 raise DataError("the loader's epoch has no batch")
-            yield from self.loader
+            for batch in self.loader:
+                self.epochs_done = batch.epoch + (batch.step + 1) / steps
+                yield batch
 
 
 def collate(batch: Batch, *, need_images: bool = False) -> dict[str, Any]:
@@ -135,17 +140,17 @@ class LoaderTrainer(transformers.Trainer):
                 mend="pip install 'transformers>=5.23'",
             )
         _check_arguments(args, loader)
-        super().__init__(model, args, train_dataset=TrainerDataset(loader), **kwargs)
+        self._batches = TrainerDataset(loader)
+        super().__init__(model, args, train_dataset=self._batches, **kwargs)
         self.loss_is_scaled_for_ga = True  # by `compute_loss`: Trainer must not divide once more
         self.loader = loader
-        self.add_callback(_KeepPlace(loader))
+        self.add_callback(_KeepPlace(self._batches))
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
         """Batches as the loader makes them: nothing is fetched before it is asked for."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        # A plain DataLoader's own type says that it yields what its dataset holds.
         return torch.utils.data.DataLoader(
-            TrainerDataset(self.loader),
+            self._batches,
             batch_size=None,
             collate_fn=partial(collate, need_images=sharded),
         )
@@ -198,20 +203,18 @@ class LoaderTrainer(transformers.Trainer):
 class _KeepPlace(transformers.TrainerCallback):
     """Saves the loader's state with each checkpoint, and keeps `state.epoch` right."""
 
-    def __init__(self, loader: DataLoader) -> None:
-        self._loader = loader
+    def __init__(self, batches: TrainerDataset) -> None:
+        self._batches = batches
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The loader's epoch and how much of it is done, for logs."""
-        saved = self._loader.state_dict()
-        steps = len(self._loader) // self._loader.micro_steps
-        state.epoch = saved["epoch"] + saved["step"] / max(steps, 1)
+        state.epoch = self._batches.epochs_done
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Beside the model: the state counts the batches of all steps so far, and no others."""
         if state.is_world_process_zero:  # it is the same on every rank
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            text = json.dumps(self._loader.state_dict())
+            text = json.dumps(self._batches.loader.state_dict())
             write_atomically(folder / LOADER_STATE, text.encode())
 
 
