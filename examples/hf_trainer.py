@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 import omr_io
@@ -56,6 +57,9 @@ def main() -> None:
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
     with loader:
         LoaderTrainer(model, settings, loader=loader).train(resume_from_checkpoint=args.resume)
+    if dist.is_initialized():  # ranks leave together
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -71,6 +71,9 @@ def main() -> None:
                 if step % args.save_steps == 0 or step == total:
                     save(args.run, step, model, optimizer, loader)
                 print(f"step {step} of {total}, epoch {batch.epoch}", flush=True)
+    if dist.is_initialized():  # ranks leave together
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def loss_of(model: torch.nn.Module, batch: Batch) -> Tensor:
