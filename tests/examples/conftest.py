@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -67,12 +69,18 @@ def run():
     """A function: run an example (or any file) to its end; gives its output."""
 
     def start(*command: Any, python: Path | str = sys.executable) -> str:
-        done = subprocess.run(
+        child = subprocess.Popen(
             [str(part) for part in (python, *command)],
-            capture_output=True, text=True, timeout=400, cwd=ROOT, env=quiet(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=quiet(),
+            start_new_session=True,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        return done.stdout
+        try:
+            out, errors = child.communicate(timeout=400)
+        finally:  # with its ranks, whatever became of them
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        assert child.returncode == 0, out[-2000:] + errors[-4000:]
+        return out
 
     return start
 

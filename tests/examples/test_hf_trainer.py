@@ -147,7 +147,7 @@ def test_a_resumed_run_equals_the_whole(run, environment, corpus, model_folder, 
 @pytest.mark.slow
 def test_two_ranks_make_the_same_steps(run, environment, corpus, model_folder, tmp_path):
     steps = num_steps(corpus, model_folder)
-    ranks = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29588)
+    ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     run(*ranks, FILE, corpus, model_folder, tmp_path / "two", *OPTIONS, python=environment)
     state = json.loads((tmp_path / "two" / f"checkpoint-{steps}/trainer_state.json").read_text())
     logged = [entry for entry in state["log_history"] if "loss" in entry]

@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_with_two_ranks(run, corpus, model_folder, tmp_path
             if line.startswith("step 3 of"):
                 child.kill()
     time.sleep(0.1)
-    ranks = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29577]
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     printed = run(*ranks, FILE, corpus, model_folder, tmp_path / "killed", *options)
     assert "step 4 of" in printed
     assert "step 3 of" not in printed

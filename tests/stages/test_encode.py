@@ -81,6 +81,14 @@ def test_samples_equal_the_loaders(make, shards, tokenizer, vision, together, pi
     assert stage.failures == []
 
 
+def test_any_decoder_gives_the_same(make, broken):
+    pytest.importorskip("nvidia.dali")
+    for one, other in zip(
+        make(decoder="dali")(samples(broken)), make()(samples(broken)), strict=True
+    ):
+        assert_same(one, other)
+
+
 def test_a_blank_is_the_loaders(make, broken, tokenizer, vision):
     expected = loaders_samples(broken, tokenizer, vision)
     stage = make()

@@ -152,6 +152,23 @@ def test_the_buffer_holds_no_more_than_its_bounds(lengths, buffer_samples, buffe
         assert buffer._bytes == sum(each.num_bytes for each in held)
 
 
+def test_a_small_buffer_fills_packs():
+    """On lengths as in OpenMedReason: the figure of docs/from-webdataset.md, on fewer samples."""
+    draw = np.random.default_rng(0)
+    pixels = draw.lognormal(np.log(0.37e6), 0.75, 4000).clip(256 * 1024, 768 * 1024)
+    text = draw.integers(45, 121, 4000) + draw.lognormal(np.log(400), 0.3, 4000)
+    lengths = (text + pixels / 1024).astype(int).tolist()
+    waiting, room, packs = [], [], 0
+    while lengths or waiting:
+        while lengths and len(waiting) < 16:
+            waiting.append(lengths.pop())
+        taken = set(fullest(waiting, 8192))
+        room.append(8192 - sum(waiting[i] for i in taken))
+        waiting = [length for i, length in enumerate(waiting) if i not in taken]
+        packs += 1
+    assert sum(room[:-2]) / (8192 * (packs - 2)) < 0.001
+
+
 def test_no_sample_waits_forever():
     """The oldest is in every pack, however well others would fill it."""
     whole = [sample(0, 13), *(sample(i, 12) for i in range(1, 41))]
