@@ -68,9 +68,7 @@ class Corpus:
         return self.folder / "tokenizer"
 
 
-def make(
-    folder: Path, samples: int, seed: int = 0, *, median_area: float = MEDIAN_AREA
-) -> Corpus:
+def make(folder: Path, samples: int, seed: int = 0, *, median_area: float = MEDIAN_AREA) -> Corpus:
     """Make the corpus in a folder that does not exist yet, or is empty.
 
     Args:
@@ -187,7 +185,7 @@ def repeat(shards: Path, folder: Path, samples: int) -> Path:
     with pa.ipc.new_file(out, INDEX_SCHEMA) as writer:
         writer.write_table(whole)
     written = write_atomically(folder / INDEX_NAME, out.getvalue())
-    digest = FileDigest(INDEX_NAME, len(out.getvalue()), written.sha256)
+    digest = FileDigest(INDEX_NAME, len(out.getvalue()), written.sha256())
     counts = {"rows": len(whole), "samples": len(whole), "images": len(whole), "refused": 0}
     made = replace(manifest, shards=tuple(entries), index=digest, rejects=None, counts=counts)
     write_atomically(folder / MANIFEST_NAME, made.to_bytes())

@@ -24,7 +24,7 @@ import torch
 
 IGNORE = -100
 BLOCK = 128
-"""Patches that become floats at a time: few enough to stay in the cache from one step to the next."""
+"""Patches that become floats at a time, so that they stay in the cache from step to step."""
 
 Batch = dict[str, Any]
 
@@ -85,8 +85,8 @@ class Text:
 
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._merge = about["merge_size"]
-        parts = ("<|im_start|>user\n<|vision_start|>", "<|vision_end|>")
-        parts += ("<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n")
+        opening = "<|im_start|>user\n<|vision_start|>"
+        parts = (opening, "<|vision_end|>", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n")
         self._fixed = [self._ids(part) for part in parts]
         self._pad = self._ids("<|image_pad|>")[0]
 
@@ -143,7 +143,8 @@ class Fast:
         cut = [patches_of(one, self._about) for one in pixels]
         texts = self._text.encode(raws, [grid for _, grid in cut])
         return [
-            Sample(raw.key, *text, *made) for raw, text, made in zip(raws, texts, cut, strict=True)
+            Sample(raw.key, ids, labels, at, patches, grid)
+            for raw, (ids, labels, at), (patches, grid) in zip(raws, texts, cut, strict=True)
         ]
 
 
@@ -185,7 +186,9 @@ class Usual:
         return Sample(raw.key, ids, labels, at, made["pixel_values"], grid)
 
     def _ids(self, turns: list[dict[str, str]], **options: Any) -> list[int]:
-        ids = self._tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options)
+        ids = self._tokenizer.apply_chat_template(
+            turns, tokenize=True, return_dict=False, **options
+        )
         return list(ids)
 
 
@@ -248,7 +251,7 @@ class Packer:
         frames = out.view(rows, 3, self._frames, area)
         begin = 0
         for one in patches:
-            for block in one.split(BLOCK):
+            for block in torch.split(one, BLOCK):
                 values = block.float().mul_(self._scale).sub_(self._shift)
                 frames[begin : begin + len(block)] = values[:, :, None]
                 begin += len(block)

@@ -29,6 +29,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def spdl(side: Side) -> Iterator[peers.Batch]:
     Its own decoder (FFmpeg) took 2.8 ms an image where simplejpeg takes 1.4, and its scaler with it
     3.1 ms, up to 12 levels from Pillow: the parts used here are faster and nearer.
     """
-    from spdl.pipeline import PipelineBuilder
+    PipelineBuilder: Any = import_module("spdl.pipeline").PipelineBuilder
 
     reader, encoder = Reader(), peers.Fast(side.folder, side.about)
 
@@ -230,10 +231,10 @@ def mosaic(side: Side) -> Iterator[peers.Batch]:
     an empty stand-in takes its place.
     """
     _torchvision_or_nothing()
-    from streaming import StreamingDataset
+    streaming: Any = import_module("streaming")
 
     encoder = peers.Fast(side.folder, side.about)
-    dataset = StreamingDataset(
+    dataset = streaming.StreamingDataset(
         local=str(side.folder / "mds"), shuffle=False, batch_size=GROUP, num_canonical_nodes=1
     )
     yield {}
@@ -258,7 +259,7 @@ def _torchvision_or_nothing() -> None:
     from importlib.machinery import ModuleSpec
 
     try:
-        import torchvision.datasets  # noqa: F401
+        import_module("torchvision.datasets")
     except Exception:  # an ImportError, or a RuntimeError of operators that are not there
         members = {"datasets": "VisionDataset", "transforms.functional": "to_tensor"}
         for name in ("", ".datasets", ".transforms", ".transforms.functional"):
@@ -272,11 +273,11 @@ def _torchvision_or_nothing() -> None:
 def write_mds(folder: Path) -> None:
     """The corpus as MosaicML's shards."""
     _torchvision_or_nothing()
-    from streaming import MDSWriter
+    streaming: Any = import_module("streaming")
 
     reader = Reader()
     columns = {"key": "str", "image": "bytes", "question": "str", "reasoning": "str"}
-    with MDSWriter(out=str(folder / "mds"), columns=columns) as writer:
+    with streaming.MDSWriter(out=str(folder / "mds"), columns=columns) as writer:
         for place in index(folder, sys.maxsize):
             writer.write(reader.read(place)._asdict())
 
@@ -304,13 +305,16 @@ def by_sample(batch: peers.Batch) -> Iterator[tuple[str, dict[str, Any]]]:
     row = 0
     for place, key in enumerate(batch["keys"]):
         inside = slice(bounds[place], bounds[place + 1])
-        yield key, {
-            "input_ids": batch["input_ids"][0, inside].numpy(),
-            "labels": batch["labels"][0, inside].numpy(),
-            "position_ids": batch["position_ids"][:, 0, inside].numpy(),
-            "pixel_values": batch["pixel_values"][row : row + patches[place]].float().numpy(),
-            "image_grid_thw": batch["image_grid_thw"][place].numpy(),
-        }
+        yield (
+            key,
+            {
+                "input_ids": batch["input_ids"][0, inside].numpy(),
+                "labels": batch["labels"][0, inside].numpy(),
+                "position_ids": batch["position_ids"][:, 0, inside].numpy(),
+                "pixel_values": batch["pixel_values"][row : row + patches[place]].float().numpy(),
+                "image_grid_thw": batch["image_grid_thw"][place].numpy(),
+            },
+        )
         row += patches[place]
 
 
@@ -391,7 +395,8 @@ def floors(side: Side) -> dict[str, Any]:
             if tar not in descriptors:
                 descriptors[tar] = os.open(tar, os.O_RDONLY)
             started = clock()
-            files.append([os.pread(descriptors[tar], size, at) for at, size in parts][0])
+            image, _ = (os.pread(descriptors[tar], size, at) for at, size in parts)
+            files.append(image)
             seconds["pread"] += clock() - started
         for way in ("by pack", "by image"):
             kinds = [0.0]
@@ -408,7 +413,11 @@ def floors(side: Side) -> dict[str, Any]:
                     patches([image])
             seconds[way] += kinds[0]
     best = min(("by pack", "by image"), key=lambda way: seconds[way] + seconds[f"decode {way}"])
-    found = {"pread": seconds["pread"], "decode": seconds[f"decode {best}"], "kernel": seconds[best]}
+    found = {
+        "pread": seconds["pread"],
+        "decode": seconds[f"decode {best}"],
+        "kernel": seconds[best],
+    }
     return {"samples": side.samples, "way": best, "seconds": sum(found.values()), "parts": found}
 
 
@@ -436,7 +445,9 @@ def main() -> None:
     side = Side(given.side, given.folder, given.samples)
     if given.check:
         arrays = kept(side)
-        np.savez(given.check, **{f"{k}|{n}": a for k, one in arrays.items() for n, a in one.items()})
+        np.savez(
+            given.check, **{f"{k}|{n}": a for k, one in arrays.items() for n, a in one.items()}
+        )
         print(json.dumps({"side": given.side, "samples": len(arrays)}))
     else:
         run = floors if side.name == "floors" else timed
