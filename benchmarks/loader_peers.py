@@ -105,7 +105,7 @@ class Text:
             prompt = [*head, *([self._pad] * pads), *middle, *question, *turn]
             ids = np.array([*prompt, *answer, *end], np.int64)
             labels = ids.copy()
-            labels[: len(prompt)] = IGNORE
+            labels[: len(prompt)] = labels[-1] = IGNORE  # and the line break after the turn
             made.append((ids, labels, positions(len(head), grid, len(ids), self._merge)))
         return made
 
@@ -180,7 +180,7 @@ class Usual:
         prompt = self._ids(turns, add_generation_prompt=True)
         ids = np.array(self._ids([*turns, {"role": "assistant", "content": raw.reasoning}]))
         labels = ids.copy()
-        labels[: len(prompt)] = IGNORE
+        labels[: len(prompt)] = labels[-1] = IGNORE  # and the line break after the turn
         before = int(np.argmax(ids == self._tokenizer.convert_tokens_to_ids("<|image_pad|>")))
         at = positions(before, grid, len(ids), self._merge)
         return Sample(raw.key, ids, labels, at, made["pixel_values"], grid)
