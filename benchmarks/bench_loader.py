@@ -35,12 +35,14 @@ import numpy as np
 from benchmarks import loader_corpus
 from omr_io.config import VisionConfig
 
+Samples = dict[str, dict[str, Any]]  # arrays by key and name
+
 VISION = VisionConfig()
 SEQ_LEN = 8192
 OWN = ("omr_io", "omr_io-bfloat16", "omr_io-2", "omr_io-2-bfloat16", "floors", "floors-bfloat16")
 NEEDS = {
     "usual-wds": "webdataset", "usual-hf": "datasets", "dali": "nvidia.dali",
-    "spdl": "spdl.pipeline", "mosaic": "streaming",
+    "spdl": "spdl.pipeline", "mosaic": "streaming", "plain": "simplejpeg",
 }  # fmt: skip
 """Peers, and the module without which each is left out."""
 
@@ -124,28 +126,32 @@ def compare(setting: Setting, sides: list[str]) -> dict[str, Any]:
         AssertionError: a side gives something else than ours.
     """
     wanted = _kept(setting, "omr_io")
-    found = {}
-    for side in sides:
-        got = _kept(setting, side)
-        common = sorted(set(got) & set(wanted))
-        assert len(common) >= CHECKED // 4, f"{side} has {len(common)} of the samples of ours"
-        most, differing = 0.0, []
-        for key in common:
-            for name, array in wanted[key].items():
-                other = got[key][name]
-                if name != "pixel_values":
-                    assert np.array_equal(array, other), f"{side} has another {name} of {key}"
-                    continue
-                assert array.shape == other.shape, f"{side} has other patches of {key}"
-                if "bfloat16" in side:
-                    array = _rounded(array)
-                apart = np.abs(array - other) * 255 * min(VISION.image_std)
-                most = max(most, float(apart.max()))
-                differing.append(float((apart > 0.5).mean()))
-        allowed = LEVELS.get(side, 8) + 1e-3
-        assert most <= allowed, f"{side}: pixels are {most} levels from ours"
-        found[side] = {"levels": round(most, 3), "share": statistics.mean(differing)}
-    return found
+    return {side: differences(side, _kept(setting, side), wanted) for side in sides}
+
+
+def differences(side: str, got: Samples, wanted: Samples) -> dict[str, float]:
+    """How far a side's pixels are from ours, in levels of 255, and the share that is not equal.
+
+    Raises:
+        AssertionError: another integer, patches of another shape, or pixels beyond `LEVELS`.
+    """
+    common = sorted(set(got) & set(wanted))
+    assert len(common) >= CHECKED // 4, f"{side} has {len(common)} of the samples of ours"
+    most, differing = 0.0, []
+    for key in common:
+        for name, array in wanted[key].items():
+            other = got[key][name]
+            if name != "pixel_values":
+                assert np.array_equal(array, other), f"{side} has another {name} of {key}"
+                continue
+            assert array.shape == other.shape, f"{side} has other patches of {key}"
+            own = _rounded(array) if "bfloat16" in side else array
+            apart = np.abs(own - other) * 255 * min(VISION.image_std)
+            most = max(most, float(apart.max()))
+            differing.append(float((apart > 0.5).mean()))
+    allowed = LEVELS.get(side, 8) + 1e-3
+    assert most <= allowed, f"{side}: pixels are {most} levels from ours"
+    return {"levels": round(most, 3), "share": statistics.mean(differing)}
 
 
 def _rounded(values: Any) -> Any:
@@ -154,10 +160,10 @@ def _rounded(values: Any) -> Any:
     return torch.from_numpy(values).to(torch.bfloat16).float().numpy()
 
 
-def _kept(setting: Setting, side: str) -> dict[str, dict[str, Any]]:
+def _kept(setting: Setting, side: str) -> Samples:
     file = setting.folder / "kept.npz"
     setting.measure(side, "--check", str(file), samples=CHECKED)
-    made: dict[str, dict[str, Any]] = {}
+    made: Samples = {}
     with np.load(file) as arrays:
         for name in arrays:
             key, _, field = name.partition("|")
@@ -170,6 +176,8 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
     """All sides in turn; the results and the rows of the table."""
     runnable = [side for side in NEEDS if setting.python(side)]
     left_out = [side for side in NEEDS if side not in runnable]
+    if "spdl" in runnable:  # which is the same work on SPDL's threads
+        runnable.remove("plain")
     for side in left_out:
         print(f"loader, {side}: left out, no interpreter here has {NEEDS[side]}")
     if "mosaic" in runnable:

@@ -103,14 +103,19 @@ def make(folder: Path, samples: int, seed: int = 0, *, median_area: float = MEDI
     return corpus
 
 
-def picture(seed: int, number: int, median_area: float = MEDIAN_AREA) -> bytes:
-    """The JPEG of one sample."""
-    rng = np.random.default_rng([seed, number])
+def image_size(rng: np.random.Generator, median_area: float = MEDIAN_AREA) -> tuple[int, int]:
+    """(height, width) of one image."""
     area = min(median_area * np.exp(rng.normal(0, SIGMA_AREA)), LARGEST_AREA)
     aspect = min(np.exp(abs(rng.normal(0, 0.35))), ASPECT)
     short = max(round((area / aspect) ** 0.5), SHORT_SIDE)
     long = min(round(max(area / short, short)), int(short * ASPECT))
-    height, width = (short, long) if rng.random() < 0.4 else (long, short)
+    return (short, long) if rng.random() < 0.6 else (long, short)
+
+
+def picture(seed: int, number: int, median_area: float = MEDIAN_AREA) -> bytes:
+    """The JPEG of one sample."""
+    rng = np.random.default_rng([seed, number])
+    height, width = image_size(rng, median_area)
     shape = (height // 40 + 2, width // 40 + 2, 3)
     soft = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
     pixels = np.asarray(soft.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)

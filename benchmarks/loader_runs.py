@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +31,12 @@ EARLY = 1000
 """Steps after which memory should not grow any more."""
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
+def resident(field: str = "VmRSS") -> int:
+    """Bytes of this process in memory; with "VmHWM" the most there ever were."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def loader(folder: Path, **changes: Any) -> DataLoader:
@@ -52,7 +53,7 @@ def loader(folder: Path, **changes: Any) -> DataLoader:
     return DataLoader(folder / "shards", **(options | changes))
 
 
-def drift(folder: Path, steps: int) -> dict[str, Any]:
+def drift(folder: Path, steps: int, every: int = EARLY) -> dict[str, Any]:
     """Memory of a long run; small images and packs, so that 20,000 steps take a minute."""
     vision = replace(Side("omr_io", folder, 0).vision(), min_pixels=4 * 32**2, max_pixels=9 * 32**2)
     held: dict[int, int] = {}
@@ -61,7 +62,7 @@ def drift(folder: Path, steps: int) -> dict[str, Any]:
         while done < steps:
             for _ in batches:
                 done += 1
-                if done % EARLY == 0:
+                if done % every == 0:
                     held[done] = resident()
                 if done == steps:
                     break
@@ -92,14 +93,13 @@ def start(folder: Path, resume: Path | None, save: Path | None) -> dict[str, Any
 def held(folder: Path, batches: int) -> dict[str, Any]:
     """The most memory while batches are made at full size, over what imports take."""
     before = resident()
-    most = 0
     with loader(folder) as made:
         for number, _ in enumerate(made):
-            most = max(most, resident())
             if number + 1 == batches:
                 break
         samples = len(made.lengths)
-    return {"samples": samples, "imports": before, "over_imports": most - before}
+    over = resident("VmHWM") - before
+    return {"samples": samples, "imports": before, "over_imports": over}
 
 
 def wait(folder: Path, batches: int) -> dict[str, Any]:

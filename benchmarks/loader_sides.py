@@ -11,9 +11,10 @@ seq_len tokens.
     usual-wds   webdataset, Pillow, transformers' processor and chat template, a padding-free
                 collator, in a torch DataLoader with 2 workers
     usual-hf    the same from `datasets`, Parquet streamed
-    spdl        SPDL's threads over the parts of loader_peers.py
-    dali        DALI's CPU pipeline decodes and resizes, the rest as with spdl
-    mosaic      MosaicML streaming's shards and dataset, the rest as with spdl
+    plain       the parts of loader_peers.py in a loop
+    spdl        SPDL's threads over the same parts
+    dali        DALI's CPU pipeline decodes and resizes, the rest as in plain
+    mosaic      MosaicML streaming's shards and dataset, the rest as in plain
     floors      read, decode, kernel, and nothing else: no batches
 
 A name may go on with -2 (two threads), -bfloat16 (pixels) and -ring (peers only: two pixel buffers
@@ -182,6 +183,15 @@ def spdl(side: Side) -> Iterator[peers.Batch]:
         yield from peers.packed((s for group in pipeline for s in group), side.packer())
 
 
+def plain(side: Side) -> Iterator[peers.Batch]:
+    """The peers' parts in a loop."""
+    reader, encoder = Reader(), peers.Fast(side.folder, side.about)
+    places = peers.groups(index(side.folder, side.samples), GROUP)
+    yield {}
+    samples = (s for group in places for s in encoder.encode([reader.read(p) for p in group]))
+    yield from peers.packed(samples, side.packer())
+
+
 def dali(side: Side) -> Iterator[peers.Batch]:
     """DALI on the CPU: bytes in, resized uint8 out; sizes follow from the headers."""
     import numpy as np
@@ -283,8 +293,8 @@ def write_mds(folder: Path) -> None:
 
 
 SIDES = {
-    "omr_io": omr_io, "usual-wds": usual, "usual-hf": usual, "spdl": spdl, "dali": dali,
-    "mosaic": mosaic,
+    "omr_io": omr_io, "usual-wds": usual, "usual-hf": usual, "plain": plain, "spdl": spdl,
+    "dali": dali, "mosaic": mosaic,
 }  # fmt: skip
 
 
