@@ -32,7 +32,14 @@ from PIL import Image
 
 from benchmarks import texts
 from omr_io.conversion import ConvertOptions, convert
-from omr_io.shards.layout import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, FileDigest, read_manifest
+from omr_io.shards.layout import (
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    MANIFEST_NAME,
+    FileDigest,
+    ShardEntry,
+    read_manifest,
+)
 from omr_io.storage import write_atomically
 from omr_io.tokenizer import train_bpe
 
@@ -43,6 +50,7 @@ TOKENS_A_WORD = 1.28
 
 VOCABULARY = 16_384
 ROWS_A_GROUP = 100  # of Parquet: some 5 MB, as the Hub's own conversions have
+ROWS_A_SHARD = 4500
 FILES = 4  # of Parquet, and of tars: a worker reads a file
 
 
@@ -158,42 +166,49 @@ def _texts(samples: int, seed: int) -> Iterator[dict[str, str]]:
         }
 
 
-def repeat(shards: Path, folder: Path, samples: int) -> Path:
-    """A shard set of so many samples at the cost of its index alone, for starts and memory.
+def repeat(shards: Path, folder: Path, samples: int, a_shard: int = ROWS_A_SHARD) -> Path:
+    """A shard set of at least so many samples at the cost of its index, for starts and memory.
 
-    Its tars are hard links to the tars of `shards`, over and over; keys are their own. So it has
-    the index, the lengths and the plans of a large corpus, and bytes that all lie in the cache.
+    Its tars are hard links to those of `shards`, some a_shard samples each (4,500 fit a tar of
+    256 MB); in the index the same parts stand under many keys. So it has the index, the lengths and
+    the plans of a large corpus, and bytes that all lie in the cache.
     """
     manifest = read_manifest(shards)
     with pa.memory_map(str(shards / INDEX_NAME)) as mapped:
         table = pa.ipc.open_file(mapped).read_all().combine_chunks()
+    bounds = np.cumsum([0, *(shard.samples for shard in manifest.shards)]).tolist()
     folder.mkdir(parents=True)
-    entries, tables = [], []
-    times = -(-samples // len(table))
-    for copy in range(times):
-        for number, shard in enumerate(manifest.shards):
-            place = copy * len(manifest.shards) + number
-            name, idx = f"train-{place:06d}.tar", f"train-{place:06d}.idx"
-            os.link(shards / shard.name, folder / name)
-            os.link(shards / shard.idx.name, folder / idx)
-            entries.append(replace(shard, name=name, idx=replace(shard.idx, name=idx)))
-        changed: dict[str, Any] = {
-            "shard": pa.array(
-                table["shard"].to_numpy() + copy * len(manifest.shards), type=pa.int32()
-            ),
-            "key": pa.array([f"{copy}-{key}" for key in table["key"].to_pylist()]),
-        }
-        columns = [changed.get(name, table[name]) for name in INDEX_SCHEMA.names]
-        tables.append(pa.Table.from_arrays(columns, schema=INDEX_SCHEMA))
-    whole = pa.concat_tables(tables).combine_chunks()
+    entries: list[ShardEntry] = []
+    tables: list[pa.Table] = []
+    made = 0
+    while made < samples:
+        place = len(entries)
+        source = place % len(manifest.shards)
+        shard = manifest.shards[source]
+        rows = table.slice(bounds[source], bounds[source + 1] - bounds[source])
+        keys = rows["key"].to_pylist()
+        times = -(-min(a_shard, samples - made) // len(rows))
+        for copy in range(times):
+            changed: dict[str, Any] = {
+                "shard": pa.array([place] * len(rows), type=pa.int32()),
+                "key": pa.array([f"{place}-{copy}-{key}" for key in keys]),
+            }
+            columns = [changed.get(name, rows[name]) for name in INDEX_SCHEMA.names]
+            tables.append(pa.Table.from_arrays(columns, schema=INDEX_SCHEMA))
+        made += times * len(rows)
+        name, idx = f"train-{place:06d}.tar", f"train-{place:06d}.idx"
+        os.link(shards / shard.name, folder / name)
+        os.link(shards / shard.idx.name, folder / idx)
+        linked = replace(shard.idx, name=idx)
+        entries.append(replace(shard, name=name, samples=times * len(rows), idx=linked))
     out = io.BytesIO()
     with pa.ipc.new_file(out, INDEX_SCHEMA) as writer:
-        writer.write_table(whole)
+        writer.write_table(pa.concat_tables(tables).combine_chunks())
     written = write_atomically(folder / INDEX_NAME, out.getvalue())
     digest = FileDigest(INDEX_NAME, len(out.getvalue()), written.sha256())
-    counts = {"rows": len(whole), "samples": len(whole), "images": len(whole), "refused": 0}
-    made = replace(manifest, shards=tuple(entries), index=digest, rejects=None, counts=counts)
-    write_atomically(folder / MANIFEST_NAME, made.to_bytes())
+    counts = {"rows": made, "samples": made, "images": made, "refused": 0}
+    whole = replace(manifest, shards=tuple(entries), index=digest, rejects=None, counts=counts)
+    write_atomically(folder / MANIFEST_NAME, whole.to_bytes())
     return folder
 
 
