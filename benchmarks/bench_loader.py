@@ -13,6 +13,7 @@ ones have two rounds. A rate is the median over rounds, a ratio the median of th
 round. Peers on one core are compared by the wall clock; the usual way, which has two workers, by
 CPU seconds of all its processes. Before the clock runs, every side's samples are compared with
 ours: ids, labels, positions and grids must be equal, and of pixels it is said how far they are.
+With three rounds all of it takes some 8 minutes; some --parts write a result of their own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Samples = dict[str, dict[str, Any]]  # arrays by key and name
 
 VISION = VisionConfig()
 SEQ_LEN = 8192
-OWN = ("omr_io", "omr_io-bfloat16", "omr_io-2", "omr_io-2-bfloat16", "floors", "floors-bfloat16")
+OWN = ("omr_io", "omr_io-bfloat16", "omr_io-2", "omr_io-2-bfloat16")
 NEEDS = {
     "usual-wds": "webdataset", "usual-hf": "datasets", "dali": "nvidia.dali",
     "spdl": "spdl.pipeline", "mosaic": "streaming", "plain": "simplejpeg",
@@ -47,13 +48,17 @@ NEEDS = {
 """Peers, and the module without which each is left out."""
 
 VARIANTS = {"spdl": ("spdl", "spdl-ring", "spdl-2")}
-SLOW, SLOW_ROUNDS = ("usual-wds", "usual-hf", "dali"), 2
+SLOW = ("usual-wds", "usual-hf", "dali", "omr_io-2", "omr_io-2-bfloat16", "spdl-2")
+"""Slow sides, and those that only tell what a second thread gives."""
+
+SLOW_ROUNDS = 2
 CHECKED = 16
 """Samples whose arrays are compared."""
 
 LEVELS = {"usual-wds": 0, "usual-hf": 0, "omr_io-bfloat16": 0}
 """Pixels may be as far from ours, in levels of 255; what is not named here, 8."""
 
+PARTS = ("speed", "memory", "start")
 INDEX_SAMPLES = 450_000
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -187,10 +192,12 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
     peers = [name for side in runnable for name in VARIANTS.get(side, (side,))]
     agreement = compare(setting, ["omr_io-bfloat16", *runnable])
     sides = [*OWN, *peers]
-    runs = [
-        {side: setting.measure(side) for side in sides if number < SLOW_ROUNDS or side not in SLOW}
-        for number in range(rounds)
-    ]
+    floors = ("loader_floors.py", str(setting.folder), "--samples", str(setting.samples))
+    runs = []
+    for number in range(rounds):
+        now = [side for side in sides if number < SLOW_ROUNDS or side not in SLOW]
+        run = {side: setting.measure(side) for side in now}
+        runs.append(run | {"floors": setting.run(*floors, "--clock", setting.clock)})
 
     def rate(run: dict[str, Any], side: str, clock: str) -> float:
         one = run[side]
@@ -203,13 +210,15 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
         ]
         return statistics.median(ratios)
 
-    def share(own: str, floor: str) -> float:
+    def share(own: str, dtype: str) -> float:
         clock = "cpu_seconds" if setting.clock == "cpu" else "seconds"
-        return float(statistics.median(run[floor]["seconds"] / run[own][clock] for run in runs))
+        return float(
+            statistics.median(run["floors"][dtype]["seconds"] / run[own][clock] for run in runs)
+        )
 
     rows: list[dict[str, Any]] = [
-        _row("share of the floors, float32", share("omr_io", "floors"), 0.85),
-        _row("share of the floors, bfloat16", share("omr_io-bfloat16", "floors-bfloat16"), 0.85),
+        _row("share of the floors, float32", share("omr_io", "float32"), 0.85),
+        _row("share of the floors, bfloat16", share("omr_io-bfloat16", "bfloat16"), 0.85),
     ]
     everyday = [side for side in peers if side.startswith("usual")]
     alone = [side for side in peers if side not in (*everyday, "spdl-2")]
@@ -224,20 +233,18 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
     if "spdl-2" in peers:
         found = fastest(["spdl-2"], "omr_io-2", "wall")
         rows.append(_row("times SPDL, two threads on two cores", found, 2))
-    timed = [side for side in sides if "floors" not in side]
-    held = {side: [run for run in runs if side in run] for side in timed}
+    held = {side: [run for run in runs if side in run] for side in sides}
     result = {
         "samples_per_second": _medians(held, lambda run, side: rate(run, side, "wall")),
         "samples_per_cpu_second": _medians(held, lambda run, side: rate(run, side, "cpu")),
         "floors_microseconds": {
-            side: {
-                part: statistics.median(run[side]["parts"][part] for run in runs)
+            dtype: {
+                part: statistics.median(run["floors"][dtype]["parts"][part] for run in runs)
                 / setting.samples
                 * 1e6
-                for part in runs[0][side]["parts"]
+                for part in ("pread", "decode", "kernel")
             }
-            for side in OWN
-            if "floors" in side
+            for dtype in ("float32", "bfloat16")
         },
         "agreement": agreement,
         "left_out": left_out,
@@ -314,7 +321,8 @@ def report(given: argparse.Namespace) -> None:
             else:
                 result["start"], rows = starts(setting, min(given.rounds, 3), given.index_samples)
             result["table"] += rows
-    write("loader", result)
+    whole = set(given.parts) == set(PARTS)
+    write("loader" if whole else f"loader_{'_'.join(given.parts)}", result)
     show(result)
 
 
@@ -324,9 +332,9 @@ def show(result: dict[str, Any]) -> None:
     for side, rate in speeds.get("samples_per_second", {}).items():
         core = speeds["samples_per_cpu_second"][side]
         print(f"loader, {side}: {rate:.1f} samples/s, {core:.1f} per CPU second")
-    for side, parts in speeds.get("floors_microseconds", {}).items():
+    for dtype, parts in speeds.get("floors_microseconds", {}).items():
         listed = ", ".join(f"{part} {time:.0f}" for part, time in parts.items())
-        print(f"loader, {side}, µs a sample: {listed}")
+        print(f"loader, floors, {dtype}, µs a sample: {listed}")
     for side, apart in speeds.get("agreement", {}).items():
         print(
             f"loader, {side}: integers equal ours; pixels at most {apart['levels']:g} levels of "
@@ -346,10 +354,7 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--samples", type=int, default=600, help="of the corpus that the loader's sides read"
     )
-    parser.add_argument(
-        "--parts", nargs="+", choices=["speed", "memory", "start"],
-        default=["speed", "memory", "start"],
-    )  # fmt: skip
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--steps", type=int, default=20_000, help="of the long run")
     parser.add_argument("--index-samples", type=int, default=INDEX_SAMPLES)
 

@@ -210,7 +210,7 @@ class Packer:
         self._room = self._seq_len
         rows = self._seq_len * about["merge_size"] ** 2
         width = 3 * self._frames * about["patch_size"] ** 2
-        self._ring = [torch.zeros((rows, width), dtype=self._dtype) for _ in range(ring)]
+        self._ring = [torch.empty((rows, width), dtype=self._dtype).fill_(0) for _ in range(ring)]
 
     def add(self, sample: Sample) -> Batch | None:
         """Take a sample; the batch that it did not fit into any more, if so."""

@@ -15,7 +15,6 @@ seq_len tokens.
     spdl        SPDL's threads over the same parts
     dali        DALI's CPU pipeline decodes and resizes, the rest as in plain
     mosaic      MosaicML streaming's shards and dataset, the rest as in plain
-    floors      read, decode, kernel, and nothing else: no batches
 
 A name may go on with -2 (two threads), -bfloat16 (pixels) and -ring (peers only: two pixel buffers
 take turns, and batches that the consumer holds are written over).
@@ -38,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # where only this file wa
 
 from benchmarks import loader_peers as peers
 
-PACK = 9  # samples of a pack of 8,192 tokens, about
 GROUP = 16
 """Samples that the peers encode together: calls cost less, and texts go in batches."""
 
@@ -362,75 +360,6 @@ def kept(side: Side) -> dict[str, dict[str, Any]]:
     }
 
 
-def floors(side: Side) -> dict[str, Any]:
-    """Seconds of what cannot be left out, on the same samples, into memory that is used again.
-
-    Read each part, decode each JPEG, resize and cut by our kernel; decode and kernel once image by
-    image and once pack by pack, of which the faster counts.
-    """
-    import simplejpeg
-    import torch
-
-    from omr_io.images.patches import patch_target, value_table
-    from omr_io.images.sizes import smart_resize
-    from omr_io.ops import patches_implementation
-
-    vision, dtype = side.vision(), getattr(torch, side.dtype)
-    kernel, table = patches_implementation("cpu"), value_table(vision)
-    rows = 4 * side.about["seq_len"] * vision.merge_size**2
-    out = torch.zeros((rows, vision.patch_width), dtype=dtype)
-    buffers = [bytearray(3 * 8_000_000) for _ in range(PACK)]
-    clock = time.perf_counter
-    descriptors: dict[str, int] = {}
-    seconds = {"pread": 0.0, "by pack": 0.0, "decode by pack": 0.0, "by image": 0.0}
-    seconds["decode by image"] = 0.0
-
-    def decode(data: bytes, buffer: bytearray) -> Any:
-        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=buffer)
-
-    def patches(images: list[Any]) -> None:
-        sizes = [smart_resize(image.shape[0], image.shape[1], vision) for image in images]
-        targets = [
-            patch_target(image.shape[:2], size, vision)
-            for image, size in zip(images, sizes, strict=True)
-        ]
-        count = sum(high * wide for high, wide in sizes) // vision.patch_size**2
-        started = clock()
-        kernel(images, targets, table, dtype=dtype, out=out[:count])
-        kinds[-1] += clock() - started
-
-    for group in peers.groups(index(side.folder, side.samples), PACK):
-        files = []
-        for tar, _, parts in group:
-            if tar not in descriptors:
-                descriptors[tar] = os.open(tar, os.O_RDONLY)
-            started = clock()
-            image, _ = (os.pread(descriptors[tar], size, at) for at, size in parts)
-            files.append(image)
-            seconds["pread"] += clock() - started
-        for way in ("by pack", "by image"):
-            kinds = [0.0]
-            started = clock()
-            if way == "by pack":
-                images = [decode(d, b) for d, b in zip(files, buffers, strict=False)]
-                seconds["decode by pack"] += clock() - started
-                patches(images)
-            else:
-                for data in files:
-                    started = clock()
-                    image = decode(data, buffers[0])
-                    seconds["decode by image"] += clock() - started
-                    patches([image])
-            seconds[way] += kinds[0]
-    best = min(("by pack", "by image"), key=lambda way: seconds[way] + seconds[f"decode {way}"])
-    found = {
-        "pread": seconds["pread"],
-        "decode": seconds[f"decode {best}"],
-        "kernel": seconds[best],
-    }
-    return {"samples": side.samples, "way": best, "seconds": sum(found.values()), "parts": found}
-
-
 def _cpu() -> float:
     """CPU seconds of this process and of its children that have ended."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -460,8 +389,7 @@ def main() -> None:
         )
         print(json.dumps({"side": given.side, "samples": len(arrays)}))
     else:
-        run = floors if side.name == "floors" else timed
-        print(json.dumps({"side": given.side} | run(side)))
+        print(json.dumps({"side": given.side} | timed(side)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from benchmarks import (
     bench_pixels,
     bench_shared_prefix,
     loader_corpus,
+    loader_floors,
     loader_runs,
     loader_sides,
 )
@@ -101,9 +102,12 @@ def test_a_side_of_loader_that_gives_something_else_is_found(
 
 
 def test_floors_and_rates_are_of_all_samples(loader_corpus_folder: Path) -> None:
-    floors = loader_sides.floors(loader_sides.Side("floors", loader_corpus_folder, 12))
-    assert floors["seconds"] == pytest.approx(sum(floors["parts"].values()))
-    assert min(floors["parts"].values()) > 0
+    floors = loader_floors.floors(loader_sides.Side("floors", loader_corpus_folder, 12))
+    assert floors["samples"] == 12
+    for dtype in ("float32", "bfloat16"):
+        parts = floors[dtype]["parts"]
+        assert floors[dtype]["seconds"] == pytest.approx(sum(parts.values()))
+        assert min(parts.values()) > 0
     timed = loader_sides.timed(loader_sides.Side("omr_io", loader_corpus_folder, 12))
     assert timed["samples"] == 12
     plain = loader_sides.timed(loader_sides.Side("plain", loader_corpus_folder, 12))
