@@ -11,8 +11,9 @@ Each measurement is a fresh process with the corpus in the page cache, pinned to
 sides with two threads or workers). Sides take turns, so that all see the machine's drift; the slow
 ones have two rounds. A rate is the median over rounds, a ratio the median of the ratios within a
 round. Peers on one core are compared by the wall clock; the usual way, which has two workers, by
-CPU seconds of all its processes. Before the clock runs, every side's samples are compared with
-ours: ids, labels, positions and grids must be equal, and of pixels it is said how far they are.
+CPU seconds of all its processes. The clock runs once a side has given 12 batches, ours an epoch.
+Before, every side's samples are compared with ours: ids, labels, positions and grids must be equal,
+and of pixels it is said how far they are.
 With three rounds all of it takes some 8 minutes; some --parts write a result of their own.
 """
 
@@ -52,6 +53,7 @@ SLOW = ("usual-wds", "usual-hf", "dali", "omr_io-2", "omr_io-2-bfloat16", "spdl-
 """Slow sides, and those that only tell what a second thread gives."""
 
 SLOW_ROUNDS = 2
+LEAST_SAMPLES = 200
 CHECKED = 16
 """Samples whose arrays are compared."""
 
@@ -179,6 +181,8 @@ def _kept(setting: Setting, side: str) -> Samples:
 
 def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All sides in turn; the results and the rows of the table."""
+    if setting.samples < LEAST_SAMPLES:
+        raise SystemExit(f"error: --samples must be at least {LEAST_SAMPLES}: a rate needs batches")
     runnable = [side for side in NEEDS if setting.python(side)]
     left_out = [side for side in NEEDS if side not in runnable]
     if "spdl" in runnable:  # which is the same work on SPDL's threads
@@ -212,9 +216,10 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
 
     def share(own: str, dtype: str) -> float:
         clock = "cpu_seconds" if setting.clock == "cpu" else "seconds"
-        return float(
-            statistics.median(run["floors"][dtype]["seconds"] / run[own][clock] for run in runs)
-        )
+        for run in runs:
+            assert run[own]["samples"] == run["floors"]["samples"], "not the same samples"
+        ratios = [run["floors"][dtype]["seconds"] / run[own][clock] for run in runs]
+        return float(statistics.median(ratios))
 
     rows: list[dict[str, Any]] = [
         _row("share of the floors, float32", share("omr_io", "float32"), 0.85),
