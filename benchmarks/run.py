@@ -23,12 +23,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import bench_pack, bench_pixels, bench_tokenizer
+from benchmarks import bench_loader, bench_pack, bench_pixels, bench_tokenizer
 from benchmarks.bench_convert import IMAGE_BYTES
-from benchmarks.bench_loader import SEQ_LEN, VISION, tokenizer_for
 
 RESULTS = Path(__file__).parent / "results"
-SIDES = ("ours", "usual")
 SLOW_SIDES = ("omr_io-decode", "datasets", "img2dataset")
 """Of the convert benchmark: a minute and a half together, and far from the others."""
 
@@ -59,35 +57,6 @@ def write(name: str, result: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(about | result, indent=1) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
-
-
-def bench_loader(shards: Path, samples: int, rounds: int) -> None:
-    """omr_io's loader against the usual way, side by side."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer_for(shards, Path(folder))
-        common = ["--shards", str(shards), "--tokenizer", folder, "--samples", str(samples)]
-        runs = [
-            {side: measure("bench_loader", [side, *common]) for side in SIDES}
-            for _ in range(rounds)
-        ]
-    rates = {
-        side: statistics.median(run[side]["samples_per_second"] for run in runs) for side in SIDES
-    }
-    ratios = [
-        run["ours"]["samples_per_second"] / run["usual"]["samples_per_second"] for run in runs
-    ]
-    ratio = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    settings = {
-        "samples": samples,
-        "seq_len": SEQ_LEN,
-        "min_pixels": VISION.min_pixels,
-        "max_pixels": VISION.max_pixels,
-    }
-    result = {"settings": settings, "samples_per_second": rates, "ratio": ratio, "rounds": runs}
-    write("loader", result)
-    for side, rate in rates.items():
-        print(f"loader, {side}: {rate:.1f} samples/s on one core (median of {rounds})")
-    print(f"loader, ratio: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
 
 
 def bench_plan(rounds: int) -> None:
@@ -178,17 +147,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help="of the convert benchmark")
     parser.add_argument("--folder", type=Path, help="where convert reads and writes")
     parser.add_argument("--img2dataset-python", default="", help="of an environment that has it")
-    parser.add_argument("--shards", type=Path, default=Path("data/demo-shards"))
-    parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--simd-python", default="", help="of an environment with pillow-simd")
     bench_tokenizer.add_arguments(parser.add_argument_group("tokenizer"))
+    bench_loader.add_arguments(parser.add_argument_group("loader"))
     arguments = parser.parse_args()
     chosen = arguments.benchmarks or every
     if "loader" in chosen:
-        if not arguments.shards.is_dir():
-            sys.exit(f"error: {arguments.shards} does not exist. Make it with `make data`")
-        bench_loader(arguments.shards, arguments.samples, arguments.rounds)
+        bench_loader.report(arguments)
     if "plan" in chosen:
         bench_plan(arguments.rounds)
     if "pack" in chosen:
