@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,12 @@ from omr_io.corpus.formats.location import (
     open_binary,
     shown,
     stamp_of,
+)
+from omr_io.corpus.formats.parquet_pages import (
+    PageBatch,
+    PageLayout,
+    page_batches,
+    page_layout,
 )
 from omr_io.corpus.formats.untyped import OUTSIDE_IMAGE_BYTES, TAR_BYTES_PER_ROW, may_name_images
 from omr_io.corpus.raw import ColumnType, RawRow, Span
@@ -103,11 +110,36 @@ class ParquetFile(CheckedFile):
                 raise SourceError(what, where=self.where, mend="Leave it out with the option omit")
         return self._rows(span, names)
 
-    def batches(self, span: Span, columns: Collection[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The same rows as Arrow has them: (number of the first one, rows); see `rows_of`."""
+    def batches(
+        self, span: Span, columns: Collection[str]
+    ) -> Iterator[tuple[int, pa.RecordBatch | PageBatch]]:
+        """The same rows by batches: (number of the first one, rows); see `rows_of`.
+
+        A batch of pages, of a local file's usual row groups, is only until the next one is asked
+        for.
+        """
         self.check_columns(columns)
         self.check_unchanged()
-        return self._batches(span, list(columns))
+        names, location = list(columns), self.location
+        if isinstance(location, Path):
+            layout = page_layout(self._metadata, span.place, names, self._stamp.size)
+            if layout is not None:
+                return self._page_batches(location, span, names, layout)
+        return self._batches(span, names)
+
+    def _page_batches(
+        self, path: Path, span: Span, names: list[str], layout: PageLayout
+    ) -> Iterator[tuple[int, pa.RecordBatch | PageBatch]]:
+        row = span.first_row
+        for batch in page_batches(path, layout, _MAX_BATCH_ROWS):
+            if batch is not None:
+                yield row, batch
+                row += batch.num_rows
+                continue
+            for first, rest in self._batches(span, names):
+                if first + rest.num_rows > row:
+                    done = max(row - first, 0)
+                    yield first + done, rest.slice(done)
 
     def rows_of(self, span: Span, row: int, batch: pa.RecordBatch) -> Iterator[RawRow]:
         """Rows of `batches` as `rows` gives them; `row` is the number of the first one."""
