@@ -36,6 +36,9 @@ bool ChunkColumn::read(std::size_t max_rows, std::size_t max_bytes) {
             return false;
         }
     }
+    if (values_left_ == 0 && !is_body_done()) {
+        return false;  // bytes behind the last value: a mistake of ours or of the file's
+    }
     for (const auto& [row, place] : places_) {
         values_[row] = view_of(window_.data() + place, values_[row].size);
     }
@@ -95,12 +98,8 @@ bool ChunkColumn::read_row(std::size_t& num_bytes) {
 }
 
 bool ChunkColumn::next_page() {
-    // Bytes behind the last value would be a mistake of ours or of the file's.
-    if (!is_body_done()) {
-        return false;
-    }
     PageHeader header;
-    if (!read_header(header)) {
+    if (!is_body_done() || !read_header(header)) {
         return false;
     }
     if (header.kind == PageKind::dictionary) {
