@@ -20,6 +20,7 @@
 
 #include "bindings.hpp"
 #include "crc32c.hpp"
+#include "parquet_footer.hpp"
 #include "parquet_pages.hpp"
 #include "plain_question.hpp"
 #include "plain_rows.hpp"
@@ -42,6 +43,37 @@ std::span<const std::uint8_t> bytes_of(const py::handle& object, Kept& kept) {
     }
     return {static_cast<const std::uint8_t*>(info.ptr),
             static_cast<std::size_t>(info.size * info.itemsize)};
+}
+
+std::optional<omr::ParquetFooter> footer_of(const py::bytes& data, std::uint64_t file_size) {
+    const std::string_view view(data);
+    const std::span<const std::uint8_t> bytes(reinterpret_cast<const std::uint8_t*>(view.data()),
+                                              view.size());
+    const py::gil_scoped_release release;
+    return omr::parquet_footer(bytes, file_size);
+}
+
+// (path, definition level of a value, whether it is of bytes and not repeated) of each leaf.
+py::list leaves(const omr::ParquetFooter& footer) {
+    py::list made;
+    for (const omr::ParquetLeaf& leaf : footer.leaves) {
+        py::tuple path(leaf.path.size());
+        for (std::size_t part = 0; part < leaf.path.size(); ++part) {
+            path[part] = py::str(leaf.path[part]);
+        }
+        made.append(py::make_tuple(path, leaf.max_level, leaf.is_flat_bytes));
+    }
+    return made;
+}
+
+// (first byte, bytes, whether Snappy) of a leaf's pages in a row group.
+py::object chunk(const omr::ParquetFooter& footer, std::size_t group, std::size_t leaf) {
+    if (group >= footer.row_groups.size() || leaf >= footer.leaves.size()) {
+        throw py::index_error("no such chunk");
+    }
+    const auto& found = footer.row_groups[group].chunks[leaf];
+    if (!found) return py::none();
+    return py::make_tuple(found->offset, found->size, found->snappy);
 }
 
 // Columns of a Parquet row group, and the file that they are read from.
@@ -93,9 +125,10 @@ struct PageColumn {
 std::shared_ptr<PageRows> page_rows(int descriptor, const py::list& given, std::uint64_t num_rows) {
     std::vector<omr::ColumnChunk> chunks;
     for (const py::handle& item : given) {
-        const auto [offset, size, max_level, snappy] =
-            item.cast<std::tuple<std::uint64_t, std::uint64_t, std::uint32_t, bool>>();
-        chunks.push_back({offset, size, num_rows, max_level, snappy});
+        const auto [offset, size, max_level, snappy, struct_level, first_field] =
+            item.cast<std::tuple<std::uint64_t, std::uint64_t, std::uint32_t, bool, std::uint32_t,
+                                 std::size_t>>();
+        chunks.push_back({offset, size, num_rows, max_level, snappy, struct_level, first_field});
     }
     return std::make_shared<PageRows>(descriptor, chunks, num_rows);
 }
@@ -301,6 +334,11 @@ std::uint32_t crc_of(const py::bytes& data, bool by_table) {
 namespace omr {
 
 static void bind_pages(py::module_& m) {
+    py::class_<omr::ParquetFooter>(m, "ParquetFooter", "Where pages are: csrc/parquet_footer.hpp.")
+        .def("leaves", &leaves, "(path, definition level, whether flat bytes) of each leaf.")
+        .def("chunk", &chunk, py::arg("group"), py::arg("leaf"), "Where a leaf's pages are.");
+    m.def("parquet_footer", &footer_of, py::arg("data"), py::arg("file_size"),
+          "Read a footer; None if it is malformed or of an encrypted file.");
     py::class_<PageColumn>(m, "PageColumn", "A column of the rows that were read last.")
         .def("present", &present, py::arg("first"), py::arg("last"), py::arg("level"),
              "Bits: whether rows have at least this definition level.")

@@ -1,4 +1,4 @@
-// Headers of Parquet's pages: Thrift's compact protocol, as far as pages of values need it.
+// Headers of Parquet's pages of values.
 //
 // Plain C++ without Python. What is unknown or malformed is no header: the caller leaves such a
 // file to a reader that says what is wrong.
@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+
+#include "parquet_thrift.hpp"
 
 namespace omr {
 
@@ -33,10 +35,8 @@ struct PageHeader {
     bool is_compressed = true;
 };
 
-enum class HeaderState : std::uint8_t { whole, cut_short, malformed };
-
 struct FoundHeader {
-    HeaderState state = HeaderState::malformed;
+    ThriftState state = ThriftState::malformed;
     PageHeader header;
     std::size_t size = 0;  // of the header itself, in bytes
 };

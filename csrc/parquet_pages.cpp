@@ -119,10 +119,10 @@ bool ChunkColumn::read_header(PageHeader& header) {
     for (std::size_t wanted = 256;; wanted *= 4) {
         const auto data = reader_.peek(wanted);
         found = page_header(data);
-        if (found.state == HeaderState::whole) {
+        if (found.state == ThriftState::good) {
             break;
         }
-        if (found.state == HeaderState::malformed || data.size() < wanted ||
+        if (found.state == ThriftState::malformed || data.size() < wanted ||
             wanted * 4 > ChunkReader::kMaxPeek) {
             return false;
         }
@@ -271,14 +271,15 @@ bool ChunkColumn::is_body_done() const noexcept {
 }
 
 RowGroup::RowGroup(ByteSource& source, std::span<const ColumnChunk> chunks, std::uint64_t num_rows)
-    : left_(num_rows) {
+    : chunks_(chunks.begin(), chunks.end()), left_(num_rows) {
     columns_.reserve(chunks.size());
     for (const ColumnChunk& chunk : chunks) {
         if (chunk.size > chunks[largest_].size) {
             largest_ = columns_.size();
         }
         columns_.emplace_back(source, chunk);
-        failed_ = failed_ || chunk.num_rows != num_rows || chunk.max_level > 255;
+        failed_ = failed_ || chunk.num_rows != num_rows || chunk.max_level > 255 ||
+                  chunk.first_field >= chunks.size();
     }
 }
 
@@ -299,8 +300,31 @@ std::optional<std::size_t> RowGroup::next(std::size_t max_rows, std::size_t max_
             return std::nullopt;
         }
     }
+    failed_ = !structs_agree();
+    if (failed_) {
+        return std::nullopt;
+    }
     left_ -= rows;
     return rows;
+}
+
+// Whether a struct's fields say the same of which structs are there: they do unless damaged.
+bool RowGroup::structs_agree() const {
+    for (std::size_t place = 0; place < columns_.size(); ++place) {
+        const std::uint32_t there = chunks_[place].struct_level;
+        if (there == 0) {
+            continue;
+        }
+        const auto levels = columns_[place].levels();
+        const auto firsts = columns_[chunks_[place].first_field].levels();
+        const auto agree = [there](std::uint8_t level, std::uint8_t first) {
+            return (level >= there) == (first >= there);
+        };
+        if (!std::equal(levels.begin(), levels.end(), firsts.begin(), firsts.end(), agree)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 }  // namespace omr

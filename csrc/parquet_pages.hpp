@@ -29,6 +29,10 @@ struct ColumnChunk {
     std::uint64_t num_rows = 0;
     std::uint32_t max_level = 0;  // definition level of a value that is there; at most 255
     bool snappy = false;
+    // Of a field of a struct: the definition level of a struct that is there, and the place of the
+    // struct's first field among the columns.
+    std::uint32_t struct_level = 0;
+    std::size_t first_field = 0;
 };
 
 // One column chunk, forwards.
@@ -104,6 +108,9 @@ public:
     [[nodiscard]] std::size_t num_columns() const noexcept { return columns_.size(); }
 
 private:
+    [[nodiscard]] bool structs_agree() const;
+
+    std::vector<ColumnChunk> chunks_;
     std::vector<ChunkColumn> columns_;
     std::size_t largest_ = 0;
     std::uint64_t left_;

@@ -386,13 +386,35 @@ class PlainBatch:
             IndexError: there are no such rows.
         """
 
+class ParquetFooter:
+    """Where the pages of texts and bytes are: csrc/parquet_footer.hpp."""
+
+    def leaves(self) -> list[tuple[tuple[str, ...], int, bool]]:
+        """Of each leaf, in row groups' order: its path, the definition level of a value that is
+        there, and whether it is BYTE_ARRAY and not repeated.
+
+        Raises:
+            UnicodeDecodeError: a name is not UTF-8.
+        """
+
+    def chunk(self, group: int, leaf: int) -> tuple[int, int, bool] | None:
+        """(first byte, bytes, whether Snappy) of its pages; None if they are of another kind.
+
+        Raises:
+            IndexError: there is no such chunk.
+        """
+
+def parquet_footer(data: bytes, file_size: int) -> ParquetFooter | None:
+    """Read a footer, without its length and magic bytes; None if it is malformed or encrypted."""
+
 class PageRows:
     """Columns of texts and bytes of a Parquet row group: csrc/parquet_pages.hpp.
 
     Args:
         descriptor: of the open file; a duplicate is kept.
         chunks: of each column (place of its first page, bytes of all its pages, definition level of
-            a value that is there, whether pages are compressed by Snappy).
+            a value that is there, whether pages are compressed by Snappy, definition level of a
+            struct that is there and place of its first field: 0 and 0 outside structs).
         num_rows: of the row group.
 
     Raises:
@@ -400,7 +422,7 @@ class PageRows:
     """
 
     def __init__(
-        self, descriptor: int, chunks: list[tuple[int, int, int, bool]], num_rows: int
+        self, descriptor: int, chunks: list[tuple[int, int, int, bool, int, int]], num_rows: int
     ) -> None: ...
     def next(self, max_rows: int, max_bytes: int) -> int | None:
         """Read the next rows.

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from omr_io import _C
 from omr_io.corpus.formats import parquet
 from omr_io.corpus.formats.parquet import ParquetFile
-from omr_io.corpus.formats.parquet_pages import PageBatch, page_layout
+from omr_io.corpus.formats.parquet_pages import PageBatch
+from omr_io.corpus.raw import Span
 from omr_io.errors import SourceError
 
 ANY = list(HealthCheck)
@@ -83,9 +84,10 @@ WRITING = st.fixed_dictionaries(
 )
 
 
-def batches(file: ParquetFile, columns: list[str]) -> Iterator[tuple[int, Any]]:
+def batches(file: ParquetFile, columns: list[str]) -> Iterator[tuple[Span, int, Any]]:
     for span in file.spans():
-        yield from file.batches(span, columns)
+        for first, batch in file.batches(span, columns):
+            yield span, first, batch
 
 
 def rows_of(path: Path, columns: list[str], batch_bytes: int = 1 << 20) -> tuple[list[Any], int]:
@@ -94,15 +96,16 @@ def rows_of(path: Path, columns: list[str], batch_bytes: int = 1 << 20) -> tuple
     in_pages = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet.page_batches, "__defaults__", (batch_bytes,))
-        for first, batch in batches(ParquetFile.open(path), columns):
+        file = ParquetFile.open(path)
+        for span, first, batch in batches(file, columns):
             assert first == len(rows)
             if isinstance(batch, PageBatch):
                 in_pages += batch.num_rows
-                half = batch.num_rows // 2
-                rows += batch.slice(0, half).to_pylist()
-                batch = batch.slice(half, batch.num_rows - half)
-            batch.validate(full=True)
-            rows += batch.to_pylist()
+            half = batch.num_rows // 2
+            for start, end in ((0, half), (half, batch.num_rows)):
+                part = batch.slice(start, end - start)
+                part.validate()
+                rows += file.rows_of(span, first + start, part)
     return rows, in_pages
 
 
@@ -177,7 +180,7 @@ def test_a_url_is_arrows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(file, "location", "https://host/a.parquet")
     monkeypatch.setattr(file, "check_unchanged", lambda: None)
     monkeypatch.setattr("omr_io.remote.open_url", lambda url: path.open("rb"))
-    assert [type(batch) for _, batch in batches(file, ["t"])] == [pa.RecordBatch]
+    assert [type(batch) for _, _, batch in batches(file, ["t"])] == [pa.RecordBatch]
 
 
 def test_arrow_goes_on_where_pages_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +209,7 @@ def test_a_batch_is_only_until_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"t": [str(n) for n in range(3000)]}), path)
     both = batches(ParquetFile.open(path), ["t"])
-    _, first = next(both)
+    _, _, first = next(both)
     assert first.slice(0, 1).to_pylist() == [{"t": "0"}]
     with pytest.raises(IndexError):
         first.slice(1, 5000)
@@ -228,7 +231,7 @@ def outcome(path: Path, columns: list[str]) -> tuple[list[Any] | str, int]:
 
 def by_arrow(path: Path, columns: list[str]) -> list[Any] | str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parquet, "page_layout", lambda *_: None)
+        patch.setattr(ParquetFile, "_layout", lambda *_: None)
         return outcome(path, columns)[0]
 
 
@@ -296,11 +299,12 @@ def test_a_flip_that_a_checksum_covers_is_never_silent(
     whole = path.read_bytes()
     rows, in_pages = rows_of(path, ["b", "t"])
     assert (rows, in_pages) == (table.to_pylist(), 80)
-    layout = page_layout(pq.read_metadata(path), 0, ["b", "t"], len(whole))
+    file = ParquetFile.open(path)
+    layout = file._layout(file.spans()[0], ["b", "t"])
     assert layout is not None
     errors = 0
     for _ in range(150):
-        start, size, _, _ = rng.choice(layout.chunks)
+        start, size, *_ = rng.choice(layout.chunks)
         at = start + rng.randrange(size)
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
         got, _ = outcome(path, ["b", "t"])
@@ -373,7 +377,7 @@ def read_pages(
     """The values of a chunk of one column, and whether all could be read."""
     path.write_bytes(data)
     with path.open("rb") as file:
-        rows = _C.PageRows(file.fileno(), [(0, len(data), level, snappy)], num_rows)
+        rows = _C.PageRows(file.fileno(), [(0, len(data), level, snappy, 0, 0)], num_rows)
     values: list[bytes | None] = []
     while count := rows.next(max_rows, max_bytes):
         valid, offsets, made = rows.column(0).copied(0, count)

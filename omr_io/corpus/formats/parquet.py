@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omr_io import _C
 from omr_io.corpus.formats.arrow import column_type, reader_of
 from omr_io.corpus.formats.base import CheckedFile
 from omr_io.corpus.formats.location import (
@@ -53,6 +54,8 @@ class ParquetFile(CheckedFile):
         self._metadata = metadata
         arrow = metadata.schema.to_arrow_schema()
         columns = {field.name: column_type(field.type) for field in arrow}
+        # Read when it is needed, and not pickled: (None,) if pages are left to Arrow.
+        self._footer: tuple[_C.ParquetFooter | None] | None = None
         super().__init__(location, stamp, digest, columns, _spans(metadata, columns))
 
     @classmethod
@@ -121,11 +124,23 @@ class ParquetFile(CheckedFile):
         self.check_columns(columns)
         self.check_unchanged()
         names, location = list(columns), self.location
-        if isinstance(location, Path):
-            layout = page_layout(self._metadata, span.place, names, self._stamp.size)
-            if layout is not None:
-                return self._page_batches(location, span, names, layout)
+        layout = self._layout(span, names)
+        if isinstance(location, Path) and layout is not None:
+            return self._page_batches(location, span, names, layout)
         return self._batches(span, names)
+
+    def _layout(self, span: Span, names: list[str]) -> PageLayout | None:
+        if not isinstance(self.location, Path):
+            return None
+        if self._footer is None:
+            size = self._stamp.size
+            self._footer = (_C.parquet_footer(_footer(self.location, size)[:-_FOOTER_TAIL], size),)
+        (footer,) = self._footer
+        schema = self._metadata.schema.to_arrow_schema()
+        return footer and page_layout(footer, schema, span.place, span.num_rows, names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_footer": None}
 
     def _page_batches(
         self, path: Path, span: Span, names: list[str], layout: PageLayout
@@ -239,17 +254,22 @@ def _which(span: Span) -> str:
     return f"row group {span.place} (rows {span.first_row} to {last})"
 
 
-def _footer_digest(location: Location, size: int) -> str:
-    """SHA-256 of the footer: the schema, and the place and size of every column chunk."""
+def _footer(location: Location, size: int) -> bytes:
+    """The file's end: its footer, the footer's length and the magic bytes."""
     try:
         with open_binary(location) as file:
             file.seek(size - _FOOTER_TAIL)
             length = int.from_bytes(file.read(4), "little")
             file.seek(max(size - _FOOTER_TAIL - length, 0))
-            return hashlib.sha256(file.read()).hexdigest()
+            return file.read()
     except (OSError, ValueError) as error:
         what = f"cannot be read: {one_line(error)}"
         raise SourceError(what, where=Where(source=shown(location))) from error
+
+
+def _footer_digest(location: Location, size: int) -> str:
+    """SHA-256 of the footer: the schema, and the place and size of every column chunk."""
+    return hashlib.sha256(_footer(location, size)).hexdigest()
 
 
 def _spans(metadata: Any, columns: Mapping[str, ColumnType]) -> list[Span]:

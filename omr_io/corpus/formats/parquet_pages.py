@@ -19,7 +19,9 @@ import pyarrow as pa
 from omr_io import _C
 
 BATCH_BYTES = 1 << 20  # of images; with the tar made of them they stay in the processor's cache
-_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+
+
+_Chunk = tuple[int, int, int, bool, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class PageLayout:
     """What is read of a row group, and how."""
 
     columns: Mapping[str, _Leaf | _Struct]
-    chunks: Sequence[tuple[int, int, int, bool]]  # as `_C.PageRows` takes them
+    chunks: Sequence[_Chunk]  # as `_C.PageRows` takes them
     num_rows: int
 
 
@@ -102,13 +104,54 @@ class PageBatch:
 
 
 def page_layout(
-    metadata: Any, group: int, columns: Sequence[str], file_bytes: int
+    footer: _C.ParquetFooter, schema: pa.Schema, group: int, num_rows: int, columns: Sequence[str]
 ) -> PageLayout | None:
-    """How columns of a row group are read page by page; None if they are Arrow's to read."""
+    """How columns of a row group are read page by page; None if they are Arrow's to read.
+
+    Args:
+        footer: of the file.
+        schema: as Arrow has it.
+        group: the row group.
+        num_rows: in it.
+        columns: to read.
+    """
     try:
-        return _layout(metadata, group, columns, file_bytes)
-    except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError):
-        return None  # Arrow says what is wrong when it reads it
+        leaves = footer.leaves()
+    except UnicodeDecodeError:
+        return None
+    numbers = {path: number for number, (path, _, _) in enumerate(leaves)}
+    chunks: list[_Chunk] = []
+
+    def leaf_of(path: tuple[str, ...], field: Any, outer_level: int, first: int) -> _Leaf | None:
+        types = pa.types
+        is_text = types.is_string(field.type) or types.is_large_string(field.type)
+        is_bytes = types.is_binary(field.type) or types.is_large_binary(field.type)
+        number = numbers.get(path)
+        if number is None or not (is_text or is_bytes):
+            return None
+        _, level, is_flat_bytes = leaves[number]
+        chunk = footer.chunk(group, number)
+        if not is_flat_bytes or chunk is None or level != outer_level + field.nullable:
+            return None
+        chunks.append((*chunk[:2], level, chunk[2], outer_level, first))
+        return _Leaf(len(chunks) - 1, is_text)
+
+    found: dict[str, _Leaf | _Struct] = {}
+    for name in columns:
+        field = schema.field(name)
+        column: _Leaf | _Struct | None
+        if pa.types.is_struct(field.type):
+            outer, first = int(field.nullable), len(chunks)
+            inner = {item.name: leaf_of((name, item.name), item, outer, first) for item in field.type}
+            there = {key: leaf for key, leaf in inner.items() if leaf is not None}
+            is_whole = there and len(there) == len(list(field.type))
+            column = _Struct(there, outer) if is_whole else None
+        else:
+            column = leaf_of((name,), field, 0, len(chunks))
+        if column is None:
+            return None
+        found[name] = column
+    return PageLayout(found, chunks, num_rows) if chunks else None
 
 
 def page_batches(
@@ -137,64 +180,3 @@ def page_batches(
             return
         yield PageBatch(layout, rows, count)
     yield None
-
-
-def _layout(
-    metadata: Any, group: int, columns: Sequence[str], file_bytes: int
-) -> PageLayout | None:
-    about = metadata.row_group(group)
-    schema = metadata.schema
-    arrow = schema.to_arrow_schema()
-    leaves = [schema.column(number) for number in range(len(schema))]
-    numbers = {leaf.path: number for number, leaf in enumerate(leaves)}
-    if len(numbers) < len(leaves):
-        return None  # a dot in a name
-    chunks: list[tuple[int, int, int, bool]] = []
-
-    def leaf_of(path: str, field: Any, outer_level: int) -> _Leaf | None:
-        types = pa.types
-        is_text = types.is_string(field.type) or types.is_large_string(field.type)
-        is_bytes = types.is_binary(field.type) or types.is_large_binary(field.type)
-        number = numbers.get(path)
-        if number is None or not (is_text or is_bytes):
-            return None
-        leaf, level = leaves[number], outer_level + field.nullable
-        if leaf.physical_type != "BYTE_ARRAY" or leaf.max_repetition_level:
-            return None
-        chunk = _chunk(about.column(number), path, about.num_rows, file_bytes)
-        if chunk is None or leaf.max_definition_level != level:
-            return None
-        start, size, snappy = chunk
-        chunks.append((start, size, level, snappy))
-        return _Leaf(len(chunks) - 1, is_text)
-
-    found: dict[str, _Leaf | _Struct] = {}
-    for name in columns:
-        field = arrow.field(name)
-        column: _Leaf | _Struct | None
-        if pa.types.is_struct(field.type):
-            outer = int(field.nullable)
-            inner = {item.name: leaf_of(f"{name}.{item.name}", item, outer) for item in field.type}
-            there = {key: leaf for key, leaf in inner.items() if leaf is not None}
-            is_whole = there and len(there) == len(list(field.type))
-            column = _Struct(there, outer) if is_whole else None
-        else:
-            column = leaf_of(name, field, 0)
-        if column is None:
-            return None
-        found[name] = column
-    return PageLayout(found, chunks, about.num_rows) if chunks else None
-
-
-def _chunk(about: Any, path: str, num_rows: int, file_bytes: int) -> tuple[int, int, bool] | None:
-    """(first byte, bytes, whether Snappy) of a column chunk of a usual kind."""
-    if about.compression not in ("SNAPPY", "UNCOMPRESSED") or about.file_path:
-        return None
-    if not _ENCODINGS.issuperset(about.encodings) or about.path_in_schema != path:
-        return None
-    start, size = about.data_page_offset, about.total_compressed_size
-    if about.has_dictionary_page and 0 < (about.dictionary_page_offset or 0) < start:
-        start = about.dictionary_page_offset
-    if about.num_values != num_rows or start < 4 or size < 0 or start + size > file_bytes:
-        return None
-    return start, size, about.compression == "SNAPPY"
