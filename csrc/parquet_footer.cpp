@@ -216,11 +216,11 @@ std::optional<LeafChunk> usual_chunk(const Chunk& chunk, const ParquetLeaf& leaf
         chunk.num_values != num_rows || (chunk.codec != kUncompressed && chunk.codec != kSnappy)) {
         return std::nullopt;
     }
-    std::int64_t start = chunk.data_offset;
-    if (chunk.dictionary_offset > 0) {
-        start = std::min(start, chunk.dictionary_offset);
-    }
-    if (start < 4 || chunk.size < 0) {
+    // Some writers say 0 where there is no dictionary.
+    const bool has_dictionary = chunk.dictionary_offset != 0;
+    const std::int64_t start = has_dictionary ? chunk.dictionary_offset : chunk.data_offset;
+    if (start < 4 || start > chunk.data_offset || chunk.size < 0 ||
+        (has_dictionary && start == chunk.data_offset)) {
         return std::nullopt;
     }
     const LeafChunk found{static_cast<std::uint64_t>(start), static_cast<std::uint64_t>(chunk.size),

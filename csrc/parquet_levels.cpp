@@ -16,11 +16,14 @@ bool HybridReader::next_run() noexcept {
     }
     packed_ = (head & 1U) != 0;
     if (packed_) {
-        // Groups of 8 values. The last one may be cut short: what is not there fails when read.
+        // Whole groups of 8 values; what fills up the last one is never asked for.
         left_ = (head >> 1U) * 8;
         bit_ = std::uint64_t{at_} * 8;
         const std::uint64_t size = (head >> 1U) * bits_;
-        at_ += size < data_.size() - at_ ? static_cast<std::size_t>(size) : data_.size() - at_;
+        if (size > data_.size() - at_) {
+            return false;
+        }
+        at_ += static_cast<std::size_t>(size);
         return left_ != 0;
     }
     left_ = head >> 1U;

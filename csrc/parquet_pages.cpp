@@ -187,7 +187,7 @@ bool ChunkColumn::begin_values(const PageHeader& header) {
         return false;
     }
     kind_ = Values::dictionary;
-    if (!take(body_left_, index_bytes_)) {
+    if (!has_dictionary_ || !take(body_left_, index_bytes_)) {
         return false;
     }
     index_reader_ = {};
@@ -201,6 +201,7 @@ bool ChunkColumn::begin_values(const PageHeader& header) {
 
 bool ChunkColumn::read_dictionary(const PageHeader& header) {
     is_first_page_ = false;
+    has_dictionary_ = true;
     const bool is_plain =
         header.encoding == kPlainEncoding || header.encoding == kPlainDictionaryEncoding;
     if (!is_plain || !begin_body(header.compressed_size, header.uncompressed_size, chunk_.snappy) ||

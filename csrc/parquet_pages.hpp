@@ -70,6 +70,7 @@ private:
     ChunkReader reader_;
     std::uint64_t rows_left_;   // of the chunk, that are in no page yet
     bool is_first_page_ = true;
+    bool has_dictionary_ = false;
 
     // The page.
     std::size_t values_left_ = 0;

@@ -136,8 +136,10 @@ class ParquetFile(CheckedFile):
             size = self._stamp.size
             self._footer = (_C.parquet_footer(_footer(self.location, size)[:-_FOOTER_TAIL], size),)
         (footer,) = self._footer
+        if footer is None:
+            return None
         schema = self._metadata.schema.to_arrow_schema()
-        return footer and page_layout(footer, schema, span.place, span.num_rows, names)
+        return page_layout(footer, schema, span.place, span.num_rows, names)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_footer": None}

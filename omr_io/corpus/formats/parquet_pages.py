@@ -93,7 +93,9 @@ class PageBatch:
     def _array(self, column: _Leaf | _Struct, first: int, length: int) -> Any:
         last = first + length
         if isinstance(column, _Leaf):
-            buffers = [pa.py_buffer(part) for part in self._leaves[column.place].copied(first, last)]
+            buffers = [
+                pa.py_buffer(part) for part in self._leaves[column.place].copied(first, last)
+            ]
             return pa.Array.from_buffers(column.kind, length, buffers)
         fields = column.fields
         children = [self._array(leaf, first, length) for leaf in fields.values()]
@@ -142,7 +144,9 @@ def page_layout(
         column: _Leaf | _Struct | None
         if pa.types.is_struct(field.type):
             outer, first = int(field.nullable), len(chunks)
-            inner = {item.name: leaf_of((name, item.name), item, outer, first) for item in field.type}
+            inner = {
+                item.name: leaf_of((name, item.name), item, outer, first) for item in field.type
+            }
             there = {key: leaf for key, leaf in inner.items() if leaf is not None}
             is_whole = there and len(there) == len(list(field.type))
             column = _Struct(there, outer) if is_whole else None
