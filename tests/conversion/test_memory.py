@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[2]
 MEASURED = """
 import json, resource, sys
 from pathlib import Path
-from typing import Any
 from omr_io.conversion import ConvertOptions, convert
 import omr_io.conversion.merging
 
