@@ -236,7 +236,8 @@ def _import_first(side: str) -> None:
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         subprocess.run([sys.executable, "-c", "import omr_io.conversion"], env=kept, check=True)
     elif side.startswith("omr_io"):
-        import pyarrow.parquet  # noqa: F401
+        import omr_io.conversion
+        import omr_io.corpus.formats.parquet  # noqa: F401
     elif side != "limit":
         import webdataset  # noqa: F401
 

@@ -1,7 +1,11 @@
-// Binds the conversion of plain rows, a batch at a time.
+// Binds the conversion of plain rows, a batch at a time, and the pages that they are read from.
+#include <fcntl.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -9,11 +13,15 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "bindings.hpp"
 #include "crc32c.hpp"
+#include "parquet_footer.hpp"
+#include "parquet_pages.hpp"
 #include "plain_question.hpp"
 #include "plain_rows.hpp"
 
@@ -37,10 +45,145 @@ std::span<const std::uint8_t> bytes_of(const py::handle& object, Kept& kept) {
             static_cast<std::size_t>(info.size * info.itemsize)};
 }
 
-// (validity or None, offsets, data or None, first row, bytes of an offset).
-std::optional<omr::ArrowBytes> column_of(const py::object& object, Kept& kept) {
+std::optional<omr::ParquetFooter> footer_of(const py::bytes& data, std::uint64_t file_size) {
+    const std::string_view view(data);
+    const std::span<const std::uint8_t> bytes(reinterpret_cast<const std::uint8_t*>(view.data()),
+                                              view.size());
+    const py::gil_scoped_release release;
+    return omr::parquet_footer(bytes, file_size);
+}
+
+// (path, definition level of a value, whether it is of bytes and not repeated) of each leaf.
+py::list leaves(const omr::ParquetFooter& footer) {
+    py::list made;
+    for (const omr::ParquetLeaf& leaf : footer.leaves) {
+        py::tuple path(leaf.path.size());
+        for (std::size_t part = 0; part < leaf.path.size(); ++part) {
+            path[part] = py::str(leaf.path[part]);
+        }
+        made.append(py::make_tuple(path, leaf.max_level, leaf.is_flat_bytes));
+    }
+    return made;
+}
+
+// (first byte, bytes, whether Snappy) of a leaf's pages in a row group.
+py::object chunk(const omr::ParquetFooter& footer, std::size_t group, std::size_t leaf) {
+    if (group >= footer.row_groups.size() || leaf >= footer.leaves.size()) {
+        throw py::index_error("no such chunk");
+    }
+    const auto& found = footer.row_groups[group].chunks[leaf];
+    if (!found) return py::none();
+    return py::make_tuple(found->offset, found->size, found->snappy);
+}
+
+// Columns of a Parquet row group, and the file that they are read from.
+class PageRows {
+public:
+    PageRows(int descriptor, const std::vector<omr::ColumnChunk>& chunks, std::uint64_t num_rows)
+        : descriptor_(::fcntl(descriptor, F_DUPFD_CLOEXEC, 0)),
+          source_(descriptor_),
+          group_(source_, chunks, num_rows) {
+        if (descriptor_ < 0) throw std::system_error(errno, std::generic_category());
+    }
+    PageRows(const PageRows&) = delete;
+    PageRows& operator=(const PageRows&) = delete;
+    ~PageRows() {
+        if (descriptor_ >= 0) ::close(descriptor_);
+    }
+
+    std::optional<std::size_t> next(std::size_t max_rows, std::size_t max_bytes) {
+        ++batch_;
+        return group_.next(max_rows, max_bytes);
+    }
+    [[nodiscard]] const omr::RowGroup& group() const { return group_; }
+    [[nodiscard]] std::uint64_t batch() const { return batch_; }
+
+private:
+    int descriptor_;
+    omr::FileSource source_;
+    omr::RowGroup group_;
+    std::uint64_t batch_ = 0;
+};
+
+// A column of the rows that were read last.
+struct PageColumn {
+    std::shared_ptr<PageRows> rows;
+    std::size_t place;
+    std::uint64_t batch;
+
+    [[nodiscard]] const omr::ChunkColumn& column() const {
+        if (rows->batch() != batch) throw py::value_error("other rows have been read since");
+        return rows->group().column(place);
+    }
+    [[nodiscard]] std::span<const omr::ByteView> values() const { return column().values(); }
+
+    void check(std::size_t first, std::size_t last) const {
+        if (first > last || last > values().size()) throw py::index_error("no such rows");
+    }
+};
+
+std::shared_ptr<PageRows> page_rows(int descriptor, const py::list& given, std::uint64_t num_rows) {
+    std::vector<omr::ColumnChunk> chunks;
+    for (const py::handle& item : given) {
+        const auto [offset, size, max_level, snappy, struct_level, first_field] =
+            item.cast<std::tuple<std::uint64_t, std::uint64_t, std::uint32_t, bool, std::uint32_t,
+                                 std::size_t>>();
+        chunks.push_back({offset, size, num_rows, max_level, snappy, struct_level, first_field});
+    }
+    return std::make_shared<PageRows>(descriptor, chunks, num_rows);
+}
+
+// Bits of rows, the first one the lowest of the first byte, as Arrow has them.
+template <typename IsSet>
+py::bytes bits(std::size_t first, std::size_t last, IsSet&& is_set) {
+    std::string made((last - first + 7) / 8, '\0');
+    for (std::size_t row = first; row < last; ++row) {
+        if (is_set(row)) {
+            char& byte = made[(row - first) / 8];
+            byte = static_cast<char>(byte | 1 << (row - first) % 8);
+        }
+    }
+    return py::bytes(made);
+}
+
+py::bytes present(const PageColumn& column, std::size_t first, std::size_t last,
+                  std::uint32_t level) {
+    column.check(first, last);
+    const auto levels = column.column().levels();
+    return bits(first, last, [&](std::size_t row) { return levels[row] >= level; });
+}
+
+// (validity, offsets of 8 bytes, data), as Arrow lays them out.
+py::tuple copied(const PageColumn& column, std::size_t first, std::size_t last) {
+    column.check(first, last);
+    const auto values = column.values().subspan(first, last - first);
+    py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(values.size() + 1));
+    std::int64_t* end = offsets.mutable_data();
+    *end = 0;
+    for (const omr::ByteView& value : values) {
+        end[1] = *end + static_cast<std::int64_t>(value.size);
+        ++end;
+    }
+    auto data = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, *end));
+    if (!data) throw py::error_already_set();
+    char* out = PyBytes_AS_STRING(data.ptr());
+    for (const omr::ByteView& value : values) {
+        if (value.size != 0) std::memcpy(out, value.data, value.size);
+        out += value.size;
+    }
+    auto valid = bits(0, values.size(), [&](std::size_t row) { return values[row].data != nullptr; });
+    return py::make_tuple(valid, offsets, data);
+}
+
+// (validity or None, offsets, data or None, first row, bytes of an offset), or a PageColumn.
+std::optional<omr::ByteColumn> column_of(const py::object& object, Kept& kept, std::size_t count) {
     if (object.is_none()) {
         return std::nullopt;
+    }
+    if (py::isinstance<PageColumn>(object)) {
+        const auto values = object.cast<const PageColumn&>().values();
+        if (values.size() != count) throw py::value_error("a column of another number of rows");
+        return values;
     }
     const auto fields = object.cast<py::tuple>();
     if (fields.size() != 5) throw py::value_error("a column has 5 fields");
@@ -54,9 +197,7 @@ std::optional<omr::ArrowBytes> column_of(const py::object& object, Kept& kept) {
     return column;
 }
 
-// A batch with the owners of what its images look into.
 struct Batch {
-    Kept kept;
     omr::PlainBatch rows;
 
     void check(std::size_t first, std::size_t last) const {
@@ -64,32 +205,32 @@ struct Batch {
     }
 };
 
-const omr::ArrowBytes* pointer(const std::optional<omr::ArrowBytes>& column) {
+const omr::ByteColumn* pointer(const std::optional<omr::ByteColumn>& column) {
     return column ? &*column : nullptr;
 }
 
-std::unique_ptr<Batch> find_plain_rows(const py::object& image, const py::object& path,
-                                  const py::object& question, const py::object& answer,
-                                  const py::object& reasoning, const py::object& id,
-                                  std::size_t count, const std::string& file_name,
-                                  const std::string& id_prefix, std::uint64_t first_row,
-                                  std::uint64_t max_image_bytes, std::uint64_t max_pixels,
-                                  std::uint64_t max_aspect, bool check_trace) {
-    auto batch = std::make_unique<Batch>();
-    const auto images = column_of(image, batch->kept);
-    const auto paths = column_of(path, batch->kept);
-    const auto questions = column_of(question, batch->kept);
-    const auto answers = column_of(answer, batch->kept);
-    const auto traces = column_of(reasoning, batch->kept);
-    const auto ids = column_of(id, batch->kept);
+std::shared_ptr<Batch> find_plain_rows(
+    const py::object& image, const py::object& path, const py::object& question,
+    const py::object& answer, const py::object& reasoning, const py::object& id, std::size_t count,
+    const std::string& file_name, const std::string& id_prefix, std::uint64_t first_row,
+    std::uint64_t max_image_bytes, std::uint64_t max_pixels, std::uint64_t max_aspect,
+    bool check_trace, std::shared_ptr<Batch> batch) {
+    Kept kept;
+    const auto images = column_of(image, kept, count);
+    const auto paths = column_of(path, kept, count);
+    const auto questions = column_of(question, kept, count);
+    const auto answers = column_of(answer, kept, count);
+    const auto traces = column_of(reasoning, kept, count);
+    const auto ids = column_of(id, kept, count);
     if (!images || !paths || !questions || !answers) throw py::value_error("a column is missing");
     const omr::PlainRules rules{file_name,       id_prefix,  first_row,
                                 max_image_bytes, max_pixels, max_aspect,
                                 check_trace};
     const omr::PlainColumns columns{pointer(images),  pointer(paths),  pointer(questions),
                                     pointer(answers), pointer(traces), pointer(ids)};
+    if (!batch) batch = std::make_shared<Batch>();
     const py::gil_scoped_release release;
-    batch->rows = omr::plain_rows(columns, count, rules);
+    omr::plain_rows(columns, count, rules, batch->rows);
     return batch;
 }
 
@@ -192,8 +333,35 @@ std::uint32_t crc_of(const py::bytes& data, bool by_table) {
 
 namespace omr {
 
+static void bind_pages(py::module_& m) {
+    py::class_<omr::ParquetFooter>(m, "ParquetFooter", "Where pages are: csrc/parquet_footer.hpp.")
+        .def("leaves", &leaves, "(path, definition level, whether flat bytes) of each leaf.")
+        .def("chunk", &chunk, py::arg("group"), py::arg("leaf"), "Where a leaf's pages are.");
+    m.def("parquet_footer", &footer_of, py::arg("data"), py::arg("file_size"),
+          "Read a footer; None if it is malformed or of an encrypted file.");
+    py::class_<PageColumn>(m, "PageColumn", "A column of the rows that were read last.")
+        .def("present", &present, py::arg("first"), py::arg("last"), py::arg("level"),
+             "Bits: whether rows have at least this definition level.")
+        .def("copied", &copied, py::arg("first"), py::arg("last"),
+             "Values as Arrow has them: (validity, offsets of 8 bytes, data).");
+    py::class_<PageRows, std::shared_ptr<PageRows>>(
+        m, "PageRows", "Columns of a Parquet row group: csrc/parquet_pages.hpp.")
+        .def(py::init(&page_rows), py::arg("descriptor"), py::arg("chunks"), py::arg("num_rows"))
+        .def("next", &PageRows::next, py::arg("max_rows"), py::arg("max_bytes"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Read rows; how many, 0 at the end, None where Arrow must go on.")
+        .def(
+            "column",
+            [](const std::shared_ptr<PageRows>& rows, std::size_t place) {
+                if (place >= rows->group().num_columns()) throw py::index_error("no such column");
+                return PageColumn{rows, place, rows->batch()};
+            },
+            py::arg("place"), "A column of the rows that were read last.");
+}
+
 void bind_convert(py::module_& m) {
-    py::class_<Batch>(m, "PlainBatch", py::buffer_protocol(),
+    bind_pages(m);
+    py::class_<Batch, std::shared_ptr<Batch>>(m, "PlainBatch", py::buffer_protocol(),
                       "Rows of a batch that are plain: csrc/plain_rows.hpp. As a buffer, their "
                       "samples as they stand in a tar.")
         .def_buffer(&tar_of)
@@ -213,7 +381,7 @@ void bind_convert(py::module_& m) {
           py::arg("answer"), py::arg("reasoning"), py::arg("id"), py::kw_only(), py::arg("count"),
           py::arg("file_name"), py::arg("id_prefix"), py::arg("first_row"),
           py::arg("max_image_bytes"), py::arg("max_pixels"), py::arg("max_aspect"),
-          py::arg("check_trace"), "Find the plain rows of a batch; see csrc/plain_rows.hpp.");
+          py::arg("check_trace"), py::arg("into") = nullptr, "Find the plain rows of a batch; see csrc/plain_rows.hpp.");
     m.def("crc32c", &crc_of, py::arg("data"), py::kw_only(), py::arg("by_table") = false,
           "CRC-32C of bytes.");
 }

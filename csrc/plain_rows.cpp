@@ -44,7 +44,21 @@ bool is_null(const ArrowBytes& column, std::size_t row) {
            (place / 8 >= column.valid.size() || (column.valid[place / 8] >> place % 8 & 1U) == 0);
 }
 
-// Nothing for a null, and for places outside the data.
+bool is_null(const ViewedBytes& column, std::size_t row) {
+    return row < column.size() && column[row].data == nullptr;
+}
+
+bool is_null(const ByteColumn& column, std::size_t row) {
+    return std::visit([row](const auto& values) { return is_null(values, row); }, column);
+}
+
+std::optional<std::span<const std::uint8_t>> bytes_at(const ViewedBytes& column, std::size_t row) {
+    if (row >= column.size() || column[row].data == nullptr) {
+        return std::nullopt;
+    }
+    return std::span(column[row].data, column[row].size);
+}
+
 std::optional<std::span<const std::uint8_t>> bytes_at(const ArrowBytes& column, std::size_t row) {
     const auto start = offset_at(column, column.first + row);
     const auto end = offset_at(column, column.first + row + 1);
@@ -54,7 +68,12 @@ std::optional<std::span<const std::uint8_t>> bytes_at(const ArrowBytes& column, 
     return column.data.subspan(*start, *end - *start);
 }
 
-std::optional<std::string_view> text_at(const ArrowBytes& column, std::size_t row) {
+// Nothing for a null, and for places outside the data.
+std::optional<std::span<const std::uint8_t>> bytes_at(const ByteColumn& column, std::size_t row) {
+    return std::visit([row](const auto& values) { return bytes_at(values, row); }, column);
+}
+
+std::optional<std::string_view> text_at(const ByteColumn& column, std::size_t row) {
     const auto bytes = bytes_at(column, row);
     if (!bytes) {
         return std::nullopt;
@@ -63,7 +82,7 @@ std::optional<std::string_view> text_at(const ArrowBytes& column, std::size_t ro
 }
 
 // A null is "".
-std::optional<std::string_view> optional_text_at(const ArrowBytes* column, std::size_t row) {
+std::optional<std::string_view> optional_text_at(const ByteColumn* column, std::size_t row) {
     if (column == nullptr || is_null(*column, row)) {
         return std::string_view();
     }
@@ -282,8 +301,26 @@ void ByteBuffer::grow(std::size_t more) {
     capacity_ = capacity;
 }
 
-PlainBatch plain_rows(const PlainColumns& columns, std::size_t count, const PlainRules& rules) {
-    PlainBatch batch;
+void PlainBatch::clear() {
+    for (TextList* list : {&ids, &keys, &sources, &names, &formats, &modes, &answers}) {
+        list->clear();
+    }
+    for (auto* numbers : {&widths, &heights, &question_bytes, &reasoning_bytes}) {
+        numbers->clear();
+    }
+    for (auto* numbers : {&places, &sizes}) {
+        numbers->clear();
+    }
+    plain.clear();
+    num_options.clear();
+    crcs.clear();
+    tar.clear();
+    starts.assign(1, 0);
+}
+
+void plain_rows(const PlainColumns& columns, std::size_t count, const PlainRules& rules,
+                PlainBatch& batch) {
+    batch.clear();
     std::vector<std::string_view> options;
     std::string json;
     for (std::size_t at = 0; at < count; ++at) {
@@ -308,7 +345,6 @@ PlainBatch plain_rows(const PlainColumns& columns, std::size_t count, const Plai
         batch.plain.push_back(is_plain ? 1 : 0);
         batch.starts.push_back(static_cast<std::int64_t>(batch.tar.size()));
     }
-    return batch;
 }
 
 std::string index_lines(const PlainBatch& batch, std::size_t first, std::size_t last,

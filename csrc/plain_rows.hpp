@@ -1,4 +1,4 @@
-// Rows of OpenMedReason as most of the corpus are, a batch at a time: from Arrow's columns to a
+// Rows of OpenMedReason as most of the corpus are, a batch at a time: from a file's columns to a
 // sample's texts and bytes, without an object for each value.
 //
 // Plain C++ without Python. Python is the definition (omr_io.corpus.schemas, conversion.prepare,
@@ -12,7 +12,10 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
+
+#include "byte_view.hpp"
 
 namespace omr {
 
@@ -26,13 +29,18 @@ struct ArrowBytes {
     std::size_t width = 4;
 };
 
+// The same, each value wherever it is.
+using ViewedBytes = std::span<const ByteView>;
+
+using ByteColumn = std::variant<ArrowBytes, ViewedBytes>;
+
 struct PlainColumns {
-    const ArrowBytes* image = nullptr;
-    const ArrowBytes* path = nullptr;
-    const ArrowBytes* question = nullptr;
-    const ArrowBytes* answer = nullptr;
-    const ArrowBytes* reasoning = nullptr;  // null: the file has no such column; so the next
-    const ArrowBytes* id = nullptr;
+    const ByteColumn* image = nullptr;
+    const ByteColumn* path = nullptr;
+    const ByteColumn* question = nullptr;
+    const ByteColumn* answer = nullptr;
+    const ByteColumn* reasoning = nullptr;  // null: the file has no such column; so the next
+    const ByteColumn* id = nullptr;
 };
 
 struct PlainRules {
@@ -50,6 +58,10 @@ struct TextList {
     std::string data;
     std::vector<std::int64_t> ends{0};
 
+    void clear() {
+        data.clear();
+        ends.assign(1, 0);
+    }
     void end() { ends.push_back(static_cast<std::int64_t>(data.size())); }
     std::string_view operator[](std::size_t i) const {
         const auto start = static_cast<std::size_t>(ends[i]);
@@ -60,6 +72,8 @@ struct TextList {
 // Bytes one after the other, not set to zero first.
 class ByteBuffer {
 public:
+    // No bytes; their memory is kept.
+    void clear() { size_ = 0; }
     // Room for so many more bytes, which are then part of the buffer.
     [[nodiscard]] std::span<std::uint8_t> add(std::size_t size) {
         if (size > capacity_ - size_) {
@@ -103,10 +117,14 @@ struct PlainBatch {
     std::vector<std::uint32_t> crcs;
 
     [[nodiscard]] std::size_t size() const { return plain.size(); }
+    // No rows; the memory is kept for the next ones.
+    void clear();
 };
 
-[[nodiscard]] PlainBatch plain_rows(const PlainColumns& columns, std::size_t count,
-                                    const PlainRules& rules);
+// Rows take the place of those that `batch` had: fresh memory costs as much as what is done with
+// it, since the kernel clears it first.
+void plain_rows(const PlainColumns& columns, std::size_t count, const PlainRules& rules,
+                PlainBatch& batch);
 
 // The lines of DALI's index of rows first to last, all plain, that stand in a tar from `offset` on.
 [[nodiscard]] std::string index_lines(const PlainBatch& batch, std::size_t first, std::size_t last,

@@ -386,13 +386,86 @@ class PlainBatch:
             IndexError: there are no such rows.
         """
 
+class ParquetFooter:
+    """Where the pages of texts and bytes are: csrc/parquet_footer.hpp."""
+
+    def leaves(self) -> list[tuple[tuple[str, ...], int, bool]]:
+        """Of each leaf, in row groups' order: its path, the definition level of a value that is
+        there, and whether it is BYTE_ARRAY and not repeated.
+
+        Raises:
+            UnicodeDecodeError: a name is not UTF-8.
+        """
+
+    def chunk(self, group: int, leaf: int) -> tuple[int, int, bool] | None:
+        """(first byte, bytes, whether Snappy) of its pages; None if they are of another kind.
+
+        Raises:
+            IndexError: there is no such chunk.
+        """
+
+def parquet_footer(data: bytes, file_size: int) -> ParquetFooter | None:
+    """Read a footer, without its length and magic bytes; None if it is malformed or encrypted."""
+
+class PageRows:
+    """Columns of texts and bytes of a Parquet row group: csrc/parquet_pages.hpp.
+
+    Args:
+        descriptor: of the open file; a duplicate is kept.
+        chunks: of each column (place of its first page, bytes of all its pages, definition level of
+            a value that is there, whether pages are compressed by Snappy, definition level of a
+            struct that is there and place of its first field: 0 and 0 outside structs).
+        num_rows: of the row group.
+
+    Raises:
+        OSError: the descriptor is none.
+    """
+
+    def __init__(
+        self, descriptor: int, chunks: list[tuple[int, int, int, bool, int, int]], num_rows: int
+    ) -> None: ...
+    def next(self, max_rows: int, max_bytes: int) -> int | None:
+        """Read the next rows.
+
+        Args:
+            max_rows: at most.
+            max_bytes: of the column that takes the most; one row may take more.
+
+        Returns:
+            How many; 0 at the end; None where what follows is unusual or wrong.
+        """
+
+    def column(self, place: int) -> PageColumn:
+        """A column of the rows that were read last.
+
+        Raises:
+            IndexError: there is none.
+        """
+
+class PageColumn:
+    """A column of the rows that were read last; ValueError once others were."""
+
+    def present(self, first: int, last: int, level: int) -> bytes:
+        """Whether rows have at least this definition level: bits, as Arrow has them.
+
+        Raises:
+            IndexError: there are no such rows.
+        """
+
+    def copied(self, first: int, last: int) -> tuple[bytes, NDArray[np.int64], bytes]:
+        """Values of rows as Arrow has them: (validity, offsets, data).
+
+        Raises:
+            IndexError: there are no such rows.
+        """
+
 def plain_rows(
-    image: tuple[Any, ...],
-    path: tuple[Any, ...],
-    question: tuple[Any, ...],
-    answer: tuple[Any, ...],
-    reasoning: tuple[Any, ...] | None,
-    id: tuple[Any, ...] | None,
+    image: tuple[Any, ...] | PageColumn,
+    path: tuple[Any, ...] | PageColumn,
+    question: tuple[Any, ...] | PageColumn,
+    answer: tuple[Any, ...] | PageColumn,
+    reasoning: tuple[Any, ...] | PageColumn | None,
+    id: tuple[Any, ...] | PageColumn | None,
     *,
     count: int,
     file_name: str,
@@ -402,6 +475,7 @@ def plain_rows(
     max_pixels: int,
     max_aspect: int,
     check_trace: bool,
+    into: PlainBatch | None = None,
 ) -> PlainBatch:
     """Find the plain rows of a batch.
 
@@ -409,6 +483,8 @@ def plain_rows(
         image, path, question, answer, reasoning, id: columns as Arrow has them: (validity or None,
             offsets, data or None, number of the first row in these, bytes of an offset: 4 or 8).
         count: rows.
+        into: rows found before, which these replace, in the same memory: no view of its buffer may
+            be in use.
 
     Raises:
         ValueError: a column is of another form.

@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omr_io import _C
 from omr_io.conversion.lookahead import prepare_rows
 from omr_io.conversion.options import ConvertOptions
 from omr_io.conversion.piece_record import RECORD_NAME, Holder, PieceRecord, Tally
@@ -108,12 +109,13 @@ def convert_piece(job: Job, task: Task, threads: int = 1, tell: Tell | None = No
         if threads > 1 or not any(plain):
             _take(writer, corpus.read(task.piece), checks, threads, told)
             return
+        found = None
         for finder, (source, span) in zip(plain, corpus.spans(task.piece), strict=True):
             if finder is None:
                 _take(writer, source.read(span, corpus.images), checks, threads, told)
                 continue
             for batch in source.batches(span, corpus.images):
-                _take_batch(writer, batch, finder, checks, told)
+                found = _take_batch(writer, batch, finder, checks, told, found)
 
     return _write(job, fill, task.piece.number, task.taken, tell, TELL_SECONDS)
 
@@ -153,15 +155,21 @@ def _take_batch(
     finder: PlainRows,
     checks: ImageChecks,
     told: Callable[[], None],
-) -> None:
-    """The same by runs of rows; those that are not plain, and duplicates, go one by one."""
-    found = finder.find(batch)
+    spent: _C.PlainBatch | None,
+) -> _C.PlainBatch | None:
+    """The same by runs of rows; those that are not plain, and duplicates, go one by one.
+
+    Args:
+        spent: what the call before gave back, whose memory is used again.
+    """
+    found = finder.find(batch, spent)
     runs = [(0, batch.columns.num_rows, False)] if found is None else found.runs()
     for first, last, is_plain in runs:
         if is_plain and found is not None and writer.take_plain(found, first, last):
             told()
         else:
             _take(writer, batch.read(first, last), checks, 1, told)
+    return found
 
 
 def _write(

@@ -13,12 +13,17 @@ import pyarrow as pa
 
 from omr_io import _C
 from omr_io.conversion.prepare import ImageChecks
+from omr_io.corpus.formats.parquet_pages import PageBatch
 from omr_io.corpus.pieces import CorpusFile, RowBatch
 from omr_io.corpus.schemas.bound import PlainColumns, id_prefix
 from omr_io.images.sizes import MAX_ASPECT
 
 _Column = tuple[Any, Any, Any, int, int]
 """Validity or None, offsets, data or None, first row, bytes of an offset: as `_C` takes it."""
+
+_Given = _Column | _C.PageColumn
+_Columns = tuple[_Given, _Given, _Given, _Given, _Given | None, _Given | None]
+"""Images' bytes and paths, questions, answers, traces, ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +46,19 @@ class PlainRows:
             return None
         return cls(columns, checks, source.file.name)
 
-    def find(self, batch: RowBatch) -> _C.PlainBatch | None:
-        """The plain rows of a batch; None if its columns are of other types than usual."""
+    def find(self, batch: RowBatch, into: _C.PlainBatch | None = None) -> _C.PlainBatch | None:
+        """The plain rows of a batch; None if its columns are of other types than usual.
+
+        Args:
+            batch: the rows.
+            into: what was found before and is not needed any more; its memory is used again.
+        """
         names, table = self._columns, batch.columns
-        image = table.column(names.image)
-        if not pa.types.is_struct(image.type):
+        columns = _in_pages(table, names) if isinstance(table, PageBatch) else _in(table, names)
+        if columns is None:
             return None
-        parts = dict(zip([field.name for field in image.type], image.flatten(), strict=True))
-        data, path = _bytes_column(parts["bytes"]), _text_column(parts["path"])
-        question, answer = (_text_column(table.column(n)) for n in (names.question, names.answer))
-        if data is None or path is None or question is None or answer is None:
-            return None
-        reasoning = sample_id = None
-        if names.reasoning is not None:
-            reasoning = _text_column(table.column(names.reasoning))
-            if reasoning is None:
-                return None
-        if names.id is not None:
-            sample_id = _text_column(table.column(names.id))
-            if sample_id is None:
-                return None
         return _C.plain_rows(
-            data,
-            path,
-            question,
-            answer,
-            reasoning,
-            sample_id,
+            *columns,
             count=table.num_rows,
             file_name=self._file_name,
             id_prefix=id_prefix(self._file_name),
@@ -76,7 +67,43 @@ class PlainRows:
             max_pixels=self._checks.max_pixels,
             max_aspect=MAX_ASPECT,
             check_trace=names.refuse_mismatch,
+            into=into,
         )
+
+
+def _in_pages(table: PageBatch, names: PlainColumns) -> _Columns | None:
+    data = table.field(names.image, "bytes", is_text=False)
+    path = table.field(names.image, "path", is_text=True)
+    question, answer = table.texts(names.question), table.texts(names.answer)
+    if data is None or path is None or question is None or answer is None:
+        return None
+    reasoning = sample_id = None
+    if names.reasoning is not None and (reasoning := table.texts(names.reasoning)) is None:
+        return None
+    if names.id is not None and (sample_id := table.texts(names.id)) is None:
+        return None
+    return data, path, question, answer, reasoning, sample_id
+
+
+def _in(table: pa.RecordBatch, names: PlainColumns) -> _Columns | None:
+    image = table.column(names.image)
+    if not pa.types.is_struct(image.type):
+        return None
+    parts = dict(zip([field.name for field in image.type], image.flatten(), strict=True))
+    data, path = _bytes_column(parts["bytes"]), _text_column(parts["path"])
+    question, answer = (_text_column(table.column(n)) for n in (names.question, names.answer))
+    if data is None or path is None or question is None or answer is None:
+        return None
+    reasoning = sample_id = None
+    if names.reasoning is not None:
+        reasoning = _text_column(table.column(names.reasoning))
+        if reasoning is None:
+            return None
+    if names.id is not None:
+        sample_id = _text_column(table.column(names.id))
+        if sample_id is None:
+            return None
+    return data, path, question, answer, reasoning, sample_id
 
 
 def _bytes_column(array: Any) -> _Column | None:

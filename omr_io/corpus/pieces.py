@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # Arrow is imported when a Parquet file is opened
     import pyarrow as pa
 
     from omr_io.corpus.formats.parquet import ParquetFile
+    from omr_io.corpus.formats.parquet_pages import PageBatch
 
 _HEAD_ROWS = 64
 
@@ -91,19 +92,19 @@ class CorpusFile:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows of a span as Arrow has them.
+    """Rows of a span as Arrow has them, or as they lie in the file's pages.
 
     Attributes:
         source, span: where they are from.
         first_row: number of the first one in the file.
-        columns: their values.
+        columns: their values; those in pages only until the next batch is asked for.
         images: where images lie that rows name by their path.
     """
 
     source: CorpusFile
     span: Span
     first_row: int
-    columns: pa.RecordBatch
+    columns: pa.RecordBatch | PageBatch
     images: ImageRoot | None
 
     def read(self, first: int, last: int) -> Iterator[tuple[int, Record | Refusal]]:

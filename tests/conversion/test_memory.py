@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,7 @@ print(json.dumps({"samples": summary.samples, "before": before, "own": high_wate
 """
 
 
-def one_group(path: Path, rows: int, row_bytes: int) -> Path:
+def one_group(path: Path, rows: int, row_bytes: int, **writing: Any) -> Path:
     """One row group, neither compressed nor with a dictionary, in pages of 16 rows at most.
 
     Each image has noise after its end. (A page is the least that Parquet lets one read.)
@@ -52,10 +53,8 @@ def one_group(path: Path, rows: int, row_bytes: int) -> Path:
         for name in ("id", "question", "reasoning", "answer")
     }
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
-    pq.write_table(
-        table, path, row_group_size=rows, compression="none", use_dictionary=False,
-        write_batch_size=16,
-    )  # fmt: skip
+    usual = {"compression": "none", "use_dictionary": False, "write_batch_size": 16}
+    pq.write_table(table, path, row_group_size=rows, **(usual | writing))
     about = pq.read_metadata(path)
     assert about.num_row_groups == 1
     assert about.row_group(0).total_byte_size > rows * row_bytes
@@ -91,6 +90,16 @@ def test_peak_memory_is_not_that_of_the_row_group(tmp_path):
     assert report["own"] - report["before"] > 300 << 20
     shards = ShardSet.open(tmp_path / "set")
     assert shards.read_images(299)[0].startswith(encoded(1))
+
+
+def test_peak_memory_is_not_that_of_a_page(tmp_path):
+    """200 MB in one page, as pyarrow writes rows of 1 MB: read in parts, compressed or not."""
+    for compression in ("none", "snappy"):
+        writing = {"compression": compression, "data_page_size": 1 << 30, "write_batch_size": 1024}
+        source = one_group(tmp_path / "train.parquet", 200, 1 << 20, **writing)
+        _, report = peak(source, tmp_path / compression, 1)
+        assert report["samples"] == 200
+        assert report["own"] - report["before"] < 60 << 20, report
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from omr_io.conversion import ConvertOptions, convert
 from omr_io.conversion.piece_writer import _index_row
 from omr_io.conversion.plain_rows import PlainRows
 from omr_io.conversion.prepare import ImageChecks, Prepared, prepare
+from omr_io.corpus.formats.parquet import ParquetFile
+from omr_io.corpus.formats.parquet_pages import PageBatch, page_batches
 from omr_io.corpus.pieces import RowBatch, open_file
 from omr_io.corpus.raw import Span
 from omr_io.corpus.rows import ReadOptions
@@ -307,6 +309,70 @@ def test_batches_of_the_index_end_at_the_same_rows(
     assert rows_taken > 6000
     with pa.memory_map(str(tmp_path / "plain" / "index.arrow")) as mapped:
         assert pa.ipc.open_file(mapped).get_batch(0).num_rows == 4096
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"compression": "none"},
+        {"data_page_version": "2.0", "data_page_size": 2000, "write_batch_size": 3},
+        {"use_dictionary": False, "write_page_checksum": True, "data_page_size": 9000},
+        {"compression": "zstd"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batch_bytes", [1, 5000, 1 << 20])
+def test_pages_and_arrow_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], batch_bytes: int
+) -> None:
+    """With rows between that are not plain, which Python takes from either."""
+    source = corpus(tmp_path / "in", 150)
+    table = pq.read_table(source)
+    pq.write_table(
+        table, source, row_group_size=40, write_batch_size=how.pop("write_batch_size", 5), **how
+    )
+    monkeypatch.setattr(page_batches, "__defaults__", (batch_bytes,))
+    sliced = 0
+    whole_slice = PageBatch.slice
+
+    def counted(self: PageBatch, first: int, length: int) -> Any:
+        nonlocal sliced
+        sliced += length
+        return whole_slice(self, first, length)
+
+    monkeypatch.setattr(PageBatch, "slice", counted)
+    options = ConvertOptions(check="header", workers=1, threads=1)
+    convert(source, tmp_path / "pages", options)
+    in_pages = sliced > 0
+    assert in_pages == (how.get("compression") != "zstd")
+    with monkeypatch.context() as patch:
+        patch.setattr(ParquetFile, "_layout", lambda *_: None)
+        before = sliced
+        convert(source, tmp_path / "arrow", options)
+        assert sliced == before
+    assert tree_digest(tmp_path / "pages") == tree_digest(tmp_path / "arrow")
+
+
+def test_memory_that_is_used_again_holds_nothing_of_before(sources: Any) -> None:
+    source = sources[True, "refuse"]
+    finder = PlainRows.of(source, CHECKS)
+    assert finder is not None
+
+    def found(rows: list[dict[str, Any]], into: _C.PlainBatch | None) -> _C.PlainBatch:
+        batch = RowBatch(source, Span(0, len(rows), 0, 0), 0, batch_of(rows, False, True), None)
+        made = finder.find(batch, into)
+        assert made is not None
+        return made
+
+    def content(batch: _C.PlainBatch, count: int) -> Any:
+        columns = {name: str(value) for name, value in batch.columns(0, count).items()}
+        return bytes(memoryview(batch)), batch.starts.tolist(), batch.runs(), columns
+
+    first = found(USUAL_ROWS, None)
+    for rows in (USUAL_ROWS[3:6], [usual_row(bytes=b"")] * 2, USUAL_ROWS):
+        again = found(rows, first)
+        assert again is first
+        assert content(again, len(rows)) == content(found(rows, None), len(rows))
 
 
 def both_ways(

@@ -34,10 +34,10 @@ void try_plain_rows(std::span<const std::uint8_t> data) {
     const auto offsets = data[0] % 2 == 0
                              ? data.subspan(1, 12)
                              : std::span(reinterpret_cast<const std::uint8_t*>(sound), sizeof sound);
-    const omr::ArrowBytes column{data.subspan(20, data[13] % 2), offsets, rest, data[14] % 3U,
+    const omr::ByteColumn column = omr::ArrowBytes{data.subspan(20, data[13] % 2), offsets, rest, data[14] % 3U,
                                  data[15] % 4 == 0 ? 8U : 4U};
     const auto once = std::span(reinterpret_cast<const std::uint8_t*>(all), sizeof all);
-    const omr::ArrowBytes whole{{}, once, data, 0, 4};  // the second row leads nowhere
+    const omr::ByteColumn whole = omr::ArrowBytes{{}, once, data, 0, 4};  // the second row leads nowhere
     static const std::string question = "Which?\nA. one\nB. two";
     static const std::string letter = "A";
     const auto bytes = [](const std::string& text) {
@@ -45,15 +45,16 @@ void try_plain_rows(std::span<const std::uint8_t> data) {
     };
     const std::int32_t same[] = {0, static_cast<std::int32_t>(question.size()), 0, 1};
     const auto places = std::span(reinterpret_cast<const std::uint8_t*>(same), sizeof same);
-    const omr::ArrowBytes good{{}, places.subspan(0, 8), bytes(question), 0, 4};
-    const omr::ArrowBytes answer{{}, places.subspan(8, 8), bytes(letter), 0, 4};
+    const omr::ByteColumn good = omr::ArrowBytes{{}, places.subspan(0, 8), bytes(question), 0, 4};
+    const omr::ByteColumn answer = omr::ArrowBytes{{}, places.subspan(8, 8), bytes(letter), 0, 4};
     const omr::PlainRules rules{"f.parquet", "f", 7, 1 << 20, 1 << 20, 200, data[16] % 2 == 0};
     // All columns hostile; then only the image, and the texts around it plain.
     const omr::PlainColumns columns[] = {{&column, &column, &column, &column, &column, &column},
                                          {&whole, &answer, &good, &answer, nullptr, nullptr},
                                          {&whole, &whole, &whole, &whole, &whole, nullptr}};
+    omr::PlainBatch batch;
     for (const omr::PlainColumns& given : columns) {
-        const omr::PlainBatch batch = omr::plain_rows(given, 2, rules);
+        omr::plain_rows(given, 2, rules, batch);
         if (batch.size() != 2) std::abort();
         for (std::size_t row = 0; row < 2; ++row) {
             if (batch.plain[row] != 0) (void)omr::index_lines(batch, row, row + 1, 512);

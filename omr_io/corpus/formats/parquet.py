@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from omr_io import _C
 from omr_io.corpus.formats.arrow import column_type, reader_of
 from omr_io.corpus.formats.base import CheckedFile
 from omr_io.corpus.formats.location import (
@@ -19,6 +21,12 @@ from omr_io.corpus.formats.location import (
     open_binary,
     shown,
     stamp_of,
+)
+from omr_io.corpus.formats.parquet_pages import (
+    PageBatch,
+    PageLayout,
+    page_batches,
+    page_layout,
 )
 from omr_io.corpus.formats.untyped import OUTSIDE_IMAGE_BYTES, TAR_BYTES_PER_ROW, may_name_images
 from omr_io.corpus.raw import ColumnType, RawRow, Span
@@ -46,6 +54,8 @@ class ParquetFile(CheckedFile):
         self._metadata = metadata
         arrow = metadata.schema.to_arrow_schema()
         columns = {field.name: column_type(field.type) for field in arrow}
+        # Read when it is needed, and not pickled: (None,) if pages are left to Arrow.
+        self._footer: tuple[_C.ParquetFooter | None] | None = None
         super().__init__(location, stamp, digest, columns, _spans(metadata, columns))
 
     @classmethod
@@ -103,11 +113,50 @@ class ParquetFile(CheckedFile):
                 raise SourceError(what, where=self.where, mend="Leave it out with the option omit")
         return self._rows(span, names)
 
-    def batches(self, span: Span, columns: Collection[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The same rows as Arrow has them: (number of the first one, rows); see `rows_of`."""
+    def batches(
+        self, span: Span, columns: Collection[str]
+    ) -> Iterator[tuple[int, pa.RecordBatch | PageBatch]]:
+        """The same rows by batches: (number of the first one, rows); see `rows_of`.
+
+        A batch of pages, of a local file's usual row groups, is only until the next one is asked
+        for.
+        """
         self.check_columns(columns)
         self.check_unchanged()
-        return self._batches(span, list(columns))
+        names, location = list(columns), self.location
+        layout = self._layout(span, names)
+        if isinstance(location, Path) and layout is not None:
+            return self._page_batches(location, span, names, layout)
+        return self._batches(span, names)
+
+    def _layout(self, span: Span, names: list[str]) -> PageLayout | None:
+        if not isinstance(self.location, Path):
+            return None
+        if self._footer is None:
+            size = self._stamp.size
+            self._footer = (_C.parquet_footer(_footer(self.location, size)[:-_FOOTER_TAIL], size),)
+        (footer,) = self._footer
+        if footer is None:
+            return None
+        schema = self._metadata.schema.to_arrow_schema()
+        return page_layout(footer, schema, span.place, span.num_rows, names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_footer": None}
+
+    def _page_batches(
+        self, path: Path, span: Span, names: list[str], layout: PageLayout
+    ) -> Iterator[tuple[int, pa.RecordBatch | PageBatch]]:
+        row = span.first_row
+        for batch in page_batches(path, layout, _MAX_BATCH_ROWS):
+            if batch is not None:
+                yield row, batch
+                row += batch.num_rows
+                continue
+            for first, rest in self._batches(span, names):
+                if first + rest.num_rows > row:
+                    done = max(row - first, 0)
+                    yield first + done, rest.slice(done)
 
     def rows_of(self, span: Span, row: int, batch: pa.RecordBatch) -> Iterator[RawRow]:
         """Rows of `batches` as `rows` gives them; `row` is the number of the first one."""
@@ -207,17 +256,22 @@ def _which(span: Span) -> str:
     return f"row group {span.place} (rows {span.first_row} to {last})"
 
 
-def _footer_digest(location: Location, size: int) -> str:
-    """SHA-256 of the footer: the schema, and the place and size of every column chunk."""
+def _footer(location: Location, size: int) -> bytes:
+    """The file's end: its footer, the footer's length and the magic bytes."""
     try:
         with open_binary(location) as file:
             file.seek(size - _FOOTER_TAIL)
             length = int.from_bytes(file.read(4), "little")
             file.seek(max(size - _FOOTER_TAIL - length, 0))
-            return hashlib.sha256(file.read()).hexdigest()
+            return file.read()
     except (OSError, ValueError) as error:
         what = f"cannot be read: {one_line(error)}"
         raise SourceError(what, where=Where(source=shown(location))) from error
+
+
+def _footer_digest(location: Location, size: int) -> str:
+    """SHA-256 of the footer: the schema, and the place and size of every column chunk."""
+    return hashlib.sha256(_footer(location, size)).hexdigest()
 
 
 def _spans(metadata: Any, columns: Mapping[str, ColumnType]) -> list[Span]:
