@@ -16,19 +16,36 @@ from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
+import PIL
 import simplejpeg
 from PIL import Image
 
+from omr_io.config import PassOrder
 from omr_io.errors import ImageError
 from omr_io.images import headers
 from omr_io.types import ImageInfo, UInt8Array
 
 
-def decode_rgb(data: bytes, info: ImageInfo) -> UInt8Array:
+def installed_pass_order() -> PassOrder:
+    """The order of the two passes of the installed Pillow's resize, by its version.
+
+    pillow-simd counts as the Pillow that it is based on: 12.1.1.post0 has the order of 12. Its own
+    resize differs from any Pillow's by some units, but none of ours is made by it.
+
+    tests/images/test_patches.py compares the installed Pillow with the oracle of that order.
+    """
+    return "pillow-13" if int(PIL.__version__.split(".")[0]) >= 13 else "horizontal-first"
+
+
+def decode_rgb(
+    data: bytes, info: ImageInfo, take: Callable[[int], UInt8Array] | None = None
+) -> UInt8Array:
     """Decode an image strictly to RGB, as stored: the EXIF orientation is not applied.
 
     Args:
         info: what `probe` said of these bytes.
+        take: gives a one-dimensional uint8 array of at least so many bytes, into which a JPEG is
+            decoded; None: memory of its own.
 
     Returns:
         (height, width, 3) uint8, C-contiguous; see the module for colour and strictness.
@@ -37,7 +54,7 @@ def decode_rgb(data: bytes, info: ImageInfo) -> UInt8Array:
         ImageError: "image-truncated", "image-corrupt" or "image-changed".
     """
     if info.format in ("jpeg", "jpeg-progressive"):
-        pixels = _decode_jpeg(data, info)
+        pixels = _decode_jpeg(data, info, take)
     else:
         pixels = _decode_other(data, info)
     if pixels.shape != (info.height, info.width, 3):
@@ -49,15 +66,19 @@ def decode_rgb(data: bytes, info: ImageInfo) -> UInt8Array:
     return pixels
 
 
-def _decode_jpeg(data: bytes, info: ImageInfo) -> UInt8Array:
+def _decode_jpeg(
+    data: bytes, info: ImageInfo, take: Callable[[int], UInt8Array] | None
+) -> UInt8Array:
     """JPEG by libjpeg-turbo, any warning being an error.
 
     simplejpeg is equal to Pillow for grey, YCbCr and RGB (accurate DCT, fancy upsampling) and
     twice as fast. CMYK it only checks: its inversion and conversion are Pillow's.
     """
     cmyk = info.mode == "CMYK"
+    space = "CMYK" if cmyk else "RGB"
+    block = None if take is None else take(info.width * info.height * len(space))
     try:
-        pixels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "RGB", strict=True)
+        pixels = simplejpeg.decode_jpeg(data, space, strict=True, buffer=block)
     except ValueError as error:
         text = str(error)
         cut = "remature end of JPEG" in text

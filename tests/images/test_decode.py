@@ -266,13 +266,13 @@ def test_dali_decodes_jpegs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     images = [encode(photograph(20, 30), "JPEG"), encode(photograph(20, 30), "PNG")]
     decoder = DaliDecoder()
     calls = []
-    original = CpuDecoder._decode_one
+    original = CpuDecoder.decode_one
 
     def spy(self: CpuDecoder, data: bytes, info: ImageInfo) -> UInt8Array | ImageFailure:
         calls.append(info.format)
         return original(self, data, info)
 
-    monkeypatch.setattr(CpuDecoder, "_decode_one", spy)
+    monkeypatch.setattr(CpuDecoder, "decode_one", spy)
     assert_equal(decode(decoder, images), images)
     assert calls == ["png"]
     decoder.close()
