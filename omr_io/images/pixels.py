@@ -18,10 +18,10 @@ from io import BytesIO
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import Image
+from PIL import Image, features
 
 from omr_io.config import PassOrder
-from omr_io.errors import ImageError
+from omr_io.errors import ConfigError, ImageError
 from omr_io.images import headers
 from omr_io.types import ImageInfo, UInt8Array
 
@@ -52,6 +52,7 @@ def decode_rgb(
 
     Raises:
         ImageError: "image-truncated", "image-corrupt" or "image-changed".
+        ConfigError: the installed Pillow was built without what the format needs.
     """
     if info.format in ("jpeg", "jpeg-progressive"):
         pixels = _decode_jpeg(data, info, take)
@@ -122,12 +123,30 @@ def _decode_by_pillow(
             image.load()
             rgb = _to_rgb(image)
     except Exception as error:  # Pillow's plugins raise a dozen kinds for malformed bytes
+        _check_support(info.format, error)
         cut = "truncated" in str(error).lower()
         raise ImageError(
             f"the {info.format} image does not decode: {error or type(error).__name__}",
             reason="image-truncated" if cut else "image-corrupt",
         ) from error
     return np.array(rgb)
+
+
+def _check_support(kind: str, error: Exception) -> None:
+    """Say so where it is not the image but the installed Pillow that lacks something.
+
+    Pillow's wheels have all; a Pillow or pillow-simd that was built where libwebp or libtiff was
+    missing has not, and would fail every such image of a corpus as if it were damaged.
+    """
+    library = {"webp": "webp", "tiff": "libtiff"}.get(kind)
+    if kind == "tiff" and "libtiff" not in str(error):
+        return  # uncompressed ones need none
+    if library is not None and not features.check(library):
+        raise ConfigError(
+            f"the installed Pillow {PIL.__version__} was built without {library}, which this "
+            f"{kind.upper()} image needs",
+            mend="Install Pillow's own wheel, or build pillow-simd where libwebp and libtiff are",
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

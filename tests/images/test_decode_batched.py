@@ -363,10 +363,8 @@ def test_dalis_dynamic_results_become_tensors_and_stay_what_they_are() -> None:
 def test_auto_is_what_is_best_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_decoder("auto") == "cpu"
     assert make_decoder("auto", VisionConfig()).name == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees 0 CUDA devices"):
-        if torch.cuda.is_available():
-            choose_decoder("auto", f"cuda:{torch.cuda.device_count()}")
-            pytest.skip("this machine has a GPU")
         choose_decoder("auto", "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

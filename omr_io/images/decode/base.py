@@ -45,6 +45,9 @@ class Decoder(Protocol):
             array, or, from a decoder on a GPU, a tensor there, which is ready on the stream that is
             current in the calling thread. What such a decoder leaves to the CPU comes as arrays.
             Pixels are the caller's for as long as it holds them.
+
+        Raises:
+            ConfigError: what is installed cannot decode a format at all: no image is to blame.
         """
 
     def close(self) -> None:
