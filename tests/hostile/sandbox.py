@@ -71,7 +71,7 @@ class Watch:
             return
         name = os.fsdecode(path)
         if folder is not None and folder >= 0:
-            name = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
+            name = str(Path(f"/proc/self/fd/{folder}").readlink() / name)
         real = os.path.realpath(name)
         if os.path.commonpath([real, self.root]) != self.root:
             self.seen.append(f"{event} {real}")

@@ -92,6 +92,10 @@ def test_hostile_samples_are_taken_apart_and_the_rest_is_loaded(folder: Path, ki
     found = run(folder, kind, {name: data for name, (data, _) in cases.items()}, form)
     for name, (_, refusals) in cases.items():
         result = found[name]
+        if (name, kind) == ("pickles", "convert"):  # no column is taken that JSON cannot hold
+            assert result["error"] == "SourceError"
+            assert "--omit" in result["text"]
+            continue
         assert result.get("refusals") == refusals, (name, result)
         # first and last, and what stands between them where it is not refused
         expected = 2 if name == "the same key again" else 2 + (not refusals)
