@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,11 @@ def reset() -> int:
     return status("VmRSS")
 
 
-def measured(work: Callable[[], Any]) -> tuple[Any, int, float]:
-    """A result, what it added to the peak in bytes, and its seconds."""
-    before, started = reset(), time.monotonic()
+def measured(work: Callable[[], Any]) -> tuple[Any, int]:
+    """A result, and what it added to the peak in bytes."""
+    before = reset()
     result = work()
-    return result, status("VmHWM") - before, time.monotonic() - started
+    return result, status("VmHWM") - before
 
 
 def probed(images: Images) -> dict[str, str]:

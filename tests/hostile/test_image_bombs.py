@@ -17,7 +17,6 @@ from tests.hostile.memory import SOUND
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 50 * 1000 * 1000
-SECONDS = 30  # that a step on all of them may take; it is less than one
 SIDES = (13_000, 65_535)
 STEPS = ("probe", "convert", "load", "lint")
 
@@ -31,7 +30,7 @@ UNREADABLE = {"tiff counts"}
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By group and step: (results, bytes, seconds), from one process."""
+    """By group and step: (results, bytes), from one process."""
     folder = tmp_path_factory.mktemp("images")
     kinds = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
     groups = {
@@ -66,9 +65,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 def test_all_together_take_no_memory(
     measured: dict[str, dict[str, Any]], group: str, step: str
 ) -> None:
-    _, added, seconds = measured[group][step]
+    _, added = measured[group][step]
     assert added < MAX_BYTES
-    assert seconds < SECONDS
 
 
 def test_the_measurement_sees_a_large_image(measured: dict[str, dict[str, Any]]) -> None:

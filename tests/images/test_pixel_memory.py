@@ -15,6 +15,7 @@ from omr_io.images import probe
 from omr_io.images.decode import CpuDecoder
 from omr_io.images.decode.pixel_memory import PixelMemory, _rounded
 from omr_io.images.patches import to_patches
+from omr_io.types import UInt8Array
 from tests.images.test_decode import assert_equal, encode, photograph
 
 SIZE = 300_000
@@ -66,6 +67,43 @@ def test_no_more_is_kept_than_asked_for() -> None:
     del large
     assert memory.take(9 * SIZE).ctypes.data == address
     assert sum(len(block) for queue in blocks._by_size.values() for block in queue) == blocks._held
+
+
+def test_images_one_by_one_take_a_few_blocks_and_not_one_for_each_size() -> None:
+    memory = PixelMemory()
+    random = np.random.default_rng(0)
+    largest = 0
+    for size in random.lognormal(np.log(1.2e6), 0.75, 3000).astype(int).tolist():
+        assert len(memory.take(size)) >= size
+        largest = max(largest, size)
+    blocks = memory._local.blocks
+    assert blocks._held < 3 * largest
+    assert sum(map(len, blocks._by_size.values())) <= 8
+    assert sorted(blocks._by_size) == blocks._sizes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.integers(1 << 16, 1 << 20), st.just(None)), min_size=1, max_size=80),
+    st.integers(0, 1 << 22),
+)
+def test_its_books_are_kept(steps: list[int | None], kept: int) -> None:
+    """Sizes taken, and None drops what was taken first: blocks never overlap, counts hold."""
+    memory = PixelMemory(kept)
+    held: list[UInt8Array] = []
+    for step in steps:
+        if step is not None:
+            held.append(memory.take(step))
+            assert len(held[-1]) >= step
+        elif held:
+            held.pop(0)
+        assert len({block.ctypes.data for block in held}) == len(held)
+        blocks = getattr(memory._local, "blocks", None)
+        if blocks is not None:
+            there = [len(block) for queue in blocks._by_size.values() for block in queue]
+            assert sum(there) == blocks._held <= kept
+            assert sorted(set(there)) == blocks._sizes
+            del there
 
 
 def test_threads_share_nothing() -> None:

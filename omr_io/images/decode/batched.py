@@ -14,7 +14,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
@@ -228,7 +228,7 @@ class BatchDecoder(ABC):
     def _guarded(
         self, images: list[bytes], infos: list[ImageInfo]
     ) -> list[Pixels | ImageFailure | None]:
-        with self._lock:
+        with self._lock, self._on_device():
             if self._handle is None:
                 self._handle = self._open()
             try:
@@ -236,6 +236,14 @@ class BatchDecoder(ABC):
             except BaseException:
                 self._handle = None  # of no certain use any more
                 raise
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """The decoder's GPU as the current one: the calling thread may work on another."""
+        if self.device == "cpu":
+            return nullcontext()
+        import torch
+
+        return torch.cuda.device(self.device)
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:

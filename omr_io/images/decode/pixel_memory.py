@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from typing import Final
 
@@ -50,37 +51,65 @@ class PixelMemory:
 
 
 class _Blocks:
-    """One thread's blocks, by size; of a size the one that was given out first comes first."""
+    """One thread's blocks, by size; of a size the one that was given out first comes first.
+
+    A request may get a block of up to twice its size, and a new block takes the place of an unseen
+    one of at least half its size. So where images come one by one there are a few blocks, one for
+    each doubling between the smallest image and the largest, and not one for each size.
+    """
 
     def __init__(self) -> None:
         self._by_size: dict[int, deque[UInt8Array]] = {}
+        self._sizes: list[int] = []  # those there are, ascending
         self._held = 0
         # Counted and not assumed: how many references a call itself makes differs by Python.
         self._unseen = _references(deque([np.empty(1, np.uint8)]))
 
     def take(self, size: int, kept_bytes: int) -> UInt8Array:
-        queue = self._by_size.setdefault(size, deque())
-        # What was given out first is done with first: if that is in use, so are most others.
-        if queue and _references(queue) == self._unseen:
-            queue.rotate(-1)
-            return queue[-1]
+        place = bisect_left(self._sizes, size)
+        for larger in self._sizes[place : bisect_right(self._sizes, 2 * size)]:
+            if self._is_free(larger):
+                queue = self._by_size[larger]
+                queue.rotate(-1)
+                return queue[-1]
+        for smaller in reversed(self._sizes[bisect_left(self._sizes, size // 2) : place]):
+            if self._is_free(smaller):
+                self._drop(smaller)
+                break
         if self._held + size > kept_bytes:
             self._drop_unseen()
         block = np.empty(size, np.uint8)
         if self._held + size <= kept_bytes:
-            queue.append(block)
-            self._held += size
+            self._keep(block)
         return block
+
+    def _is_free(self, size: int) -> bool:
+        # What was given out first is done with first: if that is in use, so are most others.
+        return _references(self._by_size[size]) == self._unseen
+
+    def _keep(self, block: UInt8Array) -> None:
+        if len(block) not in self._by_size:
+            self._by_size[len(block)] = deque()
+            insort(self._sizes, len(block))
+        self._by_size[len(block)].append(block)
+        self._held += len(block)
+
+    def _drop(self, size: int) -> None:
+        """Let go of the first block of a size."""
+        self._by_size[size].popleft()
+        self._held -= size
+        if not self._by_size[size]:
+            del self._by_size[size]
+            self._sizes.remove(size)
 
     def _drop_unseen(self) -> None:
         """Let go of what nobody looks at: it has sizes that are not asked for any more."""
-        for size, queue in self._by_size.items():
-            for _ in range(len(queue)):
-                if _references(queue) == self._unseen:
-                    queue.popleft()
-                    self._held -= size
+        for size in self._sizes.copy():
+            for _ in range(len(self._by_size[size])):
+                if self._is_free(size):
+                    self._drop(size)
                 else:
-                    queue.rotate(-1)
+                    self._by_size[size].rotate(-1)
 
 
 def _references(queue: deque[UInt8Array]) -> int:
