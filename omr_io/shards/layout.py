@@ -256,7 +256,7 @@ def _check_names(manifest: Manifest, where: Where) -> None:
     for file in manifest.files():
         parts = file.name.split("/")
         if not all(parts) or ".." in parts or "\0" in file.name:
-            what = f"the manifest names a file outside the set: {file.name!r}"
+            what = f"the manifest names {file.name!r}, which is no file of the folder"
             raise IntegrityError(what, where=where, mend="Do not use this set: it was made by hand")
 
 
