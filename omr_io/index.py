@@ -64,6 +64,10 @@ class ShardSet:
         self._path = path
         self._view = None if manifest.foreign is None else _view(manifest.foreign)
         self._first_samples = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
+        fault = arrow_fault(table)
+        if fault is not None:
+            where = Where(source=INDEX_NAME)
+            raise IntegrityError(f"the index is broken: {fault}", where=where, mend=_MEND)
         columns = {name: table.column(name).combine_chunks() for name in INDEX_SCHEMA.names}
         self._keys = columns["key"]
         self._answers = columns["answer"]
@@ -123,6 +127,7 @@ class ShardSet:
         if len(self.image_widths) != images:
             what = f"the index has {len(self.image_widths)} images, the manifest {images}"
             raise IntegrityError(what, where=Where(source=INDEX_NAME), mend=_MEND)
+        self._check_values()
 
     def _check_values(self) -> None:
         sizes = np.array([shard.bytes for shard in self.manifest.shards], np.int64)
@@ -335,7 +340,6 @@ def open_index(folder: Path, manifest: Manifest) -> ShardSet:
     table = _read_index(folder, manifest, LocalStorage(folder))
     shards = ShardSet(manifest, table, shard_storage(folder, manifest), folder)
     shards._check_counts()
-    shards._check_values()
     return shards
 
 
@@ -399,9 +403,6 @@ def _read_index(folder: Path, manifest: Manifest, storage: Storage) -> pa.Table:
         raise IntegrityError(f"the index cannot be read: {error}", where=where) from error
     if not table.schema.equals(INDEX_SCHEMA):
         raise IntegrityError("the index has another schema", where=where, mend=_MEND)
-    fault = arrow_fault(table)
-    if fault is not None:
-        raise IntegrityError(f"the index is broken: {fault}", where=where, mend=_MEND)
     return table
 
 
