@@ -25,8 +25,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_pixels import photograph, require_gpu
+from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError
-from omr_io.types import UInt8Array
+from omr_io.images import probe
+from omr_io.images.decode import Decoded, Decoder, describe, make_decoder
+from omr_io.types import ImageFailure, UInt8Array
 
 Decode = Callable[[Sequence[bytes]], Sequence[UInt8Array | None]]
 """Some JPEGs to (H, W, 3) uint8 RGB each on the host; None where one cannot be decoded."""
@@ -428,6 +431,49 @@ def measure_dali(device: str) -> dict[str, Any]:
     }
 
 
+def decoder_pixels(decoder: Decoder) -> Decode:
+    """Pixels of one of the loader's decoders on the host; None where it left an image to the CPU.
+
+    So `not_decoded` of `pixel_differences` counts what did not come from the GPU.
+    """
+
+    def decode(images: Sequence[bytes]) -> list[UInt8Array | None]:
+        decoded = decoder.decode(images, [probe(image) for image in images])
+        return [_on_host(one, decoder.device) for one in decoded]
+
+    return decode
+
+
+def _on_host(decoded: Decoded, device: str) -> UInt8Array | None:
+    if isinstance(decoded, ImageFailure):
+        return None
+    if isinstance(decoded, np.ndarray):
+        return decoded if device == "cpu" else None
+    pixels: UInt8Array = decoded.cpu().numpy()
+    return pixels
+
+
+def measure_decoder(name: str, hardware: float = 0.0) -> dict[str, Any]:
+    """Pixels and speed of a decoder of `omr_io.images.decode` as the loader uses it."""
+    torch = require_gpu()
+    largest = (max(SIDES), max(SIDES))
+    threads = os.cpu_count() or 1
+    decoder = make_decoder(
+        name, VisionConfig(), "cuda", num_threads=threads, hardware=hardware, largest=largest
+    )
+
+    def decode(images: Sequence[bytes]) -> object:
+        return decoder.decode(images, [probe(image) for image in images])
+
+    result = {
+        "what": describe(decoder),
+        "pixels": _attempt(partial(pixel_differences, decoder_pixels(decoder))),
+        "images_per_second": _attempt(partial(images_per_second, decode, torch.cuda.synchronize)),
+    }
+    decoder.close()
+    return result
+
+
 def measure() -> dict[str, Any]:
     """All of it, as JSON values; what failed is said where its result would be.
 
@@ -439,6 +485,10 @@ def measure() -> dict[str, Any]:
     result["versions"] = _attempt(_versions)
     for backend in ("hardware", "cuda", "any"):
         result[f"nvimagecodec, {backend}"] = _attempt(partial(measure_nvimagecodec, backend))
+    for name in ("nvimgcodec", "dali"):
+        for hardware in (0.0, 1.0):
+            title = f"omr_io {name}, hardware {hardware:g}"
+            result[title] = _attempt(partial(measure_decoder, name, hardware))
     for device in ("mixed", "cpu"):
         result[f"dali, {device}"] = _attempt(partial(measure_dali, device))
     result["pillow"] = {"images_per_second": images_per_second(pillow, lambda: None)}

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from omr_io.errors import IntegrityError, Where
+from omr_io.shards.index_check import arrow_fault, impossible_image, misplaced_part
 from omr_io.shards.layout import (
     INDEX_NAME,
     INDEX_SCHEMA,
@@ -63,6 +64,10 @@ class ShardSet:
         self._path = path
         self._view = None if manifest.foreign is None else _view(manifest.foreign)
         self._first_samples = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
+        fault = arrow_fault(table)
+        if fault is not None:
+            where = Where(source=INDEX_NAME)
+            raise IntegrityError(f"the index is broken: {fault}", where=where, mend=_MEND)
         columns = {name: table.column(name).combine_chunks() for name in INDEX_SCHEMA.names}
         self._keys = columns["key"]
         self._answers = columns["answer"]
@@ -106,6 +111,11 @@ class ShardSet:
         return open_index(folder, manifest)
 
     def _check_counts(self) -> None:
+        if len(self) and not 0 <= self.sample_shards.min() <= self.sample_shards.max() < len(
+            self.shard_names
+        ):
+            what = f"the index names a shard that is none of the manifest's {len(self.shard_names)}"
+            raise IntegrityError(what, where=Where(source=INDEX_NAME), mend=_MEND)
         counted = np.bincount(self.sample_shards, minlength=len(self.shard_names)).tolist()
         expected = [shard.samples for shard in self.manifest.shards]
         ordered = bool(np.all(np.diff(self.sample_shards) >= 0))
@@ -117,6 +127,26 @@ class ShardSet:
         if len(self.image_widths) != images:
             what = f"the index has {len(self.image_widths)} images, the manifest {images}"
             raise IntegrityError(what, where=Where(source=INDEX_NAME), mend=_MEND)
+        self._check_values()
+
+    def _check_values(self) -> None:
+        sizes = np.array([shard.bytes for shard in self.manifest.shards], np.int64)
+        found = misplaced_part(
+            self._starts,
+            self._sizes,
+            self._part_offsets,
+            self.image_offsets,
+            self.sample_shards,
+            sizes,
+        )
+        if found is None:
+            image = impossible_image(self.image_widths, self.image_heights, self.image_orientations)
+            if image is not None:
+                sample = int(np.searchsorted(self.image_offsets, image[0], side="right")) - 1
+                found = sample, image[1]
+        if found is not None:
+            where = Where(shard=self.shard(found[0]), key=self.key(found[0]))
+            raise IntegrityError(f"the index is wrong: {found[1]}", where=where, mend=_MEND)
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_decode, gpu_pixels
+from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError
+from omr_io.images.decode import make_decoder
 from omr_io.types import UInt8Array
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -109,6 +111,8 @@ def test_decoders_on_the_cpu_give_pillows_pixels() -> None:
     for decode in (
         gpu_decode.dali_pixels(gpu_decode.dali_pipeline("cpu")),
         gpu_decode.nvimagecodec_pixels(gpu_decode.nvimagecodec("cpu")),
+        gpu_decode.decoder_pixels(make_decoder("dali", VisionConfig())),
+        gpu_decode.decoder_pixels(make_decoder("nvimgcodec", VisionConfig())),
     ):
         found = gpu_decode.pixel_differences(decode, count=2)
         assert {mode for mode in MODES if found[mode]["equal"] == 2} == MODES

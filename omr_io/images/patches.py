@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-import PIL
 import torch
 
 from omr_io import _C
@@ -20,6 +19,7 @@ from omr_io.errors import ConfigError
 from omr_io.images.cpu_patches import Instructions, patches
 from omr_io.images.patch_arguments import MAX_SIDE, check_image
 from omr_io.images.pixel_values import as_array
+from omr_io.images.pixels import installed_pass_order as installed_pass_order
 from omr_io.images.sizes import smart_resize
 from omr_io.types import (
     Filter,
@@ -148,14 +148,6 @@ def vertical_first(
     if (pass_order or installed_pass_order()) == "horizontal-first":
         return False
     return to_rows < rows and rows - to_rows > 2 * (columns - to_columns)
-
-
-def installed_pass_order() -> PassOrder:
-    """The order of the two passes of the installed Pillow's resize, by its version.
-
-    tests/images/test_patches.py compares the installed Pillow with the oracle of that order.
-    """
-    return "pillow-13" if int(PIL.__version__.split(".")[0]) >= 13 else "horizontal-first"
 
 
 def value_table(vision: VisionConfig) -> Float32Array:

@@ -16,28 +16,46 @@ from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
+import PIL
 import simplejpeg
-from PIL import Image
+from PIL import Image, features
 
-from omr_io.errors import ImageError
+from omr_io.config import PassOrder
+from omr_io.errors import ConfigError, ImageError
 from omr_io.images import headers
 from omr_io.types import ImageInfo, UInt8Array
 
 
-def decode_rgb(data: bytes, info: ImageInfo) -> UInt8Array:
+def installed_pass_order() -> PassOrder:
+    """The order of the two passes of the installed Pillow's resize, by its version.
+
+    pillow-simd counts as the Pillow that it is based on: 12.1.1.post0 has the order of 12. Its own
+    resize differs from any Pillow's by some units, but none of ours is made by it.
+
+    tests/images/test_patches.py compares the installed Pillow with the oracle of that order.
+    """
+    return "pillow-13" if int(PIL.__version__.split(".")[0]) >= 13 else "horizontal-first"
+
+
+def decode_rgb(
+    data: bytes, info: ImageInfo, take: Callable[[int], UInt8Array] | None = None
+) -> UInt8Array:
     """Decode an image strictly to RGB, as stored: the EXIF orientation is not applied.
 
     Args:
         info: what `probe` said of these bytes.
+        take: gives a one-dimensional uint8 array of at least so many bytes, into which a JPEG is
+            decoded; None: memory of its own.
 
     Returns:
         (height, width, 3) uint8, C-contiguous; see the module for colour and strictness.
 
     Raises:
         ImageError: "image-truncated", "image-corrupt" or "image-changed".
+        ConfigError: the installed Pillow was built without what the format needs.
     """
     if info.format in ("jpeg", "jpeg-progressive"):
-        pixels = _decode_jpeg(data, info)
+        pixels = _decode_jpeg(data, info, take)
     else:
         pixels = _decode_other(data, info)
     if pixels.shape != (info.height, info.width, 3):
@@ -49,15 +67,19 @@ def decode_rgb(data: bytes, info: ImageInfo) -> UInt8Array:
     return pixels
 
 
-def _decode_jpeg(data: bytes, info: ImageInfo) -> UInt8Array:
+def _decode_jpeg(
+    data: bytes, info: ImageInfo, take: Callable[[int], UInt8Array] | None
+) -> UInt8Array:
     """JPEG by libjpeg-turbo, any warning being an error.
 
     simplejpeg is equal to Pillow for grey, YCbCr and RGB (accurate DCT, fancy upsampling) and
     twice as fast. CMYK it only checks: its inversion and conversion are Pillow's.
     """
     cmyk = info.mode == "CMYK"
+    space = "CMYK" if cmyk else "RGB"
+    block = None if take is None else take(info.width * info.height * len(space))
     try:
-        pixels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "RGB", strict=True)
+        pixels = simplejpeg.decode_jpeg(data, space, strict=True, buffer=block)
     except ValueError as error:
         text = str(error)
         cut = "remature end of JPEG" in text
@@ -101,12 +123,30 @@ def _decode_by_pillow(
             image.load()
             rgb = _to_rgb(image)
     except Exception as error:  # Pillow's plugins raise a dozen kinds for malformed bytes
+        _check_support(info.format, error)
         cut = "truncated" in str(error).lower()
         raise ImageError(
             f"the {info.format} image does not decode: {error or type(error).__name__}",
             reason="image-truncated" if cut else "image-corrupt",
         ) from error
     return np.array(rgb)
+
+
+def _check_support(kind: str, error: Exception) -> None:
+    """Say so where it is not the image but the installed Pillow that lacks something.
+
+    Pillow's wheels have all; a Pillow or pillow-simd that was built where libwebp or libtiff was
+    missing has not, and would fail every such image of a corpus as if it were damaged.
+    """
+    library = {"webp": "webp", "tiff": "libtiff"}.get(kind)
+    if kind == "tiff" and "libtiff" not in str(error):
+        return  # uncompressed ones need none
+    if library is not None and not features.check(library):
+        raise ConfigError(
+            f"the installed Pillow {PIL.__version__} was built without {library}, which this "
+            f"{kind.upper()} image needs",
+            mend="Install Pillow's own wheel, or build pillow-simd where libwebp and libtiff are",
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -245,9 +245,19 @@ def read_manifest(folder: Path) -> Manifest:
         whole = _dump({"format": FORMAT, "version": VERSION, **fields, "digest": digest})
         if manifest.to_bytes() != data or whole != data:
             raise IntegrityError("the manifest was changed after writing", where=where, mend=mend)
+        _check_names(manifest, where)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"broken manifest: {_why(error)}", where=where, mend=mend) from None
     return manifest
+
+
+def _check_names(manifest: Manifest, where: Where) -> None:
+    """Files are in the set's folder: a name that leads elsewhere would be read, or published."""
+    for file in manifest.files():
+        parts = file.name.split("/")
+        if not all(parts) or ".." in parts or "\0" in file.name:
+            what = f"the manifest names {file.name!r}, which is no file of the folder"
+            raise IntegrityError(what, where=where, mend="Do not use this set: it was made by hand")
 
 
 def _why(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,9 +13,14 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError
 from omr_io.images import probe
-from omr_io.images.decode import CpuDecoder, DaliDecoder, Decoder, make_decoder
+from omr_io.images.decode import (
+    CpuDecoder,
+    DaliDecoder,
+    Decoder,
+    NvimgcodecDecoder,
+    make_decoder,
+)
 from omr_io.types import ImageFailure, ImageInfo, UInt8Array
 
 ORIENTATION = 0x0112
@@ -46,18 +50,19 @@ def exif(value: int) -> Image.Exif:
     return block
 
 
-def has_dali() -> bool:
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
-        return False
-    return True
+BATCHED = {"dali": DaliDecoder, "nvimgcodec": NvimgcodecDecoder}
+NAMES = ("cpu", "dali", "nvimgcodec")
 
 
-@pytest.fixture(scope="module", params=["cpu", "dali"])
+def need(name: str) -> None:
+    """Skip where a decoder's package is not installed."""
+    if name != "cpu":
+        pytest.importorskip(f"nvidia.{name}", reason=f"{name} is not installed")
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def decoder(request: pytest.FixtureRequest) -> Iterator[Decoder]:
-    if request.param == "dali" and not has_dali():
-        pytest.skip("DALI is not installed")
+    need(request.param)
     made = make_decoder(request.param, VisionConfig())
     yield made
     made.close()
@@ -166,10 +171,9 @@ def test_colour_equals_transformers(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize("policy", ["apply", "ignore"])
-@pytest.mark.parametrize("name", ["cpu", "dali"])
+@pytest.mark.parametrize("name", NAMES)
 def test_all_orientations_follow_the_policy(name: str, policy: str) -> None:
-    if name == "dali" and not has_dali():
-        pytest.skip("DALI is not installed")
+    need(name)
     decoder = make_decoder(name, VisionConfig(exif=policy))
     image = photograph(30, 47)
     images = [
@@ -212,15 +216,17 @@ def test_a_bad_image_fails_alone(decoder: Decoder, reason: str) -> None:
     assert_equal(decode(decoder, good), good)
 
 
-def test_dali_passes_over_libjpeg_warnings_and_cpu_does_not() -> None:
-    """The one difference, which DaliDecoder's docstring states; `convert` refuses such images."""
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_libraries_pass_over_libjpegs_warnings_and_cpu_does_not(name: str) -> None:
+    """The one difference, which BatchDecoder's docstring states; `convert` refuses such images."""
+    need(name)
     data = encode(photograph(64, 80), "JPEG")
     stuffed = data[:-2] + b"\0\0\0" + data[-2:]
     (result,) = decode(CpuDecoder(), [stuffed])
     assert isinstance(result, ImageFailure)
     assert result.reason == "image-corrupt"
-    if has_dali():
-        assert_equal(decode(DaliDecoder(), [stuffed]), [stuffed])
+    with BATCHED[name]() as decoder:
+        assert_equal(decode(decoder, [stuffed]), [stuffed])
 
 
 def test_an_image_over_the_cap_is_a_failure_before_it_is_decoded() -> None:
@@ -260,28 +266,6 @@ def test_threads_get_their_own_images(decoder: Decoder) -> None:
         assert_equal(result, images)
 
 
-@pytest.mark.skipif(not has_dali(), reason="DALI is not installed")
-def test_dali_decodes_jpegs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal pixels must not come from CpuDecoder."""
-    images = [encode(photograph(20, 30), "JPEG"), encode(photograph(20, 30), "PNG")]
-    decoder = DaliDecoder()
-    calls = []
-    original = CpuDecoder._decode_one
-
-    def spy(self: CpuDecoder, data: bytes, info: ImageInfo) -> UInt8Array | ImageFailure:
-        calls.append(info.format)
-        return original(self, data, info)
-
-    monkeypatch.setattr(CpuDecoder, "_decode_one", spy)
-    assert_equal(decode(decoder, images), images)
-    assert calls == ["png"]
-    decoder.close()
-    assert_equal(decode(decoder, images[:1]), images[:1])
-    assert calls == ["png"]
-    decoder.close()
-    decoder.close()
-
-
 def test_decoders_survive_a_fork(decoder: Decoder) -> None:
     images = [encode(photograph(20, 30, seed), "JPEG") for seed in range(3)]
     assert_equal(decode(decoder, images), images)
@@ -293,15 +277,6 @@ def test_decoders_survive_a_fork(decoder: Decoder) -> None:
     child.kill()
     assert code == 0
     assert_equal(decode(decoder, images), images)
-
-
-def test_make_decoder_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert make_decoder("cpu", VisionConfig()).name == "cpu"
-    with pytest.raises(ConfigError, match="'gpu'"):
-        make_decoder("gpu", VisionConfig())
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ConfigError, match=r"omr_io\[dali\]"):
-        make_decoder("dali", VisionConfig())
 
 
 def test_lists_of_unequal_length_are_refused(decoder: Decoder) -> None:

@@ -257,8 +257,9 @@ def test_a_set_that_is_not_as_written(folder):
 
 def test_a_manifest_cannot_name_files_elsewhere(folder):
     (folder.parent / "secret").write_bytes(b"secret")
-    shards = read_manifest(folder).shards
+    shards, sound = read_manifest(folder).shards, (folder / "manifest.json").read_bytes()
     for name in ("../secret", "/etc/passwd", "a/b", ".."):
+        (folder / "manifest.json").write_bytes(sound)
         idx = dataclasses.replace(shards[0].idx, name=name, bytes=6)
         doctored(folder, shards=(dataclasses.replace(shards[0], idx=idx), *shards[1:]))
         with pytest.raises(IntegrityError, match="which is no file of the folder"):

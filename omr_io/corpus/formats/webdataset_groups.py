@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,7 +42,8 @@ class Group:
         if self.key is None:
             return BadRow("unnamed-member", f"{self.name[:200]!r} has no key and extension")
         extensions = [member.extension for member in self.members]
-        twice = next((one for one in extensions if extensions.count(one) > 1), None)
+        counts = Counter(extensions)  # a key may have 10,000 members, by accident or by design
+        twice = next((one for one in extensions if counts[one] > 1), None)
         dotted = _dotted(extensions)
         if dotted is not None:
             what = (

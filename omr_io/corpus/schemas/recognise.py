@@ -132,9 +132,15 @@ def _say(it: Fit, table: Table) -> str:
     return "; ".join(parts)
 
 
+_SHOWN = 40
+
+
 def describe(columns: Mapping[str, ColumnType]) -> str:
-    """Columns with their types, for errors."""
-    return ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no columns"
+    """Columns with their types, for errors; of very many the first."""
+    shown = [f"{name[:100]} ({kind})" for name, kind in list(columns.items())[:_SHOWN]]
+    if len(columns) > _SHOWN:
+        shown.append(f"and {len(columns) - _SHOWN} more")
+    return ", ".join(shown) or "no columns"
 
 
 def _mend(it: Fit, table: Table) -> str:
