@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from omr_io.errors import IntegrityError, Where
+from omr_io.remote.urls import is_url, redact
 from omr_io.shards.layout import (
     INDEX_NAME,
     INDEX_SCHEMA,
@@ -30,6 +31,7 @@ from omr_io.types import ImageInfo, Int32Array, Int64Array, Record, UInt8Array
 
 if TYPE_CHECKING:
     from omr_io.foreign_shards.view import View
+    from omr_io.remote_storage import RemoteOptions
 
 __all__ = ["Part", "ShardSet"]
 
@@ -55,12 +57,19 @@ class ShardSet:
             of UTF-8.
     """
 
-    def __init__(self, manifest: Manifest, table: pa.Table, storage: Storage, path: Path) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        table: pa.Table,
+        storage: Storage,
+        path: Path | str,
+        options: RemoteOptions | None = None,
+    ) -> None:
         self.manifest = manifest
         self.fingerprint = manifest.fingerprint
         self.shard_names = tuple(shard.name for shard in manifest.shards)
         self._storage = storage
-        self._path = path
+        self._path, self._options = path, options
         self._view = None if manifest.foreign is None else _view(manifest.foreign)
         self._first_samples = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
         columns = {name: table.column(name).combine_chunks() for name in INDEX_SCHEMA.names}
@@ -87,23 +96,37 @@ class ShardSet:
         )
 
     @classmethod
-    def open(cls, path: str | Path) -> ShardSet:
-        """Open a shard set's folder and check that its files belong together.
+    def open(cls, path: str | Path, options: RemoteOptions | None = None) -> ShardSet:
+        """Open a shard set's folder, or URL, and check that its files belong together.
 
         The manifest, the index (by hash) and the size of every shard are checked here, a part's
-        length and CRC-32C when it is read.
+        length and CRC-32C when it is read. A remote shard's size is checked when it is first read.
+
+        Args:
+            path: a folder; or hf://datasets/OWNER/NAME[@REVISION]/PATH (the commit that it is at
+                now is what is read), s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, http(s)://HOST/PATH.
+            options: how what is remote is read ahead and kept: see there.
 
         Raises:
-            SourceError: there is no shard set, it is unfinished, or of an unknown version.
+            SourceError: there is no shard set, it is unfinished, of an unknown version, or cannot
+                be had.
             IntegrityError: a file is missing, cut short or not the one that was written.
+            ConfigError: a package is missing.
         """
+        if isinstance(path, str) and is_url(path):
+            from omr_io.remote_storage.shard_sets import open_remote
+
+            remote_manifest, table, remote, root = open_remote(path, options)
+            shards = cls(remote_manifest, table, remote, root, options)
+            shards._check_counts()
+            return shards
         folder = Path(path)
         manifest = read_manifest(folder)
         storage = shard_storage(folder, manifest)
         if isinstance(storage, LocalStorage):  # on the network that is a request a shard
             for shard in manifest.shards:
                 _check_size(storage, shard.name, shard.bytes)
-        return open_index(folder, manifest)
+        return open_index(folder, manifest, options)
 
     def _check_counts(self) -> None:
         counted = np.bincount(self.sample_shards, minlength=len(self.shard_names)).tolist()
@@ -298,22 +321,25 @@ class ShardSet:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._path, self.fingerprint)
+        return _reopen, (self._path, self.fingerprint, self._options)
 
 
-def open_index(folder: Path, manifest: Manifest) -> ShardSet:
+def open_index(folder: Path, manifest: Manifest, options: RemoteOptions | None = None) -> ShardSet:
     """Open a set without looking at its shards; `ShardSet.open` is what readers want.
 
     Raises:
         IntegrityError: the index is missing, broken, or not the manifest's.
     """
     table = _read_index(folder, manifest, LocalStorage(folder))
-    shards = ShardSet(manifest, table, shard_storage(folder, manifest), folder)
+    storage = shard_storage(folder, manifest, options)
+    shards = ShardSet(manifest, table, storage, folder, options)
     shards._check_counts()
     return shards
 
 
-def shard_storage(folder: Path, manifest: Manifest) -> Storage:
+def shard_storage(
+    folder: Path, manifest: Manifest, options: RemoteOptions | None = None
+) -> Storage:
     """Where the shards of a set are read: its own folder, unless another program wrote them.
 
     Raises:
@@ -323,7 +349,7 @@ def shard_storage(folder: Path, manifest: Manifest) -> Storage:
         return LocalStorage(folder)
     from omr_io.foreign_shards.storage import tar_storage
 
-    return tar_storage(folder, manifest.foreign.root)
+    return tar_storage(folder, manifest, options)
 
 
 def _view(foreign: Foreign) -> View:
@@ -344,10 +370,11 @@ def _neighbours(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
         yield run
 
 
-def _reopen(path: Path, fingerprint: str) -> ShardSet:
-    shards = ShardSet.open(path)
+def _reopen(path: Path | str, fingerprint: str, options: RemoteOptions | None = None) -> ShardSet:
+    shards = ShardSet.open(path, options)
     if shards.fingerprint != fingerprint:
-        raise IntegrityError("the set was replaced since it was opened", where=Where(str(path)))
+        where = Where(source=redact(str(path)))
+        raise IntegrityError("the set was replaced since it was opened", where=where)
     return shards
 
 

@@ -179,9 +179,10 @@ class HttpRanges:
         )
         if response.status == 200 and self._takes_whole(response):
             whole = bytearray()  # what was cut short is of no use: it cannot be gone on with
+            opening = self._stat is None
             self._copy(response, final, response.length or 0, whole)
             self._note(len(whole), response.headers)
-            out += whole
+            out += whole if opening else whole[start : start + size]
             return
         if response.status != 206:
             self._connections.drop(final)
@@ -262,7 +263,7 @@ class HttpRanges:
 
     def _takes_whole(self, response: http.client.HTTPResponse) -> bool:
         """Whether a server that sends all of a file, and not a range, may."""
-        if self._stat is not None or response.headers.get("Content-Encoding"):
+        if response.headers.get("Content-Encoding"):
             return False
         return response.length is not None and 0 < response.length <= self._whole_up_to
 

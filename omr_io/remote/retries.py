@@ -53,7 +53,7 @@ class RetryPolicy:
         """
         if asked is not None:
             return min(max(asked, 0.0), self.max_wait)
-        longest = min(self.first_wait * 2 ** (failures - 1), self.max_wait)
+        longest = min(self.first_wait * 2.0 ** (failures - 1), self.max_wait)
         # So that a thousand workers do not come back at once; nothing secret hangs on it.
         return longest * (0.5 + 0.5 * random.random())  # noqa: S311
 

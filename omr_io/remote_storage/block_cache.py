@@ -3,8 +3,8 @@
 An entry is a file FOLDER/ab/abcd...: its body, then 24 bytes (XXH3-128 of the body, its length in
 little-endian), as in `omr_io.cache`. While it is made it is `.abcd...`, and who makes it holds that
 file's lock (flock), so that an entry is fetched once and the lock of a process that died is free.
-`usage` holds the bytes that entries and unfinished ones take, 8 bytes in little-endian, changed under
-its own lock: room is taken there before anything is written, so the bound holds at all times.
+`usage` holds the bytes that entries and unfinished ones take, 8 bytes in little-endian, changed
+under its own lock: room is taken there before anything is written, so the bound holds at all times.
 Nothing is flushed to the device: after a crash the body does not match its hash, and goes.
 """
 
@@ -223,14 +223,13 @@ class BlockCache:
         wanted = room - self.max_bytes // _SLACK if total > room else room
         for _, size, path in found:
             if path.name.startswith("."):
-                if not _is_abandoned(path):
-                    continue
-            elif total <= wanted:
-                continue
-            with suppress(FileNotFoundError):
-                path.unlink()
-            self._sound.pop(path.name, None)
-            total -= size
+                if _remove_abandoned(path):
+                    total -= size
+            elif total > wanted:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+                self._sound.pop(path.name, None)
+                total -= size
         return total
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
@@ -288,14 +287,16 @@ def _is_sound(descriptor: int, size: int) -> bool:
     return bool(hash_.digest() == trailer[:16])
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether nobody is making this unfinished entry."""
+def _remove_abandoned(path: Path) -> bool:
+    """Remove an unfinished entry that nobody is making; gives whether that was so."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(descriptor, path):  # else somebody finished it just now
+            path.unlink()  # while it is locked: nobody can take it up now
         return True
     except OSError:
         return False
