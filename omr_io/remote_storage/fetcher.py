@@ -241,6 +241,9 @@ class Fetcher:
                     continue
                 self._at_work_ahead += 1
                 return hint.name
+            oldest = min((each[0].position for each in self._parked.values()), default=None)
+            if oldest is not None and hint.position - oldest > self._options.read_ahead_bytes // 2:
+                return None  # what comes before that must find room
             found = self._plan.next_ahead(hint)
             if found is not None:
                 return self._at_work(found, ahead=True)

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from omr_io.remote_storage.units import Unit
 
@@ -52,7 +53,7 @@ class Hints:
         self._sizes = sizes
         self._block_bytes = block_bytes
         self._max_lag = max_lag
-        self._queue: deque[Hint] = deque()  # nobody sees to them yet
+        self._queue: list[tuple[int, Hint]] = []  # a heap: nobody sees to them yet
         self._order: deque[Hint] = deque()  # all that live, and some that are done
         self._live: dict[str, list[tuple[int, Hint]]] = {}  # sorted by start
         self._position = 0
@@ -66,7 +67,7 @@ class Hints:
         """A range will be read after all that were added before."""
         hint = Hint(name, start, stop, self._position)
         self._position += stop - start
-        self._queue.append(hint)
+        heappush(self._queue, (hint.position, hint))
         self._order.append(hint)
         insort(self._live.setdefault(name, []), (start, hint), key=_start)
         self.want(name, start, stop)
@@ -102,18 +103,19 @@ class Hints:
 
     def next(self) -> Hint | None:
         """The first hint that nobody sees to yet."""
-        while self._queue and self._queue[0].launched:
-            self._queue.popleft()
-        return self._queue[0] if self._queue else None
+        while self._queue and self._queue[0][1].launched:
+            heappop(self._queue)
+        return self._queue[0][1] if self._queue else None
 
     def park(self, hint: Hint) -> None:
         """Take the first hint off the queue; `unpark` puts it back."""
-        assert self._queue[0] is hint
-        self._queue.popleft()
+        assert self._queue[0][1] is hint
+        heappop(self._queue)
 
     def unpark(self, hints: list[Hint]) -> None:
-        """Put hints that were parked back to where they were, before all others."""
-        self._queue.extendleft(reversed(hints))
+        """Put hints that were parked back to where they were."""
+        for hint in hints:
+            heappush(self._queue, (hint.position, hint))
 
     def give_up(self, name: str, start: int, stop: int) -> None:
         """Fetching these bytes failed: who reads them will see for himself."""
@@ -121,20 +123,25 @@ class Hints:
             if begin < stop and hint.stop > start:
                 hint.launched = True
 
-    def near(self, hint: Hint, max_bytes: int) -> tuple[int, int]:
-        """The run of bytes around a hint in which others that wait lie close to each other."""
+    def near(self, hint: Hint, max_bytes: int, max_lag: int) -> tuple[int, int]:
+        """The run of bytes around a hint in which others that wait lie close to each other.
+
+        Args:
+            max_bytes: of the run. max_lag: bytes of hints between this one and one taken in.
+        """
         live = self._live.get(hint.name, [])
         place = bisect_left(live, hint.start, key=_start)
+        last = hint.position + max_lag
         start, stop = hint.start, hint.stop
         for _, other in live[place:]:
             if other.start > stop + MAX_GAP or max(stop, other.stop) - start > max_bytes:
                 break
-            if not other.launched:
+            if not other.launched and other.position <= last:
                 stop = max(stop, other.stop)
         for begin, other in reversed(live[:place]):
             if other.stop < start - MAX_GAP or stop - begin > max_bytes:
                 break
-            if not other.launched:
+            if not other.launched and other.position <= last:
                 start = min(start, begin)
         return start, stop
 

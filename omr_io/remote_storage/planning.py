@@ -41,6 +41,7 @@ class Planner:
         self.units = UnitTable(options.read_ahead_bytes)
         lag = max(options.read_ahead_bytes, _MIN_LAG)
         self.hints = Hints(sizes, options.block_bytes, lag)
+        self._max_run = min(_MAX_RUN, options.read_ahead_bytes // (2 * options.threads))
         self._streams: dict[str, tuple[int, int]] = {}  # name → where a read ended, bytes ahead
         self._blocks: deque[tuple[int, int]] = deque()  # fetched ahead: hint's position, bytes
         self._block_bytes_ahead = 0
@@ -80,7 +81,8 @@ class Planner:
                 ahead = min(2 * ahead, _MAX_AHEAD)
                 self._streams[name] = (end, ahead)
                 unit.stop = self._clip(name, unit.start, unit.stop + ahead)
-        self.units.make_room(unit.size, for_a_reader=True)
+        # It is fetched even if there is no room: as many as there are readers, and no more.
+        self.units.make_room(unit.size, -1 if hint is None else hint.position)
         self.units.add(unit)
         if hint is not None and not hint.done:
             self._attach(hint, unit)
@@ -125,7 +127,7 @@ class Planner:
                 return None
         else:
             self._extend(hint, unit)
-        if not self.units.make_room(unit.size, for_a_reader=False) and self.units.held_bytes:
+        if not self.units.make_room(unit.size) and self.units.held_bytes:
             return None
         if unit.block:
             self._blocks.append((hint.position, unit.size))
@@ -137,7 +139,7 @@ class Planner:
 
     def _extend(self, hint: Hint, unit: Unit) -> None:
         """Let a range take in what lies near it and will be read too."""
-        start, stop = self.hints.near(hint, min(_MAX_RUN, self.units.max_bytes))
+        start, stop = self.hints.near(hint, self._max_run, self.units.max_bytes // 2)
         start, stop = min(start, unit.start), max(stop, unit.stop)
         if self._takes_blocks():
             begin = unit.start // self._block_bytes * self._block_bytes
@@ -191,6 +193,7 @@ class Planner:
         if unit not in hint.units:
             hint.units.append(unit)
             unit.readers += 1
+            unit.position = max(unit.position, hint.position)
             self._file(unit)
 
     def _file(self, unit: Unit) -> None:

@@ -27,7 +27,8 @@ class Unit:
             somebody else put them there.
         ahead: nobody waited for it when it went to work.
         in_cache: the cache has it now, so that the table need not.
-        readers: hints on what it holds that were not read yet.
+        readers: hints on what it holds that were not read yet. position: of the last of them, in
+            the order of all hints.
         ready: set when it is done.
         busy_since: when another process was first found to be fetching it.
     """
@@ -42,6 +43,7 @@ class Unit:
     data: bytes | bytearray | None = None
     in_cache: bool = False
     readers: int = 0
+    position: int = -1
     ready: threading.Event = field(default_factory=threading.Event)
     busy_since: float | None = None
 
@@ -120,18 +122,24 @@ class UnitTable:
         self._unread.pop(unit, None)
         (self._unread if unit.readers else self._spent)[unit] = None
 
-    def make_room(self, size: int, *, for_a_reader: bool) -> bool:
+    def make_room(self, size: int, before: int = -1) -> bool:
         """Forget units until `size` more bytes fit; gives whether they do.
 
-        What is spent goes first. For a reader that waits also what was read ahead and not asked
-        for since, the oldest first, and eight times as much: it is of an order that was given up.
+        What is spent goes first.
+
+        Args:
+            before: the position of a reader that waits. What was to be read before that and was not
+                goes too, and eight times as much as is needed: most likely it is of an order that
+                was given up.
         """
         wanted = self.max_bytes - size
         while self.held_bytes > wanted and self._spent:
             self.remove(next(iter(self._spent)))
-        if for_a_reader and self.held_bytes > wanted:
-            while self.held_bytes > wanted - 7 * size and self._unread:
-                self.remove(next(iter(self._unread)))
+        if self.held_bytes > wanted:
+            for unit in [unit for unit in self._unread if unit.position < before]:
+                if self.held_bytes <= wanted - 7 * size:
+                    break
+                self.remove(unit)
         return self.held_bytes <= wanted
 
     def all(self) -> list[Unit]:
