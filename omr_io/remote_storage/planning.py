@@ -53,11 +53,9 @@ class Planner:
         hint = self.hints.find(name, start)
         if hint is None:
             self.hints.want(name, start, stop)
-            end, ahead = self._streams.get(name, (0, 0))
-            in_order = start > 0 and 0 <= start - end <= MAX_GAP
-            self._streams[name] = (stop, ahead if in_order else 0)
-            if in_order and not ahead:
-                self._streams[name] = (stop, _FIRST_AHEAD // 2)
+            end, ahead = self._streams.get(name, (-1, 0))
+            in_order = end >= 0 and 0 <= start - end <= MAX_GAP
+            self._streams[name] = (stop, max(ahead, _FIRST_AHEAD // 2) if in_order else 0)
         return hint
 
     def end_read(self, hint: Hint, start: int, stop: int) -> bool:

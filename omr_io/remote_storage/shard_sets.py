@@ -63,7 +63,7 @@ def open_remote(
         mend = f"{failure.mend}. {_GIVE}" if failure.mend else _GIVE
         raise SourceError(what, where=Where(source=source), mend=mend)
     manifest = parse_manifest(data, source)
-    storage = RemoteStorage(root, known_files(manifest), options)
+    storage = RemoteStorage(root, known_files(manifest), options, first.stats())
     table = _read_index(storage, manifest.index)
     foreign = "" if manifest.foreign is None else manifest.foreign.root
     if foreign and not is_url(foreign):
@@ -75,7 +75,7 @@ def open_remote(
         )
     if foreign:
         storage.close()
-        storage = RemoteStorage(foreign, known_files(manifest), options)
+        storage = RemoteStorage(foreign, known_files(manifest), options, storage.stats())
     return manifest, table, storage, root
 
 

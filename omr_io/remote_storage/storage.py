@@ -32,6 +32,7 @@ class RemoteStorage:
         url: the folder of the files. One of the Hub is pinned to the commit that it is at now.
         known: size and SHA-256 of files, from a manifest: what is found must have that size.
         options: see there.
+        before: counts that go on.
 
     Raises:
         SourceError: the URL is none of these, or cannot be right.
@@ -43,6 +44,7 @@ class RemoteStorage:
         url: str,
         known: Mapping[str, KnownFile] | None = None,
         options: RemoteOptions | None = None,
+        before: StorageStats | None = None,
     ) -> None:
         self.options = options or RemoteOptions()
         root = as_root(url)
@@ -51,7 +53,7 @@ class RemoteStorage:
             root = pin(place, self.options.retries).url.rstrip("/") + "/"
         self.root = root
         self._known = dict(known or {})
-        self._before = StorageStats()
+        self._before = before or StorageStats()
         # By process: a child must not take its parent's.
         self._fetchers: dict[int, tuple[Fetcher, weakref.finalize[..., RemoteStorage]]] = {}
         self._locks: dict[int, threading.Lock] = {}
