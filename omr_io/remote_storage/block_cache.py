@@ -189,9 +189,9 @@ class BlockCache:
             if used is None or used + size > self.max_bytes:
                 used = self._remove_old(self.max_bytes - size)
             if used + size > self.max_bytes:
-                os.pwrite(usage, used.to_bytes(8, "little"), 0)
+                _set_count(usage, used)
                 return False
-            os.pwrite(usage, (used + size).to_bytes(8, "little"), 0)
+            _set_count(usage, used + size)
             os.ftruncate(descriptor, size)
         return True
 
@@ -199,7 +199,7 @@ class BlockCache:
         with suppress(OSError), self._usage() as usage:
             used = _as_count(os.pread(usage, 9, 0))
             if used is not None:
-                os.pwrite(usage, max(used - size, 0).to_bytes(8, "little"), 0)
+                _set_count(usage, max(used - size, 0))
 
     @contextmanager
     def _usage(self) -> Iterator[int]:
@@ -256,6 +256,11 @@ def _default_bytes(folder: Path) -> int:
 
 def _as_count(data: bytes) -> int | None:
     return int.from_bytes(data, "little") if len(data) == 8 else None
+
+
+def _set_count(descriptor: int, count: int) -> None:
+    os.pwrite(descriptor, count.to_bytes(8, "little"), 0)
+    os.ftruncate(descriptor, 8)
 
 
 def _write(descriptor: int, view: memoryview) -> None:

@@ -89,13 +89,13 @@ class Hints:
             overlap = min(stop, begin + self._block_bytes) - max(start, begin)
             self._wanted[name, block] += overlap
 
-    def is_wanted(self, name: str, block: int) -> bool:
-        """Whether so much of a block is wanted that all of it may as well be fetched.
+    def is_wanted(self, name: str, block: int, size: int) -> bool:
+        """Whether so much of a block of `size` bytes is wanted that all of it may as well be fetched.
 
         Until then its ranges are fetched on their own: the first batches of a shuffled corpus need
         a little of every block. What that costs twice is at most a sixteenth.
         """
-        return self._wanted[name, block] * _SHARE >= self._block_bytes
+        return self._wanted[name, block] * _SHARE >= size
 
     def forget_block(self, name: str, block: int) -> None:
         """A block is in the cache: start counting anew."""

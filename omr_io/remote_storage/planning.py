@@ -151,7 +151,8 @@ class Planner:
             block = start // self._block_bytes
             begin = block * self._block_bytes
             end = min(begin + self._block_bytes, self._sizes[name])
-            if self.hints.is_wanted(name, block) and self._free(name, begin, end):
+            wanted = self.hints.is_wanted(name, block, end - begin)
+            if wanted and self._free(name, begin, end):
                 return Unit(name, begin, end, block=True, ahead=ahead)
             stop = min(stop, end)
         return Unit(name, start, self._clip(name, start, stop), block=False, ahead=ahead)
