@@ -18,6 +18,7 @@ from omr_io.remote.retries import (
     StallMeter,
     Traffic,
     TransientError,
+    retry_after,
 )
 from omr_io.remote.urls import redact
 
@@ -158,7 +159,7 @@ class HttpRanges:
         except ssl.SSLCertVerificationError as error:
             permanent = f"the server's certificate is not trusted: {error.verify_message}"
         except socket.gaierror as error:
-            if error.errno != socket.EAI_NONAME:
+            if error.errno != socket.EAI_NONAME or self._stat is not None:
                 return TransientError(f"the host's name cannot be resolved: {error.strerror}")
             permanent = "there is no such host"
         except (OSError, http.client.HTTPException) as error:
@@ -213,8 +214,7 @@ class HttpRanges:
         if status == 412:
             raise changed(self._source, "its ETag is another")
         if status in _TRANSIENT or status > 505:
-            asked = headers.get("Retry-After", "")
-            after = float(asked) if asked.isascii() and asked.isdigit() else None
+            after = retry_after(headers.get("Retry-After", ""))
             raise TransientError(f"the server answers {status}", after)
         if status == 416:
             match = _CONTENT_RANGE.search(headers.get("Content-Range", ""))

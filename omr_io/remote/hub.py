@@ -14,7 +14,7 @@ from omr_io.errors import ConfigError, OmrError, SourceError, Where
 from omr_io.remote.connections import Connections
 from omr_io.remote.http_ranges import HttpRanges
 from omr_io.remote.ranges import Stat
-from omr_io.remote.retries import RetryPolicy, Traffic, TransientError, call
+from omr_io.remote.retries import RetryPolicy, Traffic, TransientError, call, retry_after
 from omr_io.remote.urls import fixed_part, glob_regex, has_magic, in_folder, redact
 
 if TYPE_CHECKING:
@@ -259,10 +259,8 @@ def explain_hub(error: Exception, place: HubPath) -> OmrError | TransientError:
         headers = error.response.headers
         status = error.response.status_code
         if status in (408, 429) or status >= 500:
-            asked = str(headers.get("Retry-After", ""))
-            return TransientError(
-                f"the Hub answers {status}", float(asked) if asked.isdigit() else None
-            )
+            after = retry_after(str(headers.get("Retry-After", "")))
+            return TransientError(f"the Hub answers {status}", after)
         return refusal(status, headers.get("X-Error-Code", ""), place, source)
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         return explain_hub(error.__cause__, place)  # so it wraps what fails in its threads

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from omr_io.errors import ConfigError, OmrError, SourceError
@@ -134,6 +136,19 @@ class TransientError(Exception):
         super().__init__(what)
         self.what = what
         self.retry_after = retry_after
+
+
+def retry_after(header: str) -> float | None:
+    """Seconds that a Retry-After header asks for, by number or date; None: it says nothing."""
+    if header.isascii() and header.isdigit():
+        return float(header)
+    try:
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max((date - datetime.now(UTC)).total_seconds(), 0.0)
 
 
 class StalledError(TransientError):

@@ -280,7 +280,7 @@ class Fetcher:
             else:
                 unit.data = self.fetch(unit.name, unit.start, unit.size)
         except BaseException as failure:  # it is the reader's
-            error = failure
+            error = _closed() if self.traffic.ended else failure
         with self._lock:
             self._at_work_ahead -= unit.ahead
             if busy and not self._closed:

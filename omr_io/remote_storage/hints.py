@@ -14,6 +14,7 @@ MAX_GAP = 1 << 16
 """Bytes between two ranges that are read over rather than asked for apart."""
 
 _RECENT = 4096  # ranges whose files are taken for what is at work now
+_MAX_COUNTED = 1 << 20  # blocks; beyond them counting starts anew
 _SHARE = 16  # a block is taken whole once 1/16 of it is wanted
 
 
@@ -84,13 +85,15 @@ class Hints:
             if not self._recent_counts[old]:
                 del self._recent_counts[old]
                 self.working_bytes -= self._sizes.get(old, 0)
+        if len(self._wanted) > _MAX_COUNTED:
+            self._wanted.clear()
         for block in blocks(start, stop, self._block_bytes):
             begin = block * self._block_bytes
             overlap = min(stop, begin + self._block_bytes) - max(start, begin)
             self._wanted[name, block] += overlap
 
     def is_wanted(self, name: str, block: int, size: int) -> bool:
-        """Whether so much of a block of `size` bytes is wanted that all of it may as well be fetched.
+        """Whether so much of a block of `size` bytes is wanted that it may as well come whole.
 
         Until then its ranges are fetched on their own: the first batches of a shuffled corpus need
         a little of every block. What that costs twice is at most a sixteenth.

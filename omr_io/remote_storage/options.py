@@ -26,7 +26,8 @@ class RemoteOptions:
             somebody waits for.
         read_ahead_bytes: of memory, for what is read ahead and not yet asked for.
         block_bytes: what is kept in the cache are aligned blocks of shards, of this size.
-        retries: how often and how long apart is tried again, and what counts as dead.
+        retries: how often and how long apart is tried again, and what counts as dead. The default
+            rides out some three minutes of a server that does not answer.
 
     Raises:
         ConfigError: an option that cannot be right.
@@ -37,7 +38,7 @@ class RemoteOptions:
     threads: int = 16
     read_ahead_bytes: int = 256 << 20
     block_bytes: int = 8 << 20
-    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    retries: RetryPolicy = field(default_factory=lambda: RetryPolicy(tries=12))
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.read_ahead_bytes < 0 or self.block_bytes < 1 << 12:

@@ -5,7 +5,9 @@ import os
 import socket
 import ssl
 import threading
+import time
 import traceback
+from email.utils import formatdate
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pytest
 
 from omr_io.errors import ConfigError, SourceError
 from omr_io.remote import RetryPolicy, identity, list_urls, open_url
+from omr_io.remote.retries import retry_after
 from tests.remote.servers import (
     FileServer,
     Reply,
@@ -102,6 +105,10 @@ def test_what_may_pass_is_tried_again(server, code):
 def test_retry_after_is_kept(server):
     server.faults = [status(503, {"Retry-After": "1000"})]
     assert read(server.url + "/small") == SMALL  # but no longer than max_wait
+    assert retry_after("7") == 7.0
+    assert 1000 < retry_after(formatdate(time.time() + 2000, usegmt=True)) <= 2000
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after("soon") is retry_after("") is retry_after("-1") is None
     policy = RetryPolicy(tries=2, first_wait=30, max_wait=30, timeout=1)
     server.faults = [status(503, {"Retry-After": "0"})]
     assert read(server.url + "/small", policy) == SMALL

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_blocks_are_fetched_once_and_ranges_only_at_first(server, url, options):
 
 
 def test_little_is_fetched_for_little(server, url, options):
-    with ShardSet.open(url, options(block_bytes=8 << 20)) as shards:
+    with ShardSet.open(url, options(cache=None)) as shards:
         server.requests.clear()
         before = shards.storage_stats().fetched_bytes
         sizes = [sum(part.size for part in shards.parts(i)) + 2048 for i in (3, 31)]
@@ -360,6 +361,15 @@ def test_a_remote_foreign_set_names_no_folder(tmp_path, options):
             ]
         with pytest.raises(ConfigError, match=r"tars are in the folder .*Copy index"):
             ShardSet.open(f"{server.url}/beside", options())
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("OMR_IO_CACHE_DIR", str(tmp_path))
+    assert RemoteOptions().folder() == tmp_path / "shards"
+    assert RemoteOptions(cache=None).folder() is RemoteOptions(cache_bytes=0).folder() is None
+    assert RemoteOptions(cache="~/x").folder() == Path.home() / "x"
+    monkeypatch.setenv("OMR_IO_CACHE_DIR", "")
+    assert RemoteOptions().folder() is None
 
 
 def test_options_that_cannot_be():

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 import traceback
+from contextlib import suppress
 
 import pytest
 
@@ -11,7 +13,7 @@ from omr_io.errors import ConfigError, SourceError
 from omr_io.index import ShardSet
 from omr_io.remote import list_urls
 from omr_io.remote_storage import RemoteStorage
-from tests.remote.servers import S3Server, cut, silent, status
+from tests.remote.servers import S3Server, cut, etag, silent, status
 from tests.remote_storage.conftest import QUICK
 
 pytest.importorskip("obstore")
@@ -260,6 +262,75 @@ def test_a_transfer_that_stalls(set_files, options, monkeypatch):
         with pytest.raises(SourceError, match="failed 3 times"):
             storage.read(other, 5000, 10)
         storage.close()
+
+
+def test_a_trickle_counts_as_dead_and_is_gone_on_with(set_files, options, monkeypatch):
+    name = "train-000000.tar"
+    data = set_files[name]
+
+    class Trickle(S3Server):
+        """The first range comes a byte at a time, 100 a second."""
+
+        trickled = 0
+
+        def _send(self, handler, request, reply):
+            if reply.status != 206 or self.trickled:
+                return super()._send(handler, request, reply)
+            self.trickled += 1
+            handler.send_response(206)
+            for field, value in reply.headers.items():
+                if field != "X-Whole":
+                    handler.send_header(field, value)
+            handler.send_header("Content-Length", str(len(reply.body)))
+            handler.end_headers()
+            handler.close_connection = True
+            with suppress(OSError):
+                for n in range(len(reply.body)):
+                    handler.wfile.write(reply.body[n : n + 1])
+                    handler.wfile.flush()
+                    time.sleep(0.01)
+            return None
+
+    with Trickle({f"sets/train/{name}": data}, "corpora") as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        policy = type(QUICK)(tries=3, first_wait=0.01, max_wait=0.01, timeout=5, stall_seconds=0.4)
+        storage = RemoteStorage(URL, None, options(cache=None, retries=policy))
+        begin = time.monotonic()
+        assert storage.read(name, 1000, 3000) == data[1000:4000]
+        assert time.monotonic() - begin < 5
+        first, second = (int(r.range.split("=")[1].split("-")[0]) for r in server.gets())
+        assert first == 1000 < second < 1200
+        assert server.gets()[1].headers["if-match"] == etag(data)
+        storage.close()
+
+
+def test_a_process_ends_though_transfers_hang(set_files, tmp_path):
+    objects = {f"sets/train/{name}": data for name, data in set_files.items()}
+    code = f"""
+from omr_io.index import ShardSet
+from omr_io.remote_storage import RemoteOptions
+shards = ShardSet.open({URL!r}, RemoteOptions(cache=None))
+print("open", flush=True)
+input()
+shards.will_read(range(60))
+import time; time.sleep(0.5)
+"""
+    with S3Server(objects, "corpora") as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "AWS_ENDPOINT_URL": server.url},
+        )  # fmt: skip
+        assert process.stdout.readline() == "open\n"
+
+        def hang(request, reply):
+            reply.pause = 20
+            return reply
+
+        server.always = hang
+        begin = time.monotonic()
+        process.communicate("go\n", timeout=15)
+        assert process.returncode == 0
+        assert time.monotonic() - begin < 8
 
 
 def test_a_forked_child_is_told(s3, options, tmp_path):
