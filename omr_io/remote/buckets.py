@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from omr_io.errors import ConfigError, OmrError, SourceError, Where
-from omr_io.remote.ranges import Stat, changed
+from omr_io.remote.ranges import Buffer, Stat, changed
 from omr_io.remote.retries import RetryPolicy, StallMeter, Traffic, TransientError, call
 from omr_io.remote.urls import SUFFIXES, fixed_part, glob_regex, has_magic, in_folder, redact
 
@@ -96,26 +96,21 @@ class Bucket:
 
         return self._call(head, redact(self.url(key)))
 
-    def fetch(self, key: str, offset: int, size: int, stat: Stat) -> bytearray:
-        """Exactly these bytes of an object that is still what it was.
+    def fetch_into(self, out: Buffer, key: str, offset: int, size: int, stat: Stat) -> None:
+        """Exactly these bytes of an object that is still what it was, into an empty buffer.
 
         What a try brought is kept, and the next one goes on after it, held to the same ETag.
 
         Raises:
             SourceError: they cannot be had, or the object has changed.
         """
-        out = bytearray()
-        source = redact(self.url(key))
 
-        def get(store: Store) -> bytearray:
+        def get(store: Store) -> None:
             self._get(store, key, offset, size, stat, out)
-            return out
 
-        return self._call(get, source, lambda: len(out))
+        self._call(get, redact(self.url(key)), lambda: len(out))
 
-    def _get(
-        self, store: Store, key: str, offset: int, size: int, stat: Stat, out: bytearray
-    ) -> None:
+    def _get(self, store: Store, key: str, offset: int, size: int, stat: Stat, out: Buffer) -> None:
         import obstore
 
         options: dict[str, Any] = {"range": (offset + len(out), offset + size)}
@@ -133,13 +128,14 @@ class Bucket:
         meter = StallMeter(self._policy)
         # Whatever comes at once, 8 to 64 KiB: of larger pieces a trickle would never make one.
         for piece in result.stream(min_chunk_size=1):
-            out += piece
+            if len(out) + len(piece) > size:
+                out.clear()  # nothing of it can be trusted
+                raise TransientError("more bytes came than were asked for")
+            out.append(memoryview(piece))
             self._traffic.received(len(piece))
             if len(out) < size:
                 meter.received(len(piece))
         if len(out) != size:
-            if len(out) > size:
-                out.clear()  # nothing of it can be trusted
             raise TransientError(f"{len(out)} bytes came instead of {size}")
 
     def is_object(self, key: str) -> bool:
@@ -248,7 +244,9 @@ class BucketRanges:
         Raises:
             SourceError: they cannot be had, or the object has changed since it was opened.
         """
-        return bytes(self._bucket.fetch(self._key, offset, size, self._stat))
+        room = Buffer(size)
+        self._bucket.fetch_into(room, self._key, offset, size, self._stat)
+        return bytes(room.view())
 
     def close(self) -> None:
         """Nothing stays open: obstore keeps its own pool."""

@@ -11,7 +11,7 @@ from email.message import Message
 
 from omr_io.errors import SourceError, Where
 from omr_io.remote.connections import Connections, origin_of
-from omr_io.remote.ranges import Stat, changed
+from omr_io.remote.ranges import Buffer, Stat, changed
 from omr_io.remote.retries import (
     RetryPolicy,
     StalledError,
@@ -101,9 +101,11 @@ class HttpRanges:
         # An ETag is quoted; a date is not.
         tag = "" if stat is None or pinned else stat.tag
         self._etag, self._modified = (tag, "") if '"' in tag else ("", tag)
-        self._head = bytearray()
+        self._head = b""
         if stat is None:
-            self._fill(0, head, self._head)
+            room = Buffer(head)
+            self._fill(0, head, room)
+            self._head = self._head or bytes(room.view())
 
     @property
     def stat(self) -> Stat:
@@ -117,17 +119,22 @@ class HttpRanges:
         Raises:
             SourceError: they cannot be had, or the file has changed since it was opened.
         """
+        room = Buffer(size)
+        self.fetch_into(room, offset, size)
+        return bytes(room.view())
+
+    def fetch_into(self, out: Buffer, offset: int, size: int) -> None:
+        """The same, into an empty buffer."""
         if offset + size <= len(self._head):
-            return bytes(self._head[offset : offset + size])
-        out = bytearray()
-        self._fill(offset, size, out)
-        return bytes(out)
+            out.append(self._head[offset : offset + size])
+        else:
+            self._fill(offset, size, out)
 
     def close(self) -> None:
         """Close connections; the next fetch opens new ones."""
         self._connections.close()
 
-    def _fill(self, offset: int, size: int, out: bytearray) -> None:
+    def _fill(self, offset: int, size: int, out: Buffer) -> None:
         """Append to `out` until it has `size` bytes, or the file ends (for the first request)."""
         failures = 0
         while len(out) < (size if self._stat is None else min(size, self._stat.size - offset)):
@@ -148,7 +155,7 @@ class HttpRanges:
     def _ends_at(self, offset: int) -> bool:
         return self._stat is not None and offset >= self._stat.size
 
-    def _try(self, offset: int, size: int, out: bytearray) -> TransientError | None:
+    def _try(self, offset: int, size: int, out: Buffer) -> TransientError | None:
         """One request; what it brought is in `out` even when it fails half-way."""
         permanent = ""
         try:
@@ -169,7 +176,7 @@ class HttpRanges:
         self._connections.close()
         raise SourceError(permanent, where=self._where)
 
-    def _request(self, start: int, size: int, out: bytearray) -> None:
+    def _request(self, start: int, size: int, out: Buffer) -> None:
         cached = self._final
         headers = {"Range": f"bytes={start}-{start + size - 1}"}
         if self._etag and not self._etag.startswith("W/") and not self._pinned:
@@ -179,11 +186,13 @@ class HttpRanges:
             cached or self._url, headers, {} if cached else self._private, self._source
         )
         if response.status == 200 and self._takes_whole(response):
-            whole = bytearray()  # what was cut short is of no use: it cannot be gone on with
+            length = response.length or 0
+            whole = Buffer(length)  # what was cut short is of no use: it cannot be gone on with
             opening = self._stat is None
-            self._copy(response, final, response.length or 0, whole)
-            self._note(len(whole), response.headers)
-            out += whole if opening else whole[start : start + size]
+            self._copy(response, final, length, whole)
+            self._note(length, response.headers)
+            self._head = bytes(whole.view()) if opening else self._head
+            out.append(whole.view()[start : start + size])
             return
         if response.status != 206:
             self._connections.drop(final)
@@ -237,7 +246,7 @@ class HttpRanges:
         raise self._explain(status, headers, self._source)
 
     def _read(
-        self, response: http.client.HTTPResponse, url: str, start: int, size: int, out: bytearray
+        self, response: http.client.HTTPResponse, url: str, start: int, size: int, out: Buffer
     ) -> None:
         match = _CONTENT_RANGE.search(response.headers.get("Content-Range", ""))
         encoding = response.headers.get("Content-Encoding", "identity").lower()
@@ -267,16 +276,14 @@ class HttpRanges:
             return False
         return response.length is not None and 0 < response.length <= self._whole_up_to
 
-    def _copy(
-        self, response: http.client.HTTPResponse, url: str, left: int, out: bytearray
-    ) -> None:
+    def _copy(self, response: http.client.HTTPResponse, url: str, left: int, out: Buffer) -> None:
         meter = StallMeter(self._policy)
         while left:
             piece = response.read1(min(left, _PIECE))  # what is there: a trickle must show
             if not piece:
                 self._connections.drop(url)
                 raise TransientError("the server stopped in the middle")
-            out += piece
+            out.append(piece)
             left -= len(piece)
             self._traffic.received(len(piece))
             if left:

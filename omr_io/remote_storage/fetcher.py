@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from omr_io.errors import IntegrityError, OmrWarning, SourceError, Where
-from omr_io.remote.ranges import Stat
+from omr_io.remote.ranges import Buffer, Stat
 from omr_io.remote.retries import Traffic
 from omr_io.remote_storage.block_cache import BlockCache, Claim
 from omr_io.remote_storage.hints import Hint
@@ -130,9 +130,16 @@ class Fetcher:
                 self._stats[name] = stat
         return self._stats[name]
 
-    def fetch(self, name: str, offset: int, size: int) -> bytes | bytearray:
-        """Bytes of a file past cache and threads, by the caller's thread; errors as of `read`."""
-        return self._origin.fetch(name, offset, size, self.stat(name))
+    def fetch(self, name: str, offset: int, size: int, room: Buffer | None = None) -> memoryview:
+        """Bytes of a file past cache and threads, by the caller's thread; errors as of `read`.
+
+        Args:
+            room: where they are put; else in memory of their own.
+        """
+        room = room or Buffer(size)
+        room.clear()
+        self._origin.fetch_into(room, name, offset, size, self.stat(name))
+        return room.view()
 
     def key(self, name: str, block: int) -> str:
         """The cache's name for a block of a file, -1 for all of it: a hash, so it tells nothing."""
@@ -207,6 +214,7 @@ class Fetcher:
         self._work.notify(count)
 
     def _run(self) -> None:
+        room: Buffer | None = None  # of a block, used again and again
         while True:
             with self._lock:
                 task = self._next()
@@ -216,7 +224,9 @@ class Fetcher:
                 if self._closed or task is None:
                     return
             if isinstance(task, Unit):
-                self._fetch(task)
+                if task.block:
+                    room = room or Buffer(self._options.block_bytes)
+                self._fetch(task, room)
             else:
                 self._learn(task)
 
@@ -271,12 +281,12 @@ class Fetcher:
                 self._plan.hints.unpark(parked)
                 self._wake(len(parked))
 
-    def _fetch(self, unit: Unit) -> None:
+    def _fetch(self, unit: Unit, room: Buffer | None) -> None:
         error: BaseException | None = None
         busy = False
         try:
             if unit.block and self.cache is not None:
-                busy = self._fetch_block(unit, self.cache)
+                busy = self._fetch_block(unit, self.cache, room)
             else:
                 unit.data = self.fetch(unit.name, unit.start, unit.size)
         except BaseException as failure:  # it is the reader's
@@ -295,7 +305,7 @@ class Fetcher:
         self._plan.finish(unit)
         unit.ready.set()
 
-    def _fetch_block(self, unit: Unit, cache: BlockCache) -> bool:
+    def _fetch_block(self, unit: Unit, cache: BlockCache, room: Buffer | None) -> bool:
         """Bring a block into the cache; gives whether another process is about to."""
         key = self.key(unit.name, unit.start // self._options.block_bytes)
         claim: Claim | None = None
@@ -314,12 +324,15 @@ class Fetcher:
         try:
             if claim is not None and cache.has(key):
                 return False
-            data = unit.data = self.fetch(unit.name, unit.start, unit.size)
+            data = self.fetch(unit.name, unit.start, unit.size, room)
+            stored = False
             if claim is not None:
                 try:
-                    unit.in_cache = claim.commit([data], len(data))
+                    stored = claim.commit([data], len(data))
                 except OSError as error:
                     self._warn(cache, error)
+            if not stored:  # it is kept in memory instead
+                unit.data = bytes(data)
         finally:
             if claim is not None:
                 claim.release()

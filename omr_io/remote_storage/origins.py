@@ -13,7 +13,7 @@ from omr_io.remote.buckets import Bucket, parse
 from omr_io.remote.connections import Connections
 from omr_io.remote.http_ranges import HttpRanges
 from omr_io.remote.hub import open_hub
-from omr_io.remote.ranges import Stat
+from omr_io.remote.ranges import Buffer, Stat
 from omr_io.remote.retries import RetryPolicy, Traffic
 from omr_io.remote.urls import BUCKETS, redact, scheme_of
 
@@ -33,8 +33,8 @@ class Origin(Protocol):
         """What a file is now; SourceError if it cannot be had."""
         ...
 
-    def fetch(self, name: str, offset: int, size: int, stat: Stat) -> bytes | bytearray:
-        """Exactly these bytes of a file that is still what it was.
+    def fetch_into(self, out: Buffer, name: str, offset: int, size: int, stat: Stat) -> None:
+        """Exactly these bytes of a file that is still what it was, into an empty buffer.
 
         Raises:
             SourceError: they cannot be had, or the file has changed.
@@ -109,9 +109,9 @@ class BucketOrigin:
         """See `Origin`."""
         return self._bucket.stat(self._prefix + name)
 
-    def fetch(self, name: str, offset: int, size: int, stat: Stat) -> bytes | bytearray:
+    def fetch_into(self, out: Buffer, name: str, offset: int, size: int, stat: Stat) -> None:
         """See `Origin`."""
-        return self._bucket.fetch(self._prefix + name, offset, size, stat)
+        self._bucket.fetch_into(out, self._prefix + name, offset, size, stat)
 
     def close(self) -> None:
         """Nothing stays open: obstore keeps its own pool."""
@@ -133,9 +133,9 @@ class HttpOrigin:
         # The storage servers behind the Hub may disagree on ETags.
         return Stat(stat.size, "") if self.pinned else stat
 
-    def fetch(self, name: str, offset: int, size: int, stat: Stat) -> bytes | bytearray:
+    def fetch_into(self, out: Buffer, name: str, offset: int, size: int, stat: Stat) -> None:
         """See `Origin`."""
-        return self._file(name, stat).fetch(offset, size)
+        self._file(name, stat).fetch_into(out, offset, size)
 
     def close(self) -> None:
         """See `Origin`."""

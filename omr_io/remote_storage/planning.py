@@ -63,7 +63,8 @@ class Planner:
         for done in self.hints.read(hint, start, stop):
             for unit in done.units:
                 unit.readers -= 1
-                self._file(unit)
+                if not unit.readers and self._is_held(unit):
+                    self.units.remove(unit)  # it was told of, and all who were told have read it
             done.units.clear()
         if hint.done:
             while self._blocks and self._blocks[0][0] <= hint.position:
@@ -111,7 +112,7 @@ class Planner:
         if unit.error is not None:
             self.hints.give_up(unit.name, unit.start, unit.stop)
         if self.units.at(unit.name, unit.start) is unit:
-            if unit.data is None or unit.in_cache:
+            if unit.data is None:
                 self.units.remove(unit)  # it is in the cache, or to be asked for again
             else:
                 self.units.file(unit)
@@ -193,9 +194,9 @@ class Planner:
             hint.units.append(unit)
             unit.readers += 1
             unit.position = max(unit.position, hint.position)
-            self._file(unit)
+            if self._is_held(unit):
+                self.units.file(unit)
 
-    def _file(self, unit: Unit) -> None:
+    def _is_held(self, unit: Unit) -> bool:
         done = unit.state is State.DONE
-        if done and self.units.at(unit.name, unit.start) is unit:
-            self.units.file(unit)
+        return done and self.units.at(unit.name, unit.start) is unit

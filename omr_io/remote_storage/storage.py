@@ -81,13 +81,13 @@ class RemoteStorage:
         found = self._fetchers.get(os.getpid())
         return self._before if found is None else _added(self._before, found[0])
 
-    def pieces(self, name: str) -> Iterator[bytes | bytearray]:
+    def pieces(self, name: str) -> Iterator[memoryview]:
         """All of a file, 8 MiB at a time, several at once, past the cache."""
         fetcher = self.fetcher()
         size = fetcher.stat(name).size
         threads = self.options.threads
         with ThreadPoolExecutor(threads, thread_name_prefix="omr-io-fetch-file") as pool:
-            waiting: deque[Future[bytes | bytearray]] = deque()
+            waiting: deque[Future[memoryview]] = deque()
             try:
                 for start in range(0, size, _PIECE):
                     if len(waiting) == threads:

@@ -26,7 +26,6 @@ class Unit:
         state, error: how it went. data: its bytes; None once done: they are in the cache, or
             somebody else put them there.
         ahead: nobody waited for it when it went to work.
-        in_cache: the cache has it now, so that the table need not.
         readers: hints on what it holds that were not read yet. position: of the last of them, in
             the order of all hints.
         ready: set when it is done.
@@ -40,8 +39,7 @@ class Unit:
     ahead: bool
     state: State = State.WAITING
     error: BaseException | None = None
-    data: bytes | bytearray | None = None
-    in_cache: bool = False
+    data: bytes | memoryview | None = None
     readers: int = 0
     position: int = -1
     ready: threading.Event = field(default_factory=threading.Event)

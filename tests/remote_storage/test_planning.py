@@ -37,12 +37,12 @@ class MemoryOrigin:
             raise SourceError("none")
         return Stat(len(FILES[name]), '"tag"')
 
-    def fetch(self, name: str, offset: int, size: int, stat: Stat) -> bytes:
+    def fetch_into(self, out, name: str, offset: int, size: int, stat: Stat) -> None:
         assert 0 <= offset < offset + size <= len(FILES[name])
         self.asked.append((name, offset, size))
         if self.random.random() < self.failing:
             raise SourceError("failed")
-        return FILES[name][offset : offset + size]
+        out.append(FILES[name][offset : offset + size])
 
     def close(self) -> None: ...
 
