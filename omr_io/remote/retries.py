@@ -182,8 +182,9 @@ def call(
         except OmrError:
             raise
         except Exception as error:  # whatever a library raises; `explain` decides
-            problem = error if isinstance(error, TransientError) else explain(error)
-        # Raised outside of `except`, so that it carries no context.
+            failure = error
+        # Explained and raised outside of `except`, so that nothing raised carries a context.
+        problem = failure if isinstance(failure, TransientError) else explain(failure)
         if not isinstance(problem, TransientError):
             raise problem
         failures += 1

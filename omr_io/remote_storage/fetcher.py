@@ -65,6 +65,7 @@ class Fetcher:
         self._at_work_ahead = 0
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._reason: BaseException = SourceError("the storage was closed while it was read")
         self._warned = False
 
     def read(self, name: str, offset: int, size: int) -> bytes:
@@ -136,7 +137,7 @@ class Fetcher:
         Args:
             room: where they are put; else in memory of their own.
         """
-        room = room or Buffer(size)
+        room = Buffer(size) if room is None else room
         room.clear()
         self._origin.fetch_into(room, name, offset, size, self.stat(name))
         return room.view()
@@ -166,9 +167,7 @@ class Fetcher:
             if thread is not threading.current_thread():
                 thread.join(max(end - time.monotonic(), 0))
         with self._lock:
-            for unit in self._plan.units.all():
-                if unit.state is not State.DONE:
-                    self._finish(unit, _closed())
+            self._fail_all()
 
     def _piece(self, name: str, at: int, stop: int, hint: Hint | None) -> tuple[bytes, bool]:
         """Some bytes from a place on, and whether they had to be waited for."""
@@ -184,7 +183,7 @@ class Fetcher:
                     return data, waited
             with self._lock:
                 if self._closed:
-                    raise _closed()
+                    raise _again(self._reason)
                 unit = self._plan.units.at(name, at)
                 if unit is None:
                     unit = self._plan.unit_to_wait_for(name, at, stop, hint)
@@ -217,15 +216,19 @@ class Fetcher:
         room: Buffer | None = None  # of a block, used again and again
         while True:
             with self._lock:
-                task = self._next()
-                while task is None and not self._closed:
-                    self._work.wait(_POLL if self._delayed else None)
+                try:
                     task = self._next()
+                    while task is None and not self._closed:
+                        self._work.wait(_POLL if self._delayed else None)
+                        task = self._next()
+                except BaseException as error:  # a defect: nobody may wait for ever because of it
+                    self._closed, self._reason = True, error
+                    self._fail_all()
                 if self._closed or task is None:
                     return
             if isinstance(task, Unit):
                 if task.block:
-                    room = room or Buffer(self._options.block_bytes)
+                    room = Buffer(self._options.block_bytes) if room is None else room
                 self._fetch(task, room)
             else:
                 self._learn(task)
@@ -290,7 +293,7 @@ class Fetcher:
             else:
                 unit.data = self.fetch(unit.name, unit.start, unit.size)
         except BaseException as failure:  # it is the reader's
-            error = _closed() if self.traffic.ended else failure
+            error = self._reason if self.traffic.ended else failure
         with self._lock:
             self._at_work_ahead -= unit.ahead
             if busy and not self._closed:
@@ -299,6 +302,12 @@ class Fetcher:
             else:
                 self._finish(unit, error)
             self._wake(1)
+
+    def _fail_all(self) -> None:
+        for unit in self._plan.units.all():
+            if unit.state is not State.DONE:
+                self._finish(unit, self._reason)
+        self._work.notify_all()
 
     def _finish(self, unit: Unit, error: BaseException | None) -> None:
         unit.error = error
@@ -348,10 +357,6 @@ class Fetcher:
                 OmrWarning,
                 stacklevel=2,
             )
-
-
-def _closed() -> SourceError:
-    return SourceError("the storage was closed while it was read")
 
 
 def _again(error: BaseException) -> BaseException:

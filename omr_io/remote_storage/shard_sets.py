@@ -28,7 +28,8 @@ from omr_io.shards.layout import (
 _GIVE = "Give the URL of the folder that `omr-io convert` or `omr-io index` wrote, all of it copied"
 _MAX_MANIFEST = 1 << 30
 _WHOLE = -1  # in a key of the cache: the file, not one of its blocks
-_POLL = 0.05
+_POLL = 0.05  # seconds
+_PATIENCE = 600.0  # seconds: who fetches it is then as good as dead
 
 
 def known_files(manifest: Manifest) -> dict[str, KnownFile]:
@@ -104,21 +105,22 @@ def _cached(storage: RemoteStorage, index: FileDigest) -> pa.Buffer | None:
     if cache is None:
         return None
     key = fetcher.key(index.name, _WHOLE)
+    end = time.monotonic() + _PATIENCE
     try:
-        while (buffer := _mapped(cache, key, index)) is None:
+        while (buffer := _mapped(cache, key, index)) is None and time.monotonic() < end:
             claim = cache.claim(key)
             if claim is None:  # another process fetches it; should that one die, the claim is free
                 time.sleep(_POLL)
                 continue
             try:
-                if cache.has(key):
+                if cache.has(key):  # just now; or it cannot be read
+                    time.sleep(_POLL)
                     continue
                 if not claim.commit(storage.pieces(index.name), index.bytes):
                     return None  # there is no room for it
             finally:
                 claim.release()
-            buffer = _mapped(cache, key, index)
-            break  # if it is not sound now, it is not the manifest's: see `_read_index`
+            return _mapped(cache, key, index)  # None: not the manifest's, see `_read_index`
     except OSError as error:
         warnings.warn(
             f"the index cannot be kept in the cache, and is held in memory: {error}. Give "

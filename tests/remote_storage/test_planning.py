@@ -298,3 +298,20 @@ def test_the_counts_are_of_one_reader_each(origin):
     assert stats.cache_hits + stats.cache_misses == 4
     assert origin.asked == [("c", 100, 50)]
     storage.close()
+
+
+def test_a_defect_in_a_thread_reaches_the_reader(origin, monkeypatch):
+    """Rather than leave it waiting for ever."""
+
+    def broken(*_):
+        raise ZeroDivisionError("a defect")
+
+    storage = storage_of()
+    storage.read("a", 0, 10)
+    monkeypatch.setattr(storage.fetcher()._plan, "next_ahead", broken)
+    storage.will_read([("a", 5000, 10)])
+    with pytest.raises(ZeroDivisionError):
+        [storage.read("a", 20_000 + 100 * n, 10) for n in range(100)]
+    storage.close()
+    assert storage.read("a", 0, 10) == FILES["a"][:10]  # a new beginning
+    storage.close()
