@@ -292,6 +292,8 @@ class HttpRanges:
                 except StalledError:
                     self._connections.drop(url)
                     raise
+        if response.length == 0 and not response.isclosed():
+            response.read()  # `read1` does not see the end: only now the connection can be used
 
     def _note(self, total: int, headers: Message) -> None:
         """Remember what the file is; or compare, if that is known."""

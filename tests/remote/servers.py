@@ -23,6 +23,7 @@ class Request:
     headers: dict[str, str]
     body: bytes
     host: str
+    client: tuple[str, int]
 
     @property
     def range(self) -> str | None:
@@ -149,6 +150,7 @@ class Server:
             {name.lower(): value for name, value in handler.headers.items()},
             body,
             handler.headers.get("Host", ""),
+            handler.client_address,
         )
         with self.lock:
             self.requests.append(request)

@@ -82,6 +82,16 @@ def test_small_reads_are_one_request_and_one_connection(server):
     assert {request.headers["accept-encoding"] for request in server.requests} == {"identity"}
 
 
+def test_ranges_are_read_over_one_connection(server):
+    url = server.url + "/d/a%20b.bin"
+    with open_url(url, QUICK) as file:
+        for at in (2_000_000, 500_000, 1_200_000):
+            file.seek(at)
+            assert file.read(1000) == DATA[at : at + 1000]
+    assert len(server.requests) >= 4
+    assert len({request.client for request in server.requests}) == 1
+
+
 def test_parquet_over_http(server):
     table = pa.table({"n": list(range(10_000)), "b": [os.urandom(100) for _ in range(10_000)]})
     sink = pa.BufferOutputStream()
