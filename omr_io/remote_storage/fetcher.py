@@ -282,7 +282,7 @@ class Fetcher:
             parked = self._parked.pop(name)
             if known:
                 self._plan.hints.unpark(parked)
-                self._wake(len(parked))
+            self._wake(len(parked))
 
     def _fetch(self, unit: Unit, room: Buffer | None) -> None:
         error: BaseException | None = None
