@@ -284,7 +284,7 @@ class ShardSet:
             data |= self._read_run(i, run)
         return tuple(data[part.offset] for part in parts)
 
-    def _read_run(self, i: int, parts: list[Part]) -> dict[int, bytes]:
+    def _read_run(self, i: int, parts: list[Part], again: bool = True) -> dict[int, bytes]:
         """By offset, the bytes of parts that lie one after the other."""
         shard, start = self.shard(i), parts[0].offset
         try:
@@ -296,6 +296,8 @@ class ShardSet:
         for part in parts:
             piece = span[part.offset - start : part.offset - start + part.size]
             if google_crc32c.value(piece) != part.crc32c:
+                if again and _forgets(self._storage, shard, start, len(span)):
+                    return self._read_run(i, parts, again=False)
                 where = Where(shard=shard, key=self.key(i), part=part.name, offset=part.offset)
                 what = f"the {part.size} bytes do not match their CRC-32C"
                 raise IntegrityError(what, where=where, mend=_MEND)
@@ -358,6 +360,16 @@ def _view(foreign: Foreign) -> View:
     from omr_io.foreign_shards.view import View
 
     return View.from_json(foreign.view)
+
+
+def _forgets(storage: Storage, name: str, offset: int, size: int) -> bool:
+    """Drop kept copies of bytes that are wrong; gives whether reading them again may help."""
+    from omr_io.remote_storage import RemoteStorage
+
+    if not isinstance(storage, RemoteStorage):
+        return False
+    storage.forget(name, offset, size)
+    return True
 
 
 def _neighbours(parts: tuple[Part, ...]) -> Iterator[list[Part]]:

@@ -15,7 +15,7 @@ from omr_io.errors import IntegrityError, OmrWarning, SourceError, Where
 from omr_io.remote.ranges import Buffer, Stat
 from omr_io.remote.retries import Traffic
 from omr_io.remote_storage.block_cache import BlockCache, Claim
-from omr_io.remote_storage.hints import Hint
+from omr_io.remote_storage.hints import Hint, blocks
 from omr_io.remote_storage.options import RemoteOptions
 from omr_io.remote_storage.origins import anonymous, join, make_origin
 from omr_io.remote_storage.planning import Planner
@@ -141,6 +141,16 @@ class Fetcher:
         room.clear()
         self._origin.fetch_into(room, name, offset, size, self.stat(name))
         return room.view()
+
+    def forget(self, name: str, start: int, stop: int) -> None:
+        """Drop bytes from memory and cache."""
+        with self._lock:
+            for unit in self._plan.units.between(name, start, stop):
+                if unit.state is State.DONE:
+                    self._plan.units.remove(unit)
+        if self.cache is not None:
+            for block in blocks(start, stop, self._options.block_bytes):
+                self.cache.discard(self.key(name, block))
 
     def key(self, name: str, block: int) -> str:
         """The cache's name for a block of a file, -1 for all of it: a hash, so it tells nothing."""

@@ -76,6 +76,10 @@ class RemoteStorage:
         if ranges:
             self.fetcher().will_read(ranges)
 
+    def forget(self, name: str, offset: int, size: int) -> None:
+        """Drop these bytes from memory and cache, where they were damaged: read them anew."""
+        self.fetcher().forget(name, offset, offset + size)
+
     def stats(self) -> StorageStats:
         """Counts so far, in this process."""
         found = self._fetchers.get(os.getpid())

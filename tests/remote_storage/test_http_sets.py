@@ -15,7 +15,7 @@ from omr_io.errors import ConfigError, IntegrityError, SourceError
 from omr_io.index import ShardSet
 from omr_io.remote_storage import RemoteOptions, RemoteStorage, hints
 from omr_io.storage import StorageStats
-from tests.remote.servers import FileServer, status
+from tests.remote.servers import FileServer, etag, header, ranged, status
 
 SECRET = "S3CR3TxyZ"
 
@@ -311,6 +311,39 @@ def test_an_index_damaged_in_the_cache(url, options, tmp_path, same):
     entry.write_bytes(data)
     with ShardSet.open(url, options()) as shards:
         same(shards)
+
+
+def test_a_block_that_is_damaged_during_a_run_is_fetched_again(
+    server, url, options, tmp_path, same
+):
+    """After its hash was checked: the parts' own CRCs find it."""
+    with ShardSet.open(url, options()) as shards:
+        shards.will_read(range(60))
+        same(shards)
+        size = server.files["/sets/train/index.arrow"]
+        for path in (tmp_path / "cache").rglob("[0-9a-f]" * 40):
+            data = bytearray(path.read_bytes())
+            if len(data) == len(size) + 24:
+                continue  # the index, which is mapped
+            for at in range(50, len(data) - 24, 100):
+                data[at] ^= 1
+            with path.open("r+b") as file:
+                file.write(data)  # the same file, as a disk would do it
+        before = shards.storage_stats().fetched_bytes
+        same(shards)
+        assert shards.storage_stats().fetched_bytes > before
+        # Where the server itself has other bytes, it is an error.
+        name = f"/sets/train/{shards.shard(0)}"
+        wrong = bytearray(server.files[name])
+        wrong[shards.parts(0)[0].offset] ^= 1
+        tag = etag(server.files[name])
+        server.files[name] = bytes(wrong)
+        server.always = lambda q, r: header("ETag", tag)(
+            q, ranged(q, bytes(wrong), tag) if q.path == name else r
+        )
+        shards._storage.forget(shards.shard(0), 0, 1000)
+        with pytest.raises(IntegrityError, match="do not match their CRC-32C"):
+            shards.read_record(0)
 
 
 def test_no_secret_anywhere(server, url, options, tmp_path, monkeypatch):
