@@ -56,7 +56,8 @@ class Fetcher:
         self._stats: dict[str, Stat] = {}
         self._stat_locks: dict[str, threading.Lock] = {}
         self._sizes = {name: size for name, (size, _) in known.items()}
-        self._lock = threading.Lock()
+        # Reentrant: garbage collection may close a storage within a thread that holds its lock.
+        self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._plan = Planner(self._sizes, self.cache, self.key, options)
         self._urgent: deque[Unit] = deque()

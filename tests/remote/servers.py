@@ -220,7 +220,12 @@ def etag(data: bytes) -> str:
 
 
 class FileServer(Server):
-    """Files over plain HTTP; `redirects` maps a path to where it moved."""
+    """Files over plain HTTP; `redirects` maps a path to where it moved.
+
+    `knows_conditions`: If-Match is kept; many servers do not know it.
+    """
+
+    knows_conditions = True
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
         self.files = dict(files or {})
@@ -232,6 +237,8 @@ class FileServer(Server):
             return Reply(302, b"moved", {"Location": self.redirects[request.path]})
         if request.path not in self.files:
             return Reply(404, b"no")
+        if not self.knows_conditions:
+            request.headers.pop("if-match", None)
         return ranged(request, self.files[request.path])
 
 

@@ -1,15 +1,28 @@
 """A small shard set, and a server that has it."""
 
 import os
+import time
 
 import pytest
 
 from omr_io.index import ShardSet
 from omr_io.remote import RetryPolicy
 from omr_io.remote_storage import RemoteOptions
+from omr_io.remote_storage.units import State
 from tests.remote.servers import FileServer
 
 QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=3, stall_seconds=2)
+
+
+def settle(storage) -> None:
+    """Wait until nothing is being fetched any more, whatever the machine is busy with."""
+    fetcher, quiet = storage.fetcher(), 0
+    while quiet < 4:
+        time.sleep(0.01)
+        with fetcher._lock:
+            units = fetcher._plan.units.all()
+            busy = fetcher._at_work_ahead or [u for u in units if u.state is not State.DONE]
+        quiet = 0 if busy else quiet + 1
 
 
 @pytest.fixture(autouse=True)

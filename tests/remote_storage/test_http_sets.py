@@ -16,6 +16,7 @@ from omr_io.index import ShardSet
 from omr_io.remote_storage import RemoteOptions, RemoteStorage, hints
 from omr_io.storage import StorageStats
 from tests.remote.servers import FileServer, etag, header, ranged, status
+from tests.remote_storage.conftest import settle
 
 SECRET = "S3CR3TxyZ"
 
@@ -141,7 +142,7 @@ def test_hints_that_are_given_up_do_not_stop_reading_ahead(url, options, local_s
             assert shards.read_record(i) == here.read_record(i)
         before = shards.storage_stats().cache_hits
         for i in order[30:]:
-            time.sleep(0.02)
+            settle(shards._storage)
             assert shards.read_record(i) == here.read_record(i)
         assert shards.storage_stats().cache_hits - before >= 15
 
@@ -372,6 +373,16 @@ def test_no_secret_anywhere(server, url, options, tmp_path, monkeypatch):
     assert names
     assert SECRET not in names
     assert "train" not in names
+
+
+def test_the_cache_goes_by_the_place_not_by_who_asks(server, url, options, same):
+    """A password that was changed does not make it useless."""
+    for user in ("me:one@", "me:two@", ""):
+        with ShardSet.open(url.replace("http://", f"http://{user}"), options()) as shards:
+            shards.will_read(range(60))
+            same(shards)
+            misses = shards.storage_stats().cache_misses
+        assert misses == 0 or user == "me:one@"
 
 
 def test_a_remote_foreign_set_names_no_folder(tmp_path, options):

@@ -17,6 +17,7 @@ from omr_io.remote.ranges import Stat
 from omr_io.remote_storage import RemoteOptions, RemoteStorage, fetcher, hints
 from omr_io.remote_storage.hints import Hints
 from omr_io.remote_storage.units import State, Unit, UnitTable
+from tests.remote_storage.conftest import settle
 
 FILES = {name: np.random.default_rng(n).bytes(size) for n, (name, size) in enumerate(
     {"a": 30_000, "b": 4096, "c": 50_001, "d": 1}.items()
@@ -215,18 +216,6 @@ def test_ahead_no_further_than_the_bound(monkeypatch):
     settle(storage)
     assert sorted(made.asked) == told[:14]
     storage.close()
-
-
-def settle(storage) -> None:
-    """Wait until every thread waits."""
-    import time
-
-    quiet = 0
-    while quiet < 5:
-        time.sleep(0.01)
-        with storage.fetcher()._lock:
-            busy = [u for u in storage.fetcher()._plan.units.all() if u.state is not State.DONE]
-        quiet = 0 if busy else quiet + 1
 
 
 def test_hints_that_were_overtaken_are_given_up():
