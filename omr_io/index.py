@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from omr_io.errors import IntegrityError, Where
+from omr_io.remote.urls import is_url, redact
 from omr_io.shards.index_check import arrow_fault, impossible_image, misplaced_part
 from omr_io.shards.layout import (
     INDEX_NAME,
@@ -31,6 +32,7 @@ from omr_io.types import ImageInfo, Int32Array, Int64Array, Record, UInt8Array
 
 if TYPE_CHECKING:
     from omr_io.foreign_shards.view import View
+    from omr_io.remote_storage import RemoteOptions
 
 __all__ = ["Part", "ShardSet"]
 
@@ -56,12 +58,19 @@ class ShardSet:
             of UTF-8.
     """
 
-    def __init__(self, manifest: Manifest, table: pa.Table, storage: Storage, path: Path) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        table: pa.Table,
+        storage: Storage,
+        path: Path | str,
+        options: RemoteOptions | None = None,
+    ) -> None:
         self.manifest = manifest
         self.fingerprint = manifest.fingerprint
         self.shard_names = tuple(shard.name for shard in manifest.shards)
         self._storage = storage
-        self._path = path
+        self._path, self._options = path, options
         self._view = None if manifest.foreign is None else _view(manifest.foreign)
         self._first_samples = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
         fault = arrow_fault(table)
@@ -92,23 +101,37 @@ class ShardSet:
         )
 
     @classmethod
-    def open(cls, path: str | Path) -> ShardSet:
-        """Open a shard set's folder and check that its files belong together.
+    def open(cls, path: str | Path, options: RemoteOptions | None = None) -> ShardSet:
+        """Open a shard set's folder, or URL, and check that its files belong together.
 
         The manifest, the index (by hash) and the size of every shard are checked here, a part's
-        length and CRC-32C when it is read.
+        length and CRC-32C when it is read. A remote shard's size is checked when it is first read.
+
+        Args:
+            path: a folder; or hf://datasets/OWNER/NAME[@REVISION]/PATH (the commit that it is at
+                now is what is read), s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, http(s)://HOST/PATH.
+            options: how what is remote is read ahead and kept: see there.
 
         Raises:
-            SourceError: there is no shard set, it is unfinished, or of an unknown version.
+            SourceError: there is no shard set, it is unfinished, of an unknown version, or cannot
+                be had.
             IntegrityError: a file is missing, cut short or not the one that was written.
+            ConfigError: a package is missing.
         """
+        if isinstance(path, str) and is_url(path):
+            from omr_io.remote_storage.shard_sets import open_remote
+
+            remote_manifest, table, remote, root = open_remote(path, options)
+            shards = cls(remote_manifest, table, remote, root, options)
+            shards._check_counts()
+            return shards
         folder = Path(path)
         manifest = read_manifest(folder)
         storage = shard_storage(folder, manifest)
         if isinstance(storage, LocalStorage):  # on the network that is a request a shard
             for shard in manifest.shards:
                 _check_size(storage, shard.name, shard.bytes)
-        return open_index(folder, manifest)
+        return open_index(folder, manifest, options)
 
     def _check_counts(self) -> None:
         if len(self) and not 0 <= self.sample_shards.min() <= self.sample_shards.max() < len(
@@ -300,7 +323,7 @@ class ShardSet:
             data |= self._read_run(i, run)
         return tuple(data[part.offset] for part in parts)
 
-    def _read_run(self, i: int, parts: list[Part]) -> dict[int, bytes]:
+    def _read_run(self, i: int, parts: list[Part], again: bool = True) -> dict[int, bytes]:
         """By offset, the bytes of parts that lie one after the other."""
         shard, start = self.shard(i), parts[0].offset
         try:
@@ -312,6 +335,8 @@ class ShardSet:
         for part in parts:
             piece = span[part.offset - start : part.offset - start + part.size]
             if google_crc32c.value(piece) != part.crc32c:
+                if again and _forgets(self._storage, shard, start, len(span)):
+                    return self._read_run(i, parts, again=False)
                 where = Where(shard=shard, key=self.key(i), part=part.name, offset=part.offset)
                 what = f"the {part.size} bytes do not match their CRC-32C"
                 raise IntegrityError(what, where=where, mend=_MEND)
@@ -339,22 +364,25 @@ class ShardSet:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._path, self.fingerprint)
+        return _reopen, (self._path, self.fingerprint, self._options)
 
 
-def open_index(folder: Path, manifest: Manifest) -> ShardSet:
+def open_index(folder: Path, manifest: Manifest, options: RemoteOptions | None = None) -> ShardSet:
     """Open a set without looking at its shards; `ShardSet.open` is what readers want.
 
     Raises:
         IntegrityError: the index is missing, broken, or not the manifest's.
     """
     table = _read_index(folder, manifest, LocalStorage(folder))
-    shards = ShardSet(manifest, table, shard_storage(folder, manifest), folder)
+    storage = shard_storage(folder, manifest, options)
+    shards = ShardSet(manifest, table, storage, folder, options)
     shards._check_counts()
     return shards
 
 
-def shard_storage(folder: Path, manifest: Manifest) -> Storage:
+def shard_storage(
+    folder: Path, manifest: Manifest, options: RemoteOptions | None = None
+) -> Storage:
     """Where the shards of a set are read: its own folder, unless another program wrote them.
 
     Raises:
@@ -364,13 +392,23 @@ def shard_storage(folder: Path, manifest: Manifest) -> Storage:
         return LocalStorage(folder)
     from omr_io.foreign_shards.storage import tar_storage
 
-    return tar_storage(folder, manifest.foreign.root)
+    return tar_storage(folder, manifest, options)
 
 
 def _view(foreign: Foreign) -> View:
     from omr_io.foreign_shards.view import View
 
     return View.from_json(foreign.view)
+
+
+def _forgets(storage: Storage, name: str, offset: int, size: int) -> bool:
+    """Drop kept copies of bytes that are wrong; gives whether reading them again may help."""
+    from omr_io.remote_storage import RemoteStorage
+
+    if not isinstance(storage, RemoteStorage):
+        return False
+    storage.forget(name, offset, size)
+    return True
 
 
 def _neighbours(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
@@ -385,10 +423,11 @@ def _neighbours(parts: tuple[Part, ...]) -> Iterator[list[Part]]:
         yield run
 
 
-def _reopen(path: Path, fingerprint: str) -> ShardSet:
-    shards = ShardSet.open(path)
+def _reopen(path: Path | str, fingerprint: str, options: RemoteOptions | None = None) -> ShardSet:
+    shards = ShardSet.open(path, options)
     if shards.fingerprint != fingerprint:
-        raise IntegrityError("the set was replaced since it was opened", where=Where(str(path)))
+        where = Where(source=redact(str(path)))
+        raise IntegrityError("the set was replaced since it was opened", where=where)
     return shards
 
 

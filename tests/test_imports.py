@@ -24,6 +24,7 @@ FLOORS = (
     ("demo_corpus", "images", "packing", "remote", "tar", "tokenizer"),
     ("batches", "chat", "corpus", "reference"),
     ("ops", "shards", "telemetry"),
+    ("remote_storage",),
     ("conversion", "foreign_shards"),
     ("index",),
     ("blend", "checks of shards"),

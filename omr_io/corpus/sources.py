@@ -24,9 +24,10 @@ def list_sources(
 
     Args:
         paths: one or several of: a file (any name), a folder, a glob pattern, a URL (hf://, s3://,
-            http://, https://). A folder stands for its own *.parquet, not those of its subfolders;
-            without any, for its files of the one other known format (JSON, CSV, tar). Hidden files
-            (".NAME", as macOS leaves beside copies) do not count. A file reached twice counts once.
+            gs://, http://, https://). A folder stands for its own *.parquet, not those of its
+            subfolders; without any, for its files of the one other known format (JSON, CSV, tar).
+            Hidden files (".NAME", as macOS leaves beside copies) do not count. A file reached twice
+            counts once.
         mixed_splits: allow file names that say different splits ("train-00000.parquet" beside
             "test-00000.parquet", or beside one that says none).
 

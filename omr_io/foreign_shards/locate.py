@@ -44,8 +44,8 @@ def locate(sources: Iterable[str | Path]) -> ForeignTars:
 
     Args:
         sources: files; folders (their *.tar); glob patterns; any of these with braces, {000..012}
-            or {a,b}; URLs, those of hf:// and s3:// also of folders and with globs. All local or
-            all remote.
+            or {a,b}; URLs, those of hf://, s3:// and gs:// also of folders and with globs. All
+            local or all remote.
 
     Raises:
         SourceError: nothing is found.
@@ -159,7 +159,8 @@ def _urls(name: str) -> tuple[str, ...]:
             mend="Give the URL without query, user and password; credentials come from the "
             "environment",
         )
-    folder = name.lower().startswith(("hf://", "s3://")) and not re.search(r"\.tar$|[*?]", name)
+    lists = name.lower().startswith(("hf://", "s3://", "gs://"))
+    folder = lists and not re.search(r"\.tar$|[*?]", name)
     return remote.list_urls(f"{name.rstrip('/')}/*.tar" if folder else name)
 
 

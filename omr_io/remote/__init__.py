@@ -1,4 +1,4 @@
-"""Files that are elsewhere: hf://, s3://, http(s)://.
+"""Files that are elsewhere: hf://, s3://, gs://, http(s)://.
 
 `list_urls` finds them, `open_url` reads them with Python's file protocol, `identity` tells what a
 corpus' fingerprint is made of. No other scheme is known, and none starts a program.
@@ -10,7 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from omr_io.remote.retries import RetryPolicy
-from omr_io.remote.urls import is_url, redact
+from omr_io.remote.urls import BUCKETS, is_url, redact
 
 if TYPE_CHECKING:
     from omr_io.remote.remote_file import RemoteFile
@@ -23,9 +23,9 @@ _EDGE = 1 << 16
 def list_urls(url: str, policy: RetryPolicy | None = None) -> tuple[str, ...]:
     """Find the files that a URL stands for.
 
-    hf://datasets/OWNER/NAME[@REVISION]/PATH and s3://BUCKET/KEY may name a file, a folder (its own
-    *.parquet; if it has none, its files of another format in `urls.SUFFIXES`) or a glob pattern (*
-    and ? within a folder, ** over folders). http(s)://HOST/PATH is one file.
+    hf://datasets/OWNER/NAME[@REVISION]/PATH, s3://BUCKET/KEY and gs://BUCKET/KEY may name a file, a
+    folder (its own *.parquet; if it has none, its files of another format in `urls.SUFFIXES`) or a
+    glob pattern (* and ? within a folder, ** over folders). http(s)://HOST/PATH is one file.
 
     Args:
         url: see above.
@@ -48,10 +48,10 @@ def list_urls(url: str, policy: RetryPolicy | None = None) -> tuple[str, ...]:
         from omr_io.remote.hub import list_hub
 
         return list_hub(url, policy)
-    if scheme == "s3":
-        from omr_io.remote.s3 import list_s3
+    if scheme in BUCKETS:
+        from omr_io.remote.buckets import list_bucket
 
-        return list_s3(url, policy)
+        return list_bucket(url, policy)
     check_http(url)
     return (url,)
 
@@ -77,10 +77,10 @@ def open_url(url: str, policy: RetryPolicy | None = None) -> RemoteFile:
         from omr_io.remote.hub import open_hub
 
         return RemoteFile(open_hub(url, policy), redact(url))
-    if scheme == "s3":
-        from omr_io.remote.s3 import open_s3
+    if scheme in BUCKETS:
+        from omr_io.remote.buckets import BucketRanges
 
-        return RemoteFile(open_s3(url, policy), redact(url))
+        return RemoteFile(BucketRanges(url, policy), redact(url))
     from omr_io.remote.http_ranges import HttpRanges
 
     check_http(url)
@@ -105,10 +105,10 @@ def identity(url: str, policy: RetryPolicy | None = None) -> tuple[str, int, str
         from omr_io.remote.hub import identify_hub
 
         return name, *identify_hub(url, policy)
-    if scheme == "s3":
-        from omr_io.remote.s3 import identify_s3
+    if scheme in BUCKETS:
+        from omr_io.remote.buckets import identify_object
 
-        return name, *identify_s3(url, policy)
+        return name, *identify_object(url, policy)
     with open_url(url, policy) as file:
         if file.tag:
             return name, file.size, file.tag

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import http.client
+import socket
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from omr_io import __version__
@@ -73,6 +75,14 @@ class Connections:
         """Close all connections; the next request opens new ones."""
         for origin in list(self._open):
             self._drop(origin)
+
+    def interrupt(self) -> None:
+        """From another thread: whoever waits for a byte finds the connection closed."""
+        for connection in list(self._open.values()):
+            sock = connection.sock
+            if sock is not None:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def drop(self, url: str) -> None:
         """Close the connection to a URL's host, whose last response was not read to its end."""

@@ -11,15 +11,22 @@ from email.message import Message
 
 from omr_io.errors import SourceError, Where
 from omr_io.remote.connections import Connections, origin_of
-from omr_io.remote.ranges import Stat, changed
-from omr_io.remote.retries import RetryPolicy, TransientError
+from omr_io.remote.ranges import Buffer, Stat, changed
+from omr_io.remote.retries import (
+    RetryPolicy,
+    StalledError,
+    StallMeter,
+    Traffic,
+    TransientError,
+    retry_after,
+)
 from omr_io.remote.urls import redact
 
 _PIECE = 1 << 16
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _EXPIRED = (401, 403, 404, 410)
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)", re.IGNORECASE)
-_NETWORK = "Check the network and the server, then run again"
+_NETWORK = "Check the network and the server, then run again; or download the file, read the copy"
 
 Explain = Callable[[int, Message, str], SourceError]
 """(status, headers, source as printed) → the error for a refusal that is final."""
@@ -53,6 +60,10 @@ class HttpRanges:
         source: the URL as it is printed; by default `url` without its secrets.
         head: bytes that opening brings. whole_up_to: a file of at most so many bytes is taken whole
             from a server that ignores ranges; from 0 on that is an error.
+        stat: what the file is, where that is known: then opening asks for nothing, and a file that
+            is another one is found out when it is read.
+        renew: gives `private` anew when access is refused; if it is another, it is tried.
+        connections, traffic: to be shared with other files of the same thread; closed by others.
 
     Raises:
         SourceError: the file cannot be had; or the server does not know ranges.
@@ -69,6 +80,10 @@ class HttpRanges:
         source: str | None = None,
         head: int = 1 << 18,
         whole_up_to: int = 0,
+        stat: Stat | None = None,
+        renew: Callable[[], Mapping[str, str]] | None = None,
+        connections: Connections | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self._url = url
         self._policy = policy
@@ -78,13 +93,19 @@ class HttpRanges:
         self._whole_up_to = whole_up_to
         self._source = source or redact(url)
         self._where = Where(source=self._source)
-        self._connections = Connections(policy.timeout)
+        self._renew = renew
+        self._connections = connections or Connections(policy.silence)
+        self._traffic = traffic or Traffic()
         self._final: str | None = None  # where redirects led; asked again when it expires
-        self._stat: Stat | None = None
-        self._etag = self._modified = ""
-        self._head = bytearray()
-        self._fill(0, head, self._head)
-        assert self._stat is not None
+        self._stat = stat
+        # An ETag is quoted; a date is not.
+        tag = "" if stat is None or pinned else stat.tag
+        self._etag, self._modified = (tag, "") if '"' in tag else ("", tag)
+        self._head = b""
+        if stat is None:
+            room = Buffer(head)
+            self._fill(0, head, room)
+            self._head = self._head or bytes(room.view())
 
     @property
     def stat(self) -> Stat:
@@ -98,17 +119,22 @@ class HttpRanges:
         Raises:
             SourceError: they cannot be had, or the file has changed since it was opened.
         """
+        room = Buffer(size)
+        self.fetch_into(room, offset, size)
+        return bytes(room.view())
+
+    def fetch_into(self, out: Buffer, offset: int, size: int) -> None:
+        """The same, into an empty buffer."""
         if offset + size <= len(self._head):
-            return bytes(self._head[offset : offset + size])
-        out = bytearray()
-        self._fill(offset, size, out)
-        return bytes(out)
+            out.append(self._head[offset : offset + size])
+        else:
+            self._fill(offset, size, out)
 
     def close(self) -> None:
         """Close connections; the next fetch opens new ones."""
         self._connections.close()
 
-    def _fill(self, offset: int, size: int, out: bytearray) -> None:
+    def _fill(self, offset: int, size: int, out: Buffer) -> None:
         """Append to `out` until it has `size` bytes, or the file ends (for the first request)."""
         failures = 0
         while len(out) < (size if self._stat is None else min(size, self._stat.size - offset)):
@@ -119,16 +145,17 @@ class HttpRanges:
                 continue
             if problem is None:
                 problem = TransientError("the server sent nothing")
-            failures = 1 if len(out) > had else failures + 1
+            again = len(out) > had and not isinstance(problem, StalledError)
+            failures = 1 if again else failures + 1
             if failures >= self._policy.tries:
                 what = f"reading failed {failures} times in a row, the last time: {problem.what}"
                 raise SourceError(what, where=self._where, mend=_NETWORK)
-            self._policy.wait(failures, problem.retry_after)
+            self._traffic.retry(self._policy.pause(failures, problem.retry_after))
 
     def _ends_at(self, offset: int) -> bool:
         return self._stat is not None and offset >= self._stat.size
 
-    def _try(self, offset: int, size: int, out: bytearray) -> TransientError | None:
+    def _try(self, offset: int, size: int, out: Buffer) -> TransientError | None:
         """One request; what it brought is in `out` even when it fails half-way."""
         permanent = ""
         try:
@@ -139,7 +166,7 @@ class HttpRanges:
         except ssl.SSLCertVerificationError as error:
             permanent = f"the server's certificate is not trusted: {error.verify_message}"
         except socket.gaierror as error:
-            if error.errno != socket.EAI_NONAME:
+            if error.errno != socket.EAI_NONAME or self._stat is not None:
                 return TransientError(f"the host's name cannot be resolved: {error.strerror}")
             permanent = "there is no such host"
         except (OSError, http.client.HTTPException) as error:
@@ -149,24 +176,31 @@ class HttpRanges:
         self._connections.close()
         raise SourceError(permanent, where=self._where)
 
-    def _request(self, start: int, size: int, out: bytearray) -> None:
+    def _request(self, start: int, size: int, out: Buffer) -> None:
         cached = self._final
+        headers = {"Range": f"bytes={start}-{start + size - 1}"}
+        if self._etag and not self._etag.startswith("W/") and not self._pinned:
+            headers["If-Match"] = self._etag  # of what is known already; weak ones never match
+        self._traffic.request()
         response, final = self._connections.get(
-            cached or self._url,
-            {"Range": f"bytes={start}-{start + size - 1}"},
-            {} if cached else self._private,
-            self._source,
+            cached or self._url, headers, {} if cached else self._private, self._source
         )
         if response.status == 200 and self._takes_whole(response):
-            whole = bytearray()  # what was cut short is of no use: it cannot be gone on with
-            self._copy(response, final, response.length or 0, whole)
-            self._note(len(whole), response.headers)
-            out += whole
+            length = response.length or 0
+            whole = Buffer(length)  # what was cut short is of no use: it cannot be gone on with
+            opening = self._stat is None
+            self._copy(response, final, length, whole)
+            self._note(length, response.headers)
+            self._head = bytes(whole.view()) if opening else self._head
+            out.append(whole.view()[start : start + size])
             return
         if response.status != 206:
             self._connections.drop(final)
         if cached and response.status in _EXPIRED:
             self._final = None  # signed addresses live for minutes: ask for a new one
+            self._request(start, size, out)
+            return
+        if response.status in (401, 403) and self._renewed():
             self._request(start, size, out)
             return
         # Kept only if it needs none of the headers meant for the first URL's origin.
@@ -175,13 +209,21 @@ class HttpRanges:
         if response.status == 206:
             self._read(response, final, start, size, out)
 
+    def _renewed(self) -> bool:
+        """Whether there are other credentials than those that were refused."""
+        if self._renew is None:
+            return False
+        refused, self._private = self._private, dict(self._renew())
+        return self._private != refused
+
     def _check_status(self, response: http.client.HTTPResponse, start: int) -> None:
         status, headers = response.status, response.headers
         if status == 206:
             return
+        if status == 412:
+            raise changed(self._source, "its ETag is another")
         if status in _TRANSIENT or status > 505:
-            asked = headers.get("Retry-After", "")
-            after = float(asked) if asked.isascii() and asked.isdigit() else None
+            after = retry_after(headers.get("Retry-After", ""))
             raise TransientError(f"the server answers {status}", after)
         if status == 416:
             match = _CONTENT_RANGE.search(headers.get("Content-Range", ""))
@@ -193,6 +235,8 @@ class HttpRanges:
         if status == 200 and headers.get("Content-Length") == "0":
             self._note(0, headers)
             return
+        if status == 200 and self._stat is not None:  # it did know them when the file was opened
+            raise TransientError("the server ignored Range and sent the whole file")
         if status == 200:
             raise SourceError(
                 "the server ignores Range and sends the whole file each time",
@@ -202,7 +246,7 @@ class HttpRanges:
         raise self._explain(status, headers, self._source)
 
     def _read(
-        self, response: http.client.HTTPResponse, url: str, start: int, size: int, out: bytearray
+        self, response: http.client.HTTPResponse, url: str, start: int, size: int, out: Buffer
     ) -> None:
         match = _CONTENT_RANGE.search(response.headers.get("Content-Range", ""))
         encoding = response.headers.get("Content-Encoding", "identity").lower()
@@ -211,12 +255,12 @@ class HttpRanges:
             what = "the server sends a range without saying which of how many bytes it is"
             if encoding != "identity":
                 what = f"the server sends ranges of a copy that it encodes ({encoding})"
-            raise SourceError(what, where=self._where, mend="Download the file, read the copy")
+            raise TransientError(what)  # it may be one proxy of many
         first, last, total = int(match[1]), int(match[2]), int(match[3])
         if first != start or last < first or last >= total:
             self._connections.drop(url)
             what = f"the server sends bytes {first} to {last} of {total}, {start} on were asked for"
-            raise SourceError(what, where=self._where)
+            raise TransientError(what)
         try:
             self._note(total, response.headers)
         except SourceError:
@@ -228,20 +272,28 @@ class HttpRanges:
 
     def _takes_whole(self, response: http.client.HTTPResponse) -> bool:
         """Whether a server that sends all of a file, and not a range, may."""
-        if self._stat is not None or response.headers.get("Content-Encoding"):
+        if response.headers.get("Content-Encoding"):
             return False
         return response.length is not None and 0 < response.length <= self._whole_up_to
 
-    def _copy(
-        self, response: http.client.HTTPResponse, url: str, left: int, out: bytearray
-    ) -> None:
+    def _copy(self, response: http.client.HTTPResponse, url: str, left: int, out: Buffer) -> None:
+        meter = StallMeter(self._policy)
         while left:
-            piece = response.read(min(left, _PIECE))
+            piece = response.read1(min(left, _PIECE))  # what is there: a trickle must show
             if not piece:
                 self._connections.drop(url)
                 raise TransientError("the server stopped in the middle")
-            out += piece
+            out.append(piece)
             left -= len(piece)
+            self._traffic.received(len(piece))
+            if left:
+                try:
+                    meter.received(len(piece))
+                except StalledError:
+                    self._connections.drop(url)
+                    raise
+        if response.length == 0 and not response.isclosed():
+            response.read()  # `read1` does not see the end: only now the connection can be used
 
     def _note(self, total: int, headers: Message) -> None:
         """Remember what the file is; or compare, if that is known."""

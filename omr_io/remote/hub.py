@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
 from omr_io.errors import ConfigError, OmrError, SourceError, Where
+from omr_io.remote.connections import Connections
 from omr_io.remote.http_ranges import HttpRanges
-from omr_io.remote.retries import RetryPolicy, TransientError, call
+from omr_io.remote.ranges import Stat
+from omr_io.remote.retries import RetryPolicy, Traffic, TransientError, call, retry_after
 from omr_io.remote.urls import fixed_part, glob_regex, has_magic, in_folder, redact
 
 if TYPE_CHECKING:
@@ -98,31 +100,47 @@ def list_hub(url: str, policy: RetryPolicy) -> tuple[str, ...]:
     return tuple(replace(place, path=path).url for path in paths)
 
 
-def open_hub(url: str, policy: RetryPolicy) -> HttpRanges:
+def open_hub(
+    url: str,
+    policy: RetryPolicy,
+    *,
+    stat: Stat | None = None,
+    connections: Connections | None = None,
+    traffic: Traffic | None = None,
+) -> HttpRanges:
     """The byte ranges of one file.
+
+    Args:
+        stat, connections, traffic: as for `HttpRanges`.
 
     Raises:
         ConfigError: huggingface-hub is missing.
         SourceError: it cannot be had.
     """
     need_hub()
-    from huggingface_hub import get_token
 
     place = pin(parse(url), policy)
     if not place.path:
         raise SourceError("the URL names no file", where=Where(source=redact(url)), mend=_FORM)
     revision = quote(place.revision or "main", safe="")
     target = f"{endpoint()}/datasets/{place.repo}/resolve/{revision}/{quote(place.path)}"
-    token = None if implicit_token_off() else get_token()
-    private = {"Authorization": f"Bearer {token}"} if token else {}
 
     def explain(status: int, headers: Message, source: str) -> SourceError:
         return refusal(status, headers.get("X-Error-Code", ""), place, source)
 
     return HttpRanges(
-        target, policy, private=private, explain=explain, pinned=True, source=redact(url),
-        whole_up_to=_MAX_PLAIN,
+        target, policy, private=_authorization(), explain=explain, pinned=True,
+        source=redact(url), whole_up_to=_MAX_PLAIN, stat=stat, renew=_authorization,
+        connections=connections, traffic=traffic,
     )  # fmt: skip
+
+
+def _authorization() -> dict[str, str]:
+    """The header with the token that the environment or the file of `hf auth login` holds now."""
+    from huggingface_hub import get_token
+
+    token = None if implicit_token_off() else get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def identify_hub(url: str, policy: RetryPolicy) -> tuple[int, str]:
@@ -241,10 +259,8 @@ def explain_hub(error: Exception, place: HubPath) -> OmrError | TransientError:
         headers = error.response.headers
         status = error.response.status_code
         if status in (408, 429) or status >= 500:
-            asked = str(headers.get("Retry-After", ""))
-            return TransientError(
-                f"the Hub answers {status}", float(asked) if asked.isdigit() else None
-            )
+            after = retry_after(str(headers.get("Retry-After", "")))
+            return TransientError(f"the Hub answers {status}", after)
         return refusal(status, headers.get("X-Error-Code", ""), place, source)
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         return explain_hub(error.__cause__, place)  # so it wraps what fails in its threads

@@ -40,6 +40,35 @@ class Ranges(Protocol):
         ...
 
 
+class Buffer:
+    """Room for bytes that come in pieces: allocated once, and used again after `clear`.
+
+    What grows by itself is copied as it grows, and leaves holes that are never given back: sixteen
+    threads with blocks of 8 MiB took 400 MB more.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._room = memoryview(bytearray(size))
+        self._used = 0
+
+    def __len__(self) -> int:
+        return self._used
+
+    def append(self, piece: bytes | bytearray | memoryview) -> None:
+        """Add bytes at the end; ValueError if there is no room for them."""
+        end = self._used + len(piece)
+        self._room[self._used : end] = piece
+        self._used = end
+
+    def clear(self) -> None:
+        """Begin anew, in the same memory."""
+        self._used = 0
+
+    def view(self) -> memoryview:
+        """What came so far, not copied."""
+        return self._room[: self._used]
+
+
 def changed(source: str, detail: str) -> SourceError:
     """The error for a file that is not what it was; `source` without secrets."""
     return SourceError(

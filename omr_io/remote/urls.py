@@ -10,7 +10,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from omr_io.errors import SourceError, Where
 
-SCHEMES = ("hf", "s3", "http", "https")
+SCHEMES = ("hf", "s3", "gs", "http", "https")
+BUCKETS = ("s3", "gs")
 
 Format = Literal["parquet", "json", "csv", "webdataset"]
 
@@ -30,7 +31,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _SECRET_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "GOOGLE_BEARER_TOKEN",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
 )  # fmt: skip
 _MIN_SECRET = 6  # a shorter value of a variable is no secret, and would blank out plain words
 
@@ -84,7 +86,7 @@ def _redact_url(url: str) -> str:
     port = host.rpartition("]")[2].partition(":")[2]
     if "@" in host or ("@" in rest and port and not port.isdigit()):
         rest = "***@" + rest.rpartition("@")[2]
-    if scheme.lower() in ("hf", "s3"):  # here "?" and "#" may be part of a name
+    if scheme.lower() in ("hf", *BUCKETS):  # here "?" and "#" may be part of a name
         return f"{scheme}://{re.sub(r'=[^&;]*', '=***', rest) if '?' in rest else rest}"
     body, mark, _ = rest.partition("#")[0].partition("?")
     return f"{scheme}://{body}{'?***' if mark else ''}"

@@ -227,7 +227,20 @@ def read_manifest(folder: Path) -> Manifest:
         raise SourceError(
             f"{path} cannot be read: {error.strerror}", mend="See the folder's permissions"
         ) from error
-    where = Where(source=str(path))
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, source: str) -> Manifest:
+    """Check and parse the bytes of a manifest.json.
+
+    Args:
+        source: where they are from, as it is printed.
+
+    Raises:
+        SourceError: their version is unknown, or they are something else.
+        IntegrityError: they are not what was written.
+    """
+    where = Where(source=source)
     mend = "Convert again, or copy the set again"
     try:
         fields = json.loads(data)

@@ -109,7 +109,7 @@ def test_rows_are_counted_over_formats(tmp_path: Path) -> None:
 
 
 def test_other_kinds_of_url_are_told() -> None:
-    for url in ("gs://bucket/a.parquet", "pipe:// cat x", "file:///a.parquet"):
+    for url in ("az://bucket/a.parquet", "pipe:// cat x", "file:///a.parquet"):
         with pytest.raises(SourceError, match=r"no URL that omr_io reads.*hf://"):
             list_sources(url)
 

@@ -23,6 +23,7 @@ class Request:
     headers: dict[str, str]
     body: bytes
     host: str
+    client: tuple[str, int]
 
     @property
     def range(self) -> str | None:
@@ -115,6 +116,7 @@ class Server:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
+        self._http.handle_error = lambda *_: None  # a client that went away
         self._thread = threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         )
@@ -148,6 +150,7 @@ class Server:
             {name.lower(): value for name, value in handler.headers.items()},
             body,
             handler.headers.get("Host", ""),
+            handler.client_address,
         )
         with self.lock:
             self.requests.append(request)
@@ -217,7 +220,12 @@ def etag(data: bytes) -> str:
 
 
 class FileServer(Server):
-    """Files over plain HTTP; `redirects` maps a path to where it moved."""
+    """Files over plain HTTP; `redirects` maps a path to where it moved.
+
+    `knows_conditions`: If-Match is kept; many servers do not know it.
+    """
+
+    knows_conditions = True
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
         self.files = dict(files or {})
@@ -229,6 +237,8 @@ class FileServer(Server):
             return Reply(302, b"moved", {"Location": self.redirects[request.path]})
         if request.path not in self.files:
             return Reply(404, b"no")
+        if not self.knows_conditions:
+            request.headers.pop("if-match", None)
         return ranged(request, self.files[request.path])
 
 

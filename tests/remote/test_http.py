@@ -5,7 +5,9 @@ import os
 import socket
 import ssl
 import threading
+import time
 import traceback
+from email.utils import formatdate
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pytest
 
 from omr_io.errors import ConfigError, SourceError
 from omr_io.remote import RetryPolicy, identity, list_urls, open_url
+from omr_io.remote.retries import retry_after
 from tests.remote.servers import (
     FileServer,
     Reply,
@@ -79,6 +82,16 @@ def test_small_reads_are_one_request_and_one_connection(server):
     assert {request.headers["accept-encoding"] for request in server.requests} == {"identity"}
 
 
+def test_ranges_are_read_over_one_connection(server):
+    url = server.url + "/d/a%20b.bin"
+    with open_url(url, QUICK) as file:
+        for at in (2_000_000, 500_000, 1_200_000):
+            file.seek(at)
+            assert file.read(1000) == DATA[at : at + 1000]
+    assert len(server.requests) >= 4
+    assert len({request.client for request in server.requests}) == 1
+
+
 def test_parquet_over_http(server):
     table = pa.table({"n": list(range(10_000)), "b": [os.urandom(100) for _ in range(10_000)]})
     sink = pa.BufferOutputStream()
@@ -102,6 +115,10 @@ def test_what_may_pass_is_tried_again(server, code):
 def test_retry_after_is_kept(server):
     server.faults = [status(503, {"Retry-After": "1000"})]
     assert read(server.url + "/small") == SMALL  # but no longer than max_wait
+    assert retry_after("7") == 7.0
+    assert 1000 < retry_after(formatdate(time.time() + 2000, usegmt=True)) <= 2000
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after("soon") is retry_after("") is retry_after("-1") is None
     policy = RetryPolicy(tries=2, first_wait=30, max_wait=30, timeout=1)
     server.faults = [status(503, {"Retry-After": "0"})]
     assert read(server.url + "/small", policy) == SMALL
@@ -161,24 +178,34 @@ def test_answers_that_are_no_range(server, fault, what):
     server.always = fault
     with pytest.raises(SourceError, match=what):
         read(server.url + "/small")
-    assert len(server.requests) == 1
+    assert len(server.requests) == QUICK.tries  # it may be one proxy of many
+    server.always = None
+    server.faults = [fault]
+    assert read(server.url + "/small") == SMALL
 
 
 @pytest.mark.parametrize(
     ("change", "what"),
     [
         (lambda server: server.files.update({"/d/a b.bin": DATA[:-1]}), "bytes and had"),
-        (lambda server: server.files.update({"/d/a b.bin": b"x" + DATA[1:]}), "its ETag"),
         (lambda server: server.files.update({"/d/a b.bin": DATA[:9]}), "no byte"),
         (lambda server: server.files.update({"/d/a b.bin": b""}), "it has 0 bytes"),
+        (lambda server: server.files.update({"/d/a b.bin": b"x" + DATA[1:]}), None),
     ],
 )
 def test_a_file_that_changes(server, change, what):
-    with open_url(server.url + "/d/a%20b.bin", QUICK) as file:
-        file.read(1000)
-        change(server)
-        with pytest.raises(SourceError, match=f"changed while it was read: .*{what}"):
-            file.read()
+    for told in (header("X", "as it is"), header("ETag", None)):
+        server.files["/d/a b.bin"], server.always = DATA, told
+        with open_url(server.url + "/d/a%20b.bin", QUICK) as file:
+            file.read(1000)
+            change(server)
+            by_tag = file.tag.startswith('"')
+            if not by_tag and what is None:  # the same size, the same date: nothing tells
+                continue
+            expected = "its ETag" if by_tag else what
+            with pytest.raises(SourceError, match=f"changed while it was read: .*{expected}"):
+                file.read()
+    assert all("if-match" in r.headers for r in server.requests[1:2])
 
 
 def test_a_change_told_by_the_date_alone(server):

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("obstore")
 
 from omr_io.errors import ConfigError, SourceError
-from omr_io.remote import RetryPolicy, identity, list_urls, open_url, s3
+from omr_io.remote import RetryPolicy, buckets, identity, list_urls, open_url
 from tests.remote.servers import S3Server, cut, etag, no_ranges, silent, status
 
 QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=2)
@@ -136,7 +136,7 @@ def test_no_secret_in_any_error(server, monkeypatch, code):
                 action()
             assert "S3CR3T" not in "".join(traceback.format_exception(info.value))
             assert info.value.__context__ is None
-        assert "S3CR3T" not in repr(file) + repr(file._ranges) + repr(file._ranges._store)
+        assert "S3CR3T" not in repr(file) + repr(file._ranges) + repr(file._ranges._bucket._store)
 
 
 def test_what_may_pass_is_tried_again(server):
@@ -195,4 +195,4 @@ def test_without_obstore(monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install omr_io\[remote\]") as info:
         list_urls("s3://bucket/x.parquet", QUICK)
     assert info.value.exit_code == 2
-    assert s3.parse("s3://bucket/x") == ("bucket", "x")
+    assert buckets.parse("s3://bucket/x") == ("bucket", "x")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from omr_io.errors import SourceError
 from omr_io.remote import RetryPolicy, is_url, list_urls, open_url, redact
+from omr_io.remote.buckets import parse as parse_s3
 from omr_io.remote.hub import HubPath, parse
-from omr_io.remote.s3 import parse as parse_s3
 from omr_io.remote.urls import fixed_part, glob_regex, in_folder, name_of
 
 SECRET = "S3CR3TxyZ"

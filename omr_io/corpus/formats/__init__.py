@@ -23,7 +23,7 @@ def open_source(location: str | Path) -> SourceFile:
     """Open a source file of any format, read through once or, for Parquet, its footer.
 
     Args:
-        location: a path, or a URL (hf://, s3://, http://, https://).
+        location: a path, or a URL (hf://, s3://, gs://, http://, https://).
 
     Raises:
         SourceError: the file is missing, of no known format, or broken.

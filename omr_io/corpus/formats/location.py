@@ -14,7 +14,7 @@ from omr_io.errors import SourceError, Where
 from omr_io.remote import urls
 
 Location = Path | str
-"""A local path, or the text of a URL (hf://, s3://, http://, https://)."""
+"""A local path, or the text of a URL (hf://, s3://, gs://, http://, https://)."""
 
 BUFFER_BYTES = 1 << 20
 
