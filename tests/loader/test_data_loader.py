@@ -2,17 +2,18 @@
 
 import dataclasses
 import gc
+import io
 import itertools
 import json
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from rich.console import Console
 
-from omr_io.batches import Batch
 from omr_io.chat import ChatFormat
 from omr_io.errors import (
     ConfigError,
@@ -23,88 +24,25 @@ from omr_io.errors import (
     SourceError,
     TokenizerError,
 )
-from omr_io.index import ShardSet
-from omr_io.loader import DataLoader, FailureBudget
-from omr_io.loader.prefetch import ordered_map
+from omr_io.loader import FailureBudget
 from omr_io.ops import PACK
+from omr_io.storage import StorageStats
+from omr_io.telemetry import LiveLine, LoaderStats
 from omr_io.tokenizer import train_bpe
 from omr_io.types import IGNORE_INDEX
+from tests.loader.loaders import assert_equal, assert_streams_equal, by_step, epochs
 
 SEQ_LEN = 160
 
 
-@pytest.fixture(scope="module")
-def opened(shards):
-    with ShardSet.open(shards) as shard_set:
-        yield shard_set
+@pytest.fixture
+def opened(opened_shards):
+    return opened_shards
 
 
-@pytest.fixture(scope="module")
-def make(opened, tokenizer, vision):
-    """A function: options → a loader of the sound shard set, 4 packs a step."""
-
-    def build(**options) -> DataLoader:
-        base = {
-            "shards": opened,
-            "tokenizer": tokenizer,
-            "vision": vision,
-            "seq_len": SEQ_LEN,
-            "packs_per_step": 4,
-            "num_threads": 0,
-        } | options
-        return DataLoader(base.pop("shards"), **base)
-
-    return build
-
-
-def assert_equal(one: Batch, other: Batch) -> None:
-    for field in dataclasses.fields(Batch):
-        left, right = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(left, torch.Tensor):
-            assert left.dtype == right.dtype
-            assert torch.equal(left, right), field.name
-        else:
-            assert left == right, field.name
-
-
-def assert_streams_equal(one, other) -> None:
-    for left, right in itertools.zip_longest(one, other):
-        assert left is not None
-        assert right is not None
-        assert_equal(left, right)
-
-
-def epochs(loader: DataLoader, count: int):
-    for _ in range(count):
-        yield from loader
-
-
-def rows(batches):
-    """What each pack holds, layout aside: a dict keys of the pack → ids, labels, positions."""
-    found = {}
-    for batch in batches:
-        for row, keys in enumerate(batch.keys):
-            found.setdefault(keys, []).append(
-                (
-                    batch.input_ids[row].tolist(),
-                    batch.labels[row].tolist(),
-                    batch.position_ids[:, row].tolist(),
-                )
-            )
-    return found
-
-
-def by_step(loaders):
-    """The packs of each (epoch, step) over all ranks; and the steps each rank made."""
-    steps, made = {}, []
-    for loader in loaders:
-        mine = list(loader)
-        assert len(mine) == len(loader)
-        made.append({(batch.epoch, batch.step) for batch in mine})
-        for batch in mine:
-            steps.setdefault((batch.epoch, batch.step), []).append(batch)
-    assert all(one == made[0] for one in made)
-    return {place: rows(batches) for place, batches in steps.items()}
+@pytest.fixture
+def make(make_loader):
+    return make_loader
 
 
 def test_an_epoch_is_the_whole_corpus_once(make, opened, records):
@@ -155,17 +93,18 @@ def test_pixels_of_another_dtype_are_the_rounded_ones(make, dtype):
 
 
 def test_patches_are_written_where_the_batch_has_them(make):
-    """No copy between the resize and the batch: the encoder's memory is the batch's."""
+    """No copy between the resize and the batch: the memory that units fill is the batch's."""
     loader = make(num_threads=0)
     written = []
-    fill = loader._encoder._fill
-    loader._encoder._fill = lambda texts, decoded, out: (
-        written.append(out.ctypes.data),
-        fill(texts, decoded, out),
+    encode = loader._encoder.encode_into
+    loader._encoder.encode_into = lambda numbers, out: (
+        written.append((out.data_ptr(), len(out))),
+        encode(numbers, out),
     )[1]
     for batch in loader:
         if not batch.has_dummy_image:
-            assert batch.pixel_values.data_ptr() == written[-1]
+            assert batch.pixel_values.data_ptr() == written[0][0]
+            assert len(batch.pixel_values) == sum(rows for _, rows in written)
             assert batch.pixel_values.is_contiguous()
         written.clear()
 
@@ -200,69 +139,6 @@ def test_the_decoder_changes_nothing(make):
     pytest.importorskip("nvidia.dali")
     with make(decoder="dali", num_threads=2) as loader:
         assert_streams_equal(loader, make())
-
-
-@pytest.mark.parametrize("threads", [0, 3])
-def test_a_resumed_stream_equals_the_uninterrupted_one_at_every_batch(make, threads):
-    options = {"packs_per_batch": 2, "num_threads": threads}
-    whole = list(epochs(make(**options), 2))
-    running = make(**options)
-    states = [running.state_dict()]
-    for _ in epochs(running, 2):
-        states.append(running.state_dict())
-    assert len(states) == len(whole) + 1
-    for count, state in enumerate(states[:-1]):
-        resumed = make(**options)
-        resumed.load_state_dict(json.loads(json.dumps(state)))
-        # Two batches at each place and everything at a few: the order is what could go wrong.
-        more = None if count % 5 == 0 else 2
-        rest = epochs(resumed, 2 - resumed.epoch)
-        expected = itertools.islice(whole, count, None if more is None else count + more)
-        assert_streams_equal(itertools.islice(rest, more), expected)
-        resumed.close()
-    assert states[-1]["epoch"] == 2
-
-
-@pytest.mark.parametrize(("old", "new"), [(1, 2), (4, 1), (2, 4), (4, 2)])
-def test_resume_on_another_world_size_sees_the_same_global_batches(make, old, new):
-    loaders = [make(rank=rank, world_size=old) for rank in range(old)]
-    for loader in loaders:
-        iterator = iter(loader)
-        for _ in range(2):
-            next(iterator)
-    states = [loader.state_dict() for loader in loaders]
-    assert all(state == states[0] for state in states)
-    resumed = [make(rank=rank, world_size=new) for rank in range(new)]
-    for loader in resumed:
-        loader.load_state_dict(states[0])
-    rest = {}
-    for loader in resumed:
-        for batch in loader:
-            rest.setdefault((batch.epoch, batch.step), []).append(batch)
-    expected = by_step([make()])
-    del expected[(0, 0)], expected[(0, 1)]
-    assert {place: rows(batches) for place, batches in rest.items()} == expected
-
-
-@settings(max_examples=6, deadline=None)
-@given(
-    st.integers(0, 2**40), st.sampled_from([4, 8, 12]), st.none() | st.integers(5, 30), st.data()
-)
-def test_properties_of_any_plan(make, seed, packs_per_step, window, data):
-    options = {"seed": seed, "packs_per_step": packs_per_step, "window": window}
-    alone = by_step([make(**options)])
-    keys = [key for packs in alone.values() for pack in packs for key in pack]
-    assert sorted(keys) == sorted(f"study-{i}" for i in range(37))
-    first = make(**options)
-    stop = data.draw(st.integers(1, len(first)))
-    for _ in itertools.islice(first, stop):
-        pass
-    resumed = make(**options)
-    resumed.load_state_dict(first.state_dict())
-    expected = make(**options)
-    for _ in itertools.islice(expected, stop):
-        pass
-    assert_streams_equal(itertools.islice(resumed, 3), itertools.islice(expected, 3))
 
 
 # Positions
@@ -328,7 +204,7 @@ def test_a_new_iteration_ends_the_old_one(make):
 # States that do not belong
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def state(make):
     loader = make()
     next(iter(loader))
@@ -500,37 +376,128 @@ def test_no_thread_outlives_an_iteration(make):
     assert next(held, None) is None
 
 
-def test_work_ahead_is_ordered_and_bounded():
-    begun, lock = [], threading.Lock()
-
-    def work(item):
-        with lock:
-            begun.append(item)
-        return item * item
-
-    results = ordered_map(work, iter(range(1000)), threads=2, ahead=3)
-    for expected in range(20):
-        assert next(results) == expected**2
-        assert len(begun) <= expected + 5
-    results.close()
-    assert len(begun) < 30
-
-
 # Counts and options
 
 
-def test_stats(make, opened):
-    loader = make(num_threads=1)
+@pytest.mark.parametrize("threads", [0, 2])
+def test_stats(make, opened, threads):
+    loader = make(num_threads=threads, packs_per_batch=2)
+    assert loader.stats() == LoaderStats(decoder="cpu")
     batches = list(loader)
     stats = loader.stats()
     assert stats.batches == len(batches)
+    assert stats.steps == len({batch.step for batch in batches})
     assert stats.samples == 37
     assert stats.tokens == int(loader.lengths.tokens.sum())
     assert stats.label_tokens == int(loader.lengths.label_tokens.sum())
-    assert stats.efficiency == make().plan.efficiency
+    assert stats.efficiency == make().plan.window(0).efficiency
     size = sum(part.size for i in range(len(opened)) for part in opened.parts(i))
     assert stats.bytes_read == size
     assert 0 < stats.wait_share <= 1
+    assert 0 < stats.p50_wait <= stats.p99_wait <= stats.waited_seconds
+    assert stats.images_per_second > 0
+    assert (stats.queue_batches, stats.queue_bytes, stats.quarantined) == (0, 0, 0)
+
+
+def test_the_queue_is_seen_while_it_fills(make):
+    with make(num_threads=2, prefetch=3) as loader:
+        for _ in loader:
+            deadline = time.monotonic() + 10
+            while loader.stats().queue_batches < 3 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            stats = loader.stats()
+            assert 3 <= stats.queue_batches <= 5
+            assert stats.queue_bytes > stats.queue_batches * 4 * SEQ_LEN * 64
+            break
+
+
+def test_what_the_storage_says_is_in_the_stats(make, opened, monkeypatch):
+    said = StorageStats(fetched_bytes=5, cache_hits=4)
+    monkeypatch.setattr(opened, "storage_stats", lambda: said)
+    assert make().stats().storage == said
+
+
+def test_a_live_line_moves_with_the_batches(make):
+    out = io.StringIO()
+    loader = make()
+    line = LiveLine(loader, Console(file=out, force_terminal=True, width=200))
+    with loader.live(line) as shown:
+        assert shown is line
+        count = len(list(loader))
+    assert f"epoch 1: {count} steps" in out.getvalue()
+    seen = out.getvalue()
+    next(iter(loader))
+    assert out.getvalue() == seen
+
+
+def test_only_the_consumer_holds_a_batch(make):
+    """So its memory is free when the consumer lets it go, and not a batch later."""
+    with make(num_threads=1) as loader:
+        stream = iter(loader)
+        batch = next(stream)
+        pixels = weakref.ref(batch.pixel_values)
+        del batch
+        assert pixels() is None
+
+
+def test_the_pixels_of_a_batch_stay_while_anything_of_it_is_seen(make, vision):
+    """Images of several MB, so that buffers are lent again and again."""
+    large = dataclasses.replace(vision, min_pixels=512 * 512, max_pixels=640 * 640)
+    options = {"vision": large, "seq_len": 900, "packs_per_step": 1, "num_threads": 2}
+    with make(**options) as loader, make(**options | {"num_threads": 0}) as other:
+        kept = [
+            (batch.pixel_values[1::7, 3], batch.pixel_values[1::7, 3].clone()) for batch in loader
+        ]
+        expected = [batch.pixel_values[1::7, 3].clone() for batch in other]
+        assert loader._maker.buffers.num_idle <= 6
+    assert len(kept) == len(expected) > 12
+    for (seen, copy), wanted in zip(kept, expected, strict=True):
+        assert torch.equal(seen, wanted)
+        assert torch.equal(copy, wanted)
+
+
+# Storage
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_storage_is_told_in_plan_order_what_will_be_read(make, opened, monkeypatch, threads):
+    told, read = [], []
+    read_record = opened.read_record
+    monkeypatch.setattr(opened, "will_read", lambda numbers, **more: told.append(list(numbers)))
+    monkeypatch.setattr(
+        opened, "read_record", lambda i, images=True: (read.append(i), read_record(i, images))[1]
+    )
+    with make(num_threads=threads, prefetch=1) as loader:
+        told.clear()
+        read.clear()
+        batches = []
+        for batch in loader:
+            batches.append([int(k.removeprefix("study-")) for pack in batch.keys for k in pack])
+            # Ahead of the batches that are begun, and not without end.
+            assert len(batches) <= len(told) <= len(batches) + 1 + threads + 1 + 5
+            assert set(read) <= {number for numbers in told for number in numbers}
+        assert told == batches
+    assert sorted(read) == list(range(37))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_of_remote_storage_stops_with_its_exit_code(make, opened, monkeypatch, threads):
+    read_record = opened.read_record
+
+    def read(i, images=True):
+        if i == 20 and images:
+            raise SourceError("404 for https://host/train-000002.tar", mend="Check the URL")
+        return read_record(i, images)
+
+    monkeypatch.setattr(opened, "read_record", read)
+    with make(num_threads=threads) as loader:
+        seen = []
+        with pytest.raises(SourceError, match="404") as caught:
+            seen.extend(loader)
+        assert caught.value.exit_code == 3
+        assert f"epoch 0, step {len(seen)}, micro step 0 on rank 0" in caught.value.__notes__[0]
+        assert loader.quarantine == []
+        assert loader.state_dict()["step"] == len(seen)
 
 
 def test_samples_longer_than_seq_len(make):
@@ -555,18 +522,6 @@ def test_implementations_make_the_same_stream(make, implementation):
     assert_streams_equal(make(), make(implementation=implementation))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("implementation", ["auto", "cpu"])
-def test_batches_made_on_a_gpu_are_the_same(make, implementation):
-    made = make(device="cuda", implementation=implementation, num_threads=2)
-    for left, right in itertools.zip_longest(make(), made):
-        for field in dataclasses.fields(Batch):
-            value = getattr(right, field.name)
-            assert not isinstance(value, torch.Tensor) or value.is_cuda
-        assert_equal(left, right.to("cpu", non_blocking=False))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -576,6 +531,9 @@ def test_batches_made_on_a_gpu_are_the_same(make, implementation):
         ({"rank": 1}, "both rank and world_size"),
         ({"packs_per_batch": 3}, "packs_per_batch 3"),
         ({"num_threads": -1}, "num_threads"),
+        ({"prefetch_bytes": -1}, "prefetch_bytes"),
+        ({"window": 0}, "window"),
+        ({"truncate": "prompt"}, "truncate"),
         ({"decoder": "abacus"}, "abacus"),
         ({"implementation": "abacus"}, "abacus"),
         pytest.param(
