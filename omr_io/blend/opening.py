@@ -19,12 +19,16 @@ from omr_io.blend.sources import Blend, Source, as_fraction, shares
 from omr_io.errors import ConfigError, DataError
 from omr_io.index import ShardSet
 from omr_io.packing import Lengths
+from omr_io.remote_storage import RemoteOptions
 from omr_io.sample_set import SampleSet
 from omr_io.types import Int64Array
 
 
-def open_blend(blend: Blend) -> OpenBlend:
+def open_blend(blend: Blend, remote: RemoteOptions | None = None) -> OpenBlend:
     """Open the shard sets of a blend, each once.
+
+    Args:
+        remote: for those behind URLs.
 
     Raises:
         ConfigError: the sources' names do not tell them apart.
@@ -41,7 +45,7 @@ def open_blend(blend: Blend) -> OpenBlend:
             if not isinstance(shard_set, ShardSet):
                 path = _absolute(shard_set)
                 if path not in opened:
-                    opened[path] = ShardSet.open(shard_set)
+                    opened[path] = ShardSet.open(shard_set, remote)
                     owned.append(opened[path])
                 shard_set = opened[path]
             known = [one.fingerprint for one in distinct]

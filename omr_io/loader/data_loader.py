@@ -23,10 +23,11 @@ from typing import Any, Self
 import torch
 
 from omr_io.batches import Batch, Failure
+from omr_io.blend import Blend, open_blend
 from omr_io.cache import Cache
 from omr_io.chat import ChatFormat
 from omr_io.chat.conversation import Truncate
-from omr_io.config import VisionConfig, fingerprint
+from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder, make_decoder
 from omr_io.index import ShardSet
@@ -38,10 +39,12 @@ from omr_io.loader.options import Depth, Layout
 from omr_io.loader.order import Order
 from omr_io.loader.quarantine import FailureBudget, Quarantine
 from omr_io.loader.samples import SampleEncoder
+from omr_io.loader.selection import Selection, as_blend
 from omr_io.loader.state import Position
 from omr_io.ops import pack_implementation
-from omr_io.packing import TooLong, check_samples
+from omr_io.packing import TooLong
 from omr_io.packing.epoch import EpochPlan
+from omr_io.remote_storage import RemoteOptions
 from omr_io.telemetry import LiveLine, LoaderStats, Meter
 from omr_io.tokenizer import Tokenizer
 from omr_io.types import Int64Array
@@ -59,19 +62,23 @@ class DataLoader:
     the same position (which is how it goes to a process that is spawned).
 
     Args:
-        shards: a shard set's folder, or an open `ShardSet` (which the caller closes).
+        shards: a shard set's folder or URL (`ShardSet.open` has the kinds), an open `ShardSet`
+            (which the caller closes), or a `Blend` of several: weights, filters, subsets, balanced
+            letters. A blend whose filters are lambdas cannot be pickled, nor can its loader.
         vision: how images become patches.
         seq_len: T, tokens of a pack.
         packs_per_step: packs of an optimiser step over all ranks; a multiple of world_size.
         tokenizer: a `Tokenizer`, or a folder with tokenizer.json; may be left out with `chat`.
         chat: how a record becomes tokens; None: `ChatFormat.for_family(vision.family, tokenizer)`.
         seed: of the order.
-        decoder: a name of `make_decoder`, or a `Decoder` (which the caller closes).
+        decoder: "cpu", whose pixels are exact; "dali" or "nvimgcodec", which decode where `device`
+            is (on a GPU near the exact pixels, not equal); "auto", the best that is installed
+            there; or a `Decoder` (which the caller closes). See `omr_io.images.decode`.
         rank, world_size: of this process; None: torch.distributed's if it is initialised, else 0
             of 1. Not part of the order: a run may go on with another world size.
         packs_per_batch: B, packs of a batch; divides packs_per_step / world_size; None: all of
             them, one batch a step.
-        samples: (m,) numbers of the samples to load, each once; None: the whole shard set.
+        samples: (m,) numbers of the samples of a shard set to load, each once; None: all of them.
         window: samples that are shuffled and packed together; None: the whole corpus.
         too_long: samples of more than seq_len tokens are an "error", or "drop" leaves them out
             and `dropped` counts them.
@@ -80,6 +87,7 @@ class DataLoader:
             never cut: where they alone are too long, `too_long` decides. "refuse" cuts nothing.
         cache: keep the lengths of texts between runs, so that the next start reads no text: in
             ~/.cache/omr_io/lengths, or where OMR_IO_CACHE_DIR says (see `omr_io.cache`).
+        remote: how what a URL names is read ahead, tried again, and kept in a local cache.
         num_threads: that read, decode and encode; they share the samples of a batch. 0 does it all
             in the consumer's thread.
         prefetch: batches that may wait for the consumer, beside those in work.
@@ -105,7 +113,7 @@ class DataLoader:
 
     def __init__(
         self,
-        shards: str | Path | ShardSet,
+        shards: str | Path | ShardSet | Blend,
         *,
         vision: VisionConfig,
         seq_len: int,
@@ -122,6 +130,7 @@ class DataLoader:
         too_long: TooLong = "error",
         truncate: Truncate = "refuse",
         cache: bool = True,
+        remote: RemoteOptions | None = None,
         num_threads: int = 1,
         prefetch: int = 2,
         prefetch_bytes: int = 1 << 30,
@@ -140,19 +149,18 @@ class DataLoader:
         self._device = options.check_device(device)
         pack = pack_implementation(implementation, self._device)
         self._chat = options.choose_chat(chat, tokenizer, vision)
-        self._owns_shards = not isinstance(shards, ShardSet)
-        self._shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
+        self._opened = open_blend(as_blend(shards, samples), remote)
+        self._shards = self._opened.samples
         self._owns_decoder = isinstance(decoder, str)
-        self._decoder = make_decoder(decoder, vision) if isinstance(decoder, str) else decoder
+        self._decoder = self._make_decoder(decoder) if isinstance(decoder, str) else decoder
         options.check_decoder_device(self._decoder.device, self._device)
-        self.lengths = measure(
-            self._shards, self._chat, vision, Cache.of("lengths") if cache else None
-        )
+        kept = Cache.of("lengths") if cache else None
+        self.lengths = measure(self._shards, self._chat, vision, kept, check_images=False)
+        self._selection = Selection(self._opened, self.lengths, samples, seed)
         self.truncation: Truncation | None = None
         """What was cut (`truncate`); None where nothing may be."""
         if truncate == "completion":
             self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
-        self._samples = None if samples is None else check_samples(samples, len(self._shards))
         self._plan_epochs(seed, window, too_long)
         if pin_memory is None:
             pin_memory = torch.cuda.is_available()
@@ -184,10 +192,15 @@ class DataLoader:
         self._live: LiveLine | None = None
         self._active: weakref.ref[Generator[Batch, None, None]] | None = None
 
+    def _make_decoder(self, name: str) -> Decoder:
+        heights, widths = self._shards.image_heights, self._shards.image_widths
+        largest = int(heights.max(initial=0)), int(widths.max(initial=0))
+        return make_decoder(name, self.vision, str(self._device), largest=largest)
+
     def _plan_epochs(self, seed: int, window: int | None, too_long: TooLong) -> None:
         self._order = Order(
             self.lengths,
-            self.samples_of,
+            self._selection.of,
             seed=seed,
             seq_len=self.seq_len,
             packs_per_step=self.packs_per_step,
@@ -202,16 +215,20 @@ class DataLoader:
             "window": window,
             "too_long": too_long,
         }
-        samples = "all" if self._samples is None else fingerprint(self._samples.tolist())
         self._fingerprint = state.fingerprints(
-            self._shards, self._chat, self.vision, self.lengths, samples, planning
+            self._shards,
+            self._chat,
+            self.vision,
+            self.lengths,
+            self._selection.fingerprint,
+            planning,
         )
 
     # The order
 
     def samples_of(self, epoch: int) -> Int64Array | None:
-        """The numbers of the samples of an epoch, as often as they come; None: all, once."""
-        return self._samples
+        """(m,) int64 numbers of the samples of an epoch, as often as they come; None: all, once."""
+        return self._selection.of(epoch)
 
     @property
     def rank(self) -> int:
@@ -397,8 +414,7 @@ class DataLoader:
         self._stop()
         if self._owns_decoder:
             self._decoder.close()
-        if self._owns_shards:
-            self._shards.close()
+        self._opened.close()
 
     def _stop(self) -> None:
         active = self._active() if self._active is not None else None

@@ -26,9 +26,9 @@ from omr_io.images.decode import Decoded, Decoder
 from omr_io.images.patch_arguments import DTYPES
 from omr_io.images.patches import blank_pixels, patch_target, value_table
 from omr_io.images.pixel_values import as_array
-from omr_io.loader.source import SampleSource
 from omr_io.ops import patches_implementation
 from omr_io.packing import Lengths
+from omr_io.sample_set import SampleSet
 from omr_io.types import EncodedSample, ImageFailure, ImageInfo, Int64Array, PatchTarget, Record
 
 _MEND = (
@@ -68,7 +68,7 @@ class SampleEncoder:
 
     def __init__(
         self,
-        shard_set: SampleSource,
+        shard_set: SampleSet,
         chat: ChatFormat,
         vision: VisionConfig,
         decoder: Decoder,

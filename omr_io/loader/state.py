@@ -11,8 +11,8 @@ from omr_io.chat import ChatFormat
 from omr_io.config import VisionConfig, fingerprint
 from omr_io.errors import ResumeError
 from omr_io.images.patches import installed_pass_order
-from omr_io.loader.source import SampleSource
 from omr_io.packing import Lengths
+from omr_io.sample_set import SampleSet
 
 FORMAT = 2
 """Version of the state. It changes whenever the same state would give another stream."""
@@ -50,7 +50,7 @@ class Position:
 
 
 def fingerprints(
-    shards: SampleSource,
+    shards: SampleSet,
     chat: ChatFormat,
     vision: VisionConfig,
     lengths: Lengths,
@@ -146,7 +146,7 @@ def _listed(layout: Mapping[str, Any]) -> str:
 class Keys(Sequence[str]):
     """The keys of a shard set's samples, read only when asked for."""
 
-    def __init__(self, shards: SampleSource) -> None:
+    def __init__(self, shards: SampleSet) -> None:
         self._shards = shards
 
     @overload
