@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omr_io.batches import Batch, Failure
+    from omr_io.blend import Blend, IndexColumns, Source
     from omr_io.chat import ChatFormat
     from omr_io.config import VisionConfig
     from omr_io.errors import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from omr_io.index import ShardSet
     from omr_io.loader import DataLoader, FailureBudget
+    from omr_io.remote_storage import RemoteOptions
     from omr_io.telemetry import LoaderStats
     from omr_io.tokenizer import Tokenizer
     from omr_io.types import IGNORE_INDEX, EncodedSample, Record
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "IGNORE_INDEX",
     "Batch",
+    "Blend",
     "ChatFormat",
     "ConfigError",
     "DataError",
@@ -49,15 +52,18 @@ __all__ = [
     "FailureBudget",
     "FailureBudgetError",
     "ImageError",
+    "IndexColumns",
     "IntegrityError",
     "LoaderStats",
     "OmrError",
     "OmrWarning",
     "Record",
     "RecordError",
+    "RemoteOptions",
     "ResumeError",
     "SampleTooLongError",
     "ShardSet",
+    "Source",
     "SourceError",
     "TarError",
     "Tokenizer",
@@ -70,15 +76,19 @@ __all__ = [
 
 _MODULES = {
     "Batch": "batches",
+    "Blend": "blend",
     "ChatFormat": "chat",
     "DataLoader": "loader",
     "EncodedSample": "types",
     "Failure": "batches",
     "FailureBudget": "loader",
     "IGNORE_INDEX": "types",
+    "IndexColumns": "blend",
     "LoaderStats": "telemetry",
     "Record": "types",
+    "RemoteOptions": "remote_storage",
     "ShardSet": "index",
+    "Source": "blend",
     "Tokenizer": "tokenizer",
     "VisionConfig": "config",
 }

@@ -83,9 +83,9 @@ def test_one_set_in_several_sources_is_opened_once(folders, monkeypatch):
     seen = []
     real = ShardSet.open.__func__
 
-    def counting(cls, path):
+    def counting(cls, path, options=None):
         seen.append(path)
-        return real(cls, path)
+        return real(cls, path, options)
 
     monkeypatch.setattr(ShardSet, "open", classmethod(counting))
     hard = Source(folders["biased"], repeat=2, where=lambda c: c.num_options == 4, name="hard")
