@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -84,3 +85,48 @@ class Reporter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class StatusLine:
+    """One line that is drawn over on a terminal; elsewhere a line every ten seconds.
+
+    Args:
+        console: where to; None: standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._live: Live | None = None
+        self._is_closed = False
+        self._next = time.monotonic() + (0 if self._console.is_terminal else _LINE_SECONDS)
+
+    def is_due(self) -> bool:
+        """Whether `show` would show anything now."""
+        return not self._is_closed and time.monotonic() >= self._next
+
+    def show(self, text: str) -> None:
+        """Show a line in place of the last one, if it is due."""
+        if not self.is_due():
+            return
+        if not self._console.is_terminal:
+            self._print(text)
+            self._next = time.monotonic() + _LINE_SECONDS
+            return
+        line = Text(text, overflow="ellipsis", no_wrap=True)
+        if self._live is None:
+            self._live = Live(line, console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(line, refresh=True)
+        self._next = time.monotonic() + _BAR_SECONDS
+
+    def close(self, text: str) -> None:
+        """Leave this line for good; nothing the second time."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._live is not None:
+            self._live.stop()
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)

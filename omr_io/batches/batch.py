@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from omr_io.batches.boundaries import HostBoundaries, pack_boundaries
+from omr_io.batches.transfer import send
 from omr_io.batches.vision_tower import VISION_BOUNDARIES, Grid, vision_arrays
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DataError, Where
-from omr_io.images.pixel_values import as_tensor, empty_values
+from omr_io.images.pixel_values import as_tensor
 from omr_io.types import EncodedSample, PackedArrays, PackedTensors, PixelValues
 
 
@@ -156,8 +157,9 @@ class Batch:
     ) -> dict[str, Any]:
         """The vision tower's metadata, to be passed to the forward beside `model_inputs`.
 
-        Computed on the host and sent to the batch's device, so that the tower does not wait for
-        the GPU to read the grids back. {} when there is no image. Needs transformers 5.23's names.
+        Computed on the host and sent to the batch's device in one copy that nothing waits for, so
+        that the tower does not wait for the GPU to read the grids back. {} when there is no image.
+        Needs transformers 5.23's names.
 
         Args:
             window_size: Qwen2.5-VL's `vision_config.window_size`, in pixels; else None.
@@ -181,11 +183,11 @@ class Batch:
         arrays = vision_arrays(
             self.grids, merge_size=self.vision.merge_size, window=window, side=side
         )
-        device = self.input_ids.device
-        inputs: dict[str, Any] = {
-            name: value if isinstance(value, int) else torch.from_numpy(value).to(device)
-            for name, value in arrays.items()
-        }
+        tensors = send(
+            {name: value for name, value in arrays.items() if not isinstance(value, int)},
+            self.input_ids.device,
+        )
+        inputs: dict[str, Any] = {name: tensors.get(name, arrays[name]) for name in arrays}
         kinds = (arrays[name] for name in VISION_BOUNDARIES if name in arrays)
         inputs["image_host_boundaries"] = HostBoundaries(
             tuple(tuple(kind.tolist()) for kind in kinds if not isinstance(kind, int))
@@ -203,6 +205,11 @@ class Batch:
         """
         return self._map(lambda tensor: tensor.pin_memory() if tensor.is_cpu else tensor)
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return [value for value in values if isinstance(value, Tensor)]
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors: dict[str, Any] = {
             field.name: change(value)
@@ -215,28 +222,12 @@ class Batch:
 def as_tensors(arrays: PackedArrays, device: torch.device | None = None) -> PackedTensors:
     """The same as tensors: sharing memory on the CPU, by copies on another device.
 
-    To a CUDA device they go through pinned memory, and the host does not wait for them.
+    To a CUDA device they go in one copy through pinned memory, and the host does not wait for it.
     """
-
-    def tensor(array: np.ndarray[Any, Any]) -> Tensor:
-        made = torch.from_numpy(array)
-        if device is None:
-            return made
-        return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
-
-    return PackedTensors(
-        input_ids=tensor(arrays.input_ids),
-        labels=tensor(arrays.labels),
-        position_ids=tensor(arrays.position_ids),
-        mm_token_type_ids=tensor(arrays.mm_token_type_ids),
-        segment_ids=tensor(arrays.segment_ids),
-        loss_weights=tensor(arrays.loss_weights),
-        label_rows=tensor(arrays.label_rows),
-        cu_seqlens=tensor(arrays.cu_seqlens),
-        max_seqlen=arrays.max_seqlen,
-        num_tokens=arrays.num_tokens,
-        num_label_tokens=arrays.num_label_tokens,
-    )
+    names = [field.name for field in dataclasses.fields(PackedTensors)]
+    values = {name: getattr(arrays, name) for name in names}
+    sent = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    return PackedTensors(**(values | send(sent, device or torch.device("cpu"))))
 
 
 def make_batch(
@@ -250,6 +241,7 @@ def make_batch(
     micro_step: int,
     failures: Sequence[Failure] = (),
     pixel_dtype: torch.dtype = torch.float32,
+    pixel_values: Tensor | None = None,
 ) -> Batch:
     """Wrap packs and what was assembled from them as a batch; shares their memory.
 
@@ -259,18 +251,25 @@ def make_batch(
 
     Args:
         pixel_dtype: of the dummy's values; images have theirs.
+        pixel_values: (P, D), the patches of all samples in order, on the host or where the integers
+            are; None: the samples hold them.
 
     Raises:
-        DataError: a sample's patches are not as many as its grids ask for.
+        DataError: the patches are not as many as the grids ask for.
     """
     samples = [sample for pack in packs for sample in pack]
     grids_N3 = np.concatenate([np.empty((0, 3), np.int64), *(s.image_grid_thw for s in samples)])
-    pixel_values = join_patches(samples)
+    if pixel_values is None:
+        pixel_values = as_tensor(join_patches(samples))
+    elif len(pixel_values) != int(grids_N3.prod(axis=1).sum()):
+        raise DataError(
+            f"image_grid_thw asks for {grids_N3.prod(axis=1).sum()} patches, pixel_values has "
+            f"{len(pixel_values)}"
+        )
     has_dummy_image = not len(grids_N3)
     if has_dummy_image:
         side = 2 * vision.merge_size
-        pixel_values = empty_values(side * side, vision.patch_width, pixel_dtype)
-        pixel_values[:] = 0  # the bits of zero, in every dtype
+        pixel_values = torch.zeros((side * side, vision.patch_width), dtype=pixel_dtype)
         grids_N3 = np.asarray([[1, side, side]], np.int64)
     packed = as_tensors(arrays) if isinstance(arrays, PackedArrays) else arrays
     device = packed.input_ids.device
@@ -283,7 +282,7 @@ def make_batch(
         label_rows=packed.label_rows,
         cu_seqlens=packed.cu_seqlens,
         max_seqlen=packed.max_seqlen,
-        pixel_values=as_tensor(pixel_values),
+        pixel_values=pixel_values,
         image_grid_thw=torch.from_numpy(grids_N3),
         mm_token_type_ids=packed.mm_token_type_ids,
         has_dummy_image=has_dummy_image,

@@ -5,35 +5,44 @@ loader = omr_io.DataLoader("shards/train", tokenizer="tokenizer/", vision=Vision
 for epoch in range(loader.epoch, 2):
     for batch in loader:
         ...
+
+    order ─▶ Place ─making─▶ BatchJob ─engine, threads─▶ Made ─▶ Batch
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import weakref
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from omr_io.batches import Batch, Failure, make_batch
+from omr_io.batches import Batch, Failure
 from omr_io.cache import Cache
 from omr_io.chat import ChatFormat
 from omr_io.chat.conversation import Truncate
-from omr_io.config import VisionConfig
+from omr_io.config import VisionConfig, fingerprint
 from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder, make_decoder
 from omr_io.index import ShardSet
-from omr_io.loader import state
+from omr_io.loader import options, state
+from omr_io.loader.engine import Engine
 from omr_io.loader.lengths import Truncation, measure, truncate_lengths
-from omr_io.loader.prefetch import ordered_map
+from omr_io.loader.making import BatchMaker, Made
+from omr_io.loader.options import Depth, Layout
+from omr_io.loader.order import Order
 from omr_io.loader.quarantine import FailureBudget, Quarantine
 from omr_io.loader.samples import SampleEncoder
 from omr_io.loader.state import Position
 from omr_io.ops import pack_implementation
-from omr_io.packing import Plan, TooLong, check_samples, check_world, plan_epoch
-from omr_io.telemetry import LoaderStats, Meter
+from omr_io.packing import TooLong, check_samples
+from omr_io.packing.epoch import EpochPlan
+from omr_io.telemetry import LiveLine, LoaderStats, Meter
 from omr_io.tokenizer import Tokenizer
 from omr_io.types import Int64Array
 
@@ -45,6 +54,10 @@ class DataLoader:
     the next one, and iterating again goes on there. Breaking off and iterating again goes on after
     the last batch that was yielded. Only one iteration runs at a time: a new one ends the old.
 
+    It starts no process, and threads only while it is iterated. After a fork the child goes on
+    where the parent stood, with threads of its own; pickled, it is made anew from its arguments at
+    the same position (which is how it goes to a process that is spawned).
+
     Args:
         shards: a shard set's folder, or an open `ShardSet` (which the caller closes).
         vision: how images become patches.
@@ -53,7 +66,7 @@ class DataLoader:
         tokenizer: a `Tokenizer`, or a folder with tokenizer.json; may be left out with `chat`.
         chat: how a record becomes tokens; None: `ChatFormat.for_family(vision.family, tokenizer)`.
         seed: of the order.
-        decoder: "cpu", "dali", or a `Decoder` (which the caller closes).
+        decoder: a name of `make_decoder`, or a `Decoder` (which the caller closes).
         rank, world_size: of this process; None: torch.distributed's if it is initialised, else 0
             of 1. Not part of the order: a run may go on with another world size.
         packs_per_batch: B, packs of a batch; divides packs_per_step / world_size; None: all of
@@ -67,13 +80,15 @@ class DataLoader:
             never cut: where they alone are too long, `too_long` decides. "refuse" cuts nothing.
         cache: keep the lengths of texts between runs, so that the next start reads no text: in
             ~/.cache/omr_io/lengths, or where OMR_IO_CACHE_DIR says (see `omr_io.cache`).
-        num_threads: each assembles whole batches; 0 assembles them in the consumer's thread.
-        prefetch: batches that may wait for the consumer, beside the one in work on each thread.
+        num_threads: that read, decode and encode; they share the samples of a batch. 0 does it all
+            in the consumer's thread.
+        prefetch: batches that may wait for the consumer, beside those in work.
+        prefetch_bytes: of the batches that wait or are in work; one is always made.
         failure_budget: how many samples may fail to decode.
         device: where the batches' tensors are. On "cuda" the thread that makes a batch also sends
-            it there, through pinned memory and without waiting, on its current stream (the default
-            one): a consumer that works on another stream waits for that one first. Batches that
-            wait for the consumer then take the GPU's memory. Else send them with `Batch.to`.
+            it there, through pinned memory and without waiting, on a stream of the loader's own.
+            The stream that is current where the batch is taken waits for it, on the GPU. Batches
+            that wait for the consumer then take the GPU's memory. Else send them with `Batch.to`.
         implementation: of the assembly, see `omr_io.ops`; "auto" takes the kernel on "cuda" where
             Triton is installed, and C++ elsewhere.
         pixel_dtype: of pixel_values: float32, or bfloat16 or float16, which hold the float32 values
@@ -109,54 +124,38 @@ class DataLoader:
         cache: bool = True,
         num_threads: int = 1,
         prefetch: int = 2,
+        prefetch_bytes: int = 1 << 30,
         failure_budget: FailureBudget | None = None,
         device: torch.device | str = "cpu",
         implementation: str = "auto",
         pixel_dtype: torch.dtype = torch.float32,
         pin_memory: bool | None = None,
     ) -> None:
-        self.rank, self.world_size = _world(rank, world_size)
-        self.packs_per_batch = _packs_per_batch(
-            packs_per_step, self.rank, self.world_size, packs_per_batch
-        )
-        if truncate not in ("refuse", "completion"):
-            raise ConfigError(f"truncate {truncate!r}", mend='Use "refuse" or "completion"')
-        if num_threads < 0 or prefetch < 0:
-            raise ConfigError(f"num_threads {num_threads} and prefetch {prefetch} must be >= 0")
-        self.vision = vision
-        self.seq_len = seq_len
-        self.packs_per_step = packs_per_step
-        self.num_threads = num_threads
-        self.prefetch = prefetch
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                f"device {device}, but no CUDA device is here",
-                mend='Leave device at "cpu", or see what `omr-io doctor` says',
-            )
-        self._pack = pack_implementation(implementation, device)
-        self._chat = _chat(chat, tokenizer, vision)
-        self._pad_id = self._chat.pad_token_id
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        self._layout = Layout.of(packs_per_step, rank, world_size, packs_per_batch)
+        self._arguments |= {"rank": self.rank, "world_size": self.world_size}
+        options.check_plan_options(seq_len, too_long, truncate)
+        self._depth = Depth(num_threads, prefetch, prefetch_bytes)
+        self.vision, self.seq_len = vision, seq_len
+        self._device = options.check_device(device)
+        pack = pack_implementation(implementation, device)
+        self._chat = options.choose_chat(chat, tokenizer, vision)
         self._owns_shards = not isinstance(shards, ShardSet)
         self._shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
         self._owns_decoder = isinstance(decoder, str)
         self._decoder = make_decoder(decoder, vision) if isinstance(decoder, str) else decoder
-        lengths = measure(self._shards, self._chat, vision, Cache.of("lengths") if cache else None)
+        options.check_decoder_device(self._decoder.device, self._device)
+        self.lengths = measure(
+            self._shards, self._chat, vision, Cache.of("lengths") if cache else None
+        )
         self.truncation: Truncation | None = None
         """What was cut (`truncate`); None where nothing may be."""
         if truncate == "completion":
-            lengths, self.truncation = truncate_lengths(lengths, self._chat, seq_len)
-        self.lengths = lengths
-        self._planning: dict[str, Any] = {
-            "seed": seed,
-            "seq_len": seq_len,
-            "packs_per_step": packs_per_step,
-            "window": window,
-            "too_long": too_long,
-        }
+            self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
         self._samples = None if samples is None else check_samples(samples, len(self._shards))
-        self._fingerprint = state.fingerprints(
-            self._shards, self._chat, vision, self.lengths, self._samples, self._planning
-        )
+        self._plan_epochs(seed, window, too_long)
+        if pin_memory is None:
+            pin_memory = torch.cuda.is_available()
         self._encoder = SampleEncoder(
             self._shards,
             self._chat,
@@ -165,22 +164,87 @@ class DataLoader:
             self.lengths,
             max_tokens=None if truncate == "refuse" else seq_len,
             pixel_dtype=pixel_dtype,
-            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        )
+        self._maker = BatchMaker(
+            self._encoder,
+            self.lengths,
+            pack,
+            seq_len=seq_len,
+            device=self._device,
+            keep=prefetch + num_threads + 2,
+            pin_memory=pin_memory,
+            rank=self.rank,
         )
         self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
         self._meter = Meter()
-        self._position = Position(0, 0, 0)
-        self._planned = self._plan_epoch(0)
+        self._position = Position()
+        self._engine: Engine[Made] | None = None
+        self._live: LiveLine | None = None
         self._active: weakref.ref[Generator[Batch, None, None]] | None = None
+
+    def _plan_epochs(self, seed: int, window: int | None, too_long: TooLong) -> None:
+        self._order = Order(
+            self.lengths,
+            self.samples_of,
+            seed=seed,
+            seq_len=self.seq_len,
+            packs_per_step=self.packs_per_step,
+            window=window,
+            too_long=too_long,
+            keys=state.Keys(self._shards),
+        )
+        planning = {
+            "seed": seed,
+            "seq_len": self.seq_len,
+            "packs_per_step": self.packs_per_step,
+            "window": window,
+            "too_long": too_long,
+        }
+        samples = "all" if self._samples is None else fingerprint(self._samples.tolist())
+        self._fingerprint = state.fingerprints(
+            self._shards, self._chat, self.vision, self.lengths, samples, planning
+        )
 
     # The order
 
+    def samples_of(self, epoch: int) -> Int64Array | None:
+        """The numbers of the samples of an epoch, as often as they come; None: all, once."""
+        return self._samples
+
     @property
-    def plan(self) -> Plan:
+    def rank(self) -> int:
+        """Of this process."""
+        return self._layout.rank
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that share each step."""
+        return self._layout.world_size
+
+    @property
+    def packs_per_step(self) -> int:
+        """Packs of an optimiser step over all ranks."""
+        return self._layout.packs_per_step
+
+    @property
+    def packs_per_batch(self) -> int:
+        """B, packs of a batch."""
+        return self._layout.packs_per_batch
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that make batches."""
+        return self._depth.num_threads
+
+    @property
+    def prefetch(self) -> int:
+        """Batches that may wait for the consumer, beside those in work."""
+        return self._depth.prefetch
+
+    @property
+    def plan(self) -> EpochPlan:
         """The plan of the current epoch."""
-        if self._planned.epoch != self._position.epoch:
-            self._planned = self._plan_epoch(self._position.epoch)
-        return self._planned
+        return self._order.epoch(self._position.epoch)
 
     @property
     def epoch(self) -> int:
@@ -190,12 +254,12 @@ class DataLoader:
     @property
     def micro_steps(self) -> int:
         """Batches of a rank in one optimiser step."""
-        return self.packs_per_step // self.world_size // self.packs_per_batch
+        return self._layout.micro_steps
 
     @property
     def dropped(self) -> int:
         """Samples left out because they are longer than seq_len (with too_long="drop")."""
-        return len(self.plan.dropped)
+        return self._order.samples(self.epoch)[1]
 
     def __len__(self) -> int:
         """Batches of the whole current epoch on this rank: the same on every rank."""
@@ -206,7 +270,7 @@ class DataLoader:
 
         Epochs may differ by a step, since packs are formed anew in each.
         """
-        return sum(self._plan_epoch(epoch).num_steps for epoch in range(epochs))
+        return sum(self._order.epoch(epoch).num_steps for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; in the current epoch already, nothing changes.
@@ -220,16 +284,7 @@ class DataLoader:
             raise ConfigError(f"epoch {epoch} is negative")
         if epoch != self._position.epoch:
             self._stop()
-            self._position = Position(epoch, 0, 0)
-
-    def _plan_epoch(self, epoch: int) -> Plan:
-        return plan_epoch(
-            self.lengths,
-            epoch=epoch,
-            keys=state.Keys(self._shards),
-            samples=self._samples,
-            **self._planning,
-        )
+            self._position = Position(epoch)
 
     # The batches
 
@@ -239,6 +294,7 @@ class DataLoader:
         Raises:
             FailureBudgetError: too many samples failed.
             IntegrityError: a shard is not what was written.
+            SourceError: a shard on the network cannot be had.
         """
         self._stop()
         iteration = self._iterate()
@@ -246,77 +302,35 @@ class DataLoader:
         return iteration
 
     def _iterate(self) -> Generator[Batch, None, None]:
-        plan, first = self.plan, self._position
-        places = (
-            Position(first.epoch, step, micro_step)
-            for step in range(first.step, plan.num_steps)
-            for micro_step in range(first.micro_step if step == first.step else 0, self.micro_steps)
-        )
-        ready = ordered_map(
-            lambda place: self._make(plan, place),
-            places,
-            threads=self.num_threads,
-            ahead=self.prefetch,
-        )
+        engine = self._engine = self._start()
         try:
             while True:
+                if engine.pid != os.getpid():  # this is the child of a fork: threads are not
+                    engine = self._engine = self._start()
                 self._meter.start_waiting()
-                made = next(ready, None)
+                made = next(engine, None)
                 if made is None:
                     return
-                batch, bytes_read = made
+                batch = made.batch
+                if made.ready is not None and self._maker.stream is not None:
+                    self._maker.stream.hand_over(made.ready, batch.tensors())
                 self._quarantine.take(batch.failures, batch.num_samples)
-                self._meter.deliver(batch, bytes_read)
-                self._position = self._after(plan, batch)
+                self._meter.deliver(batch, made.bytes_read)
+                self._position = made.place.after
+                del made  # while the consumer works, only the consumer holds the batch
+                if self._live is not None:
+                    self._live.update()
                 yield batch
+                del batch
         finally:
-            ready.close()
+            engine.close()
+            self._engine = None
             self._meter.pause()
 
-    def _after(self, plan: Plan, batch: Batch) -> Position:
-        if batch.micro_step + 1 < self.micro_steps:
-            return Position(batch.epoch, batch.step, batch.micro_step + 1)
-        if batch.step + 1 < plan.num_steps:
-            return Position(batch.epoch, batch.step + 1, 0)
-        return Position(batch.epoch + 1, 0, 0)
-
-    def _make(self, plan: Plan, place: Position) -> tuple[Batch, int]:
-        """Read, decode and assemble one batch; the bytes read beside it. Runs on any thread."""
-        begin = place.micro_step * self.packs_per_batch
-        packs = plan.rank_packs(place.step, self.rank, self.world_size)
-        bins = [plan.pack(number) for number in packs[begin : begin + self.packs_per_batch]]
-        numbers = [number for bin_ in bins for number in bin_]
-        try:
-            encoded = iter(self._encoder.encode_many(numbers))
-            rows = [[next(encoded) for _ in bin_] for bin_ in bins]
-            arrays = self._pack(
-                rows,
-                seq_len=self.seq_len,
-                pad_id=self._pad_id,
-                image_token_id=self._chat.image_token_id,
-                merge_size=self.vision.merge_size,
-            )
-        except Exception as error:
-            error.add_note(f"while making the batch of {place} on rank {self.rank}")
-            raise
-        failures = [
-            Failure(self._shards.shard(number), sample.key, sample.failure)
-            for number, sample in zip(numbers, (s for row in rows for s in row), strict=True)
-            if sample.failure is not None
-        ]
-        batch = make_batch(
-            arrays,
-            rows,
-            vision=self.vision,
-            step_label_tokens=int(plan.step_label_tokens[place.step]),
-            epoch=place.epoch,
-            step=place.step,
-            micro_step=place.micro_step,
-            failures=failures,
-            pixel_dtype=self._encoder.pixel_dtype,
-        )
-        parts = (part for number in numbers for part in self._shards.parts(number))
-        return batch, sum(part.size for part in parts)
+    def _start(self) -> Engine[Made]:
+        ahead = self._depth.num_threads > 0
+        places = self._order.places(self._position, self._layout, ahead=ahead)
+        return Engine(self._maker.jobs(places), self._depth, self._maker.around)
 
     # The state
 
@@ -325,26 +339,23 @@ class DataLoader:
 
         It counts the batches that were yielded, the current one included, and none that wait.
         """
-        layout = {"world_size": self.world_size, "packs_per_batch": self.packs_per_batch}
-        return state.to_dict(self._position, layout, self._fingerprint)
+        return state.to_dict(self._position, self._layout.saved, self._fingerprint)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go to where another loader stood; the batches that follow are bit for bit the same.
 
         World size, packs_per_batch, threads, prefetch and decoder may differ from the loader that
         was saved, at the start of an optimiser step; inside one, world size and packs_per_batch
-        must be the same.
+        must be the same. Only the window that the state stands in is planned.
 
         Raises:
             ResumeError: the state is of another corpus, tokenizer, chat format, vision
                 configuration or plan; it names what differs.
         """
-        layout = {"world_size": self.world_size, "packs_per_batch": self.packs_per_batch}
-        position = state.from_dict(saved, layout, self._fingerprint)
-        plan = self.plan if position.epoch == self.epoch else self._plan_epoch(position.epoch)
-        state.check_range(position, plan.num_steps, self.micro_steps)
+        position = state.from_dict(saved, self._layout.saved, self._fingerprint)
+        self._order.check(position, self.micro_steps)
         self._stop()
-        self._position, self._planned = position, plan
+        self._position = position
 
     # What happened, and the end
 
@@ -354,8 +365,27 @@ class DataLoader:
         return self._quarantine.failures
 
     def stats(self) -> LoaderStats:
-        """Counts and times so far."""
-        return self._meter.snapshot()
+        """Counts and times so far; any thread may ask."""
+        engine = self._engine
+        queue_batches, queue_bytes = engine.ready() if engine is not None else (0, 0)
+        return dataclasses.replace(
+            self._meter.snapshot(),
+            queue_batches=queue_batches,
+            queue_bytes=queue_bytes,
+            quarantined=len(self._quarantine.failures),
+            storage=self._shards.storage_stats(),
+            decoder=self._decoder.name,
+        )
+
+    @contextmanager
+    def live(self, line: LiveLine | None = None) -> Iterator[LiveLine]:
+        """Within it, one line on standard error tells of every batch; see `LiveLine`."""
+        with line or LiveLine(self) as shown:
+            self._live = shown
+            try:
+                yield shown
+            finally:
+                self._live = None
 
     def close(self) -> None:
         """End the iteration and its threads, and free what the loader opened. May be repeated."""
@@ -382,47 +412,11 @@ class DataLoader:
     ) -> None:
         self.close()
 
-
-def _world(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    if (rank is None) != (world_size is None):
-        raise ConfigError("give both rank and world_size, or neither")
-    if rank is not None and world_size is not None:
-        return rank, world_size
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_anew, (self._arguments, self._position)
 
 
-def _packs_per_batch(
-    packs_per_step: int, rank: int, world_size: int, packs_per_batch: int | None
-) -> int:
-    if packs_per_step < 1:
-        raise ConfigError(f"packs_per_step {packs_per_step} must be at least 1")
-    check_world(packs_per_step, rank, world_size)
-    share = packs_per_step // world_size
-    if packs_per_batch is None:
-        return share
-    if packs_per_batch < 1 or share % packs_per_batch:
-        raise ConfigError(
-            f"packs_per_batch {packs_per_batch} does not divide a rank's {share} packs of a step",
-            mend="It must divide packs_per_step / world_size",
-        )
-    return packs_per_batch
-
-
-def _chat(
-    chat: ChatFormat | None, tokenizer: str | Path | Tokenizer | None, vision: VisionConfig
-) -> ChatFormat:
-    if tokenizer is None:
-        if chat is None:
-            raise ConfigError("no tokenizer", mend="Give tokenizer=FOLDER, or a chat format")
-        return chat
-    if not isinstance(tokenizer, Tokenizer):
-        tokenizer = Tokenizer.from_pretrained(tokenizer)
-    if chat is None:
-        return ChatFormat.for_family(vision.family, tokenizer)
-    if chat.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise ConfigError("chat has another tokenizer", mend="Leave out tokenizer, or use one")
-    return chat
+def _made_anew(arguments: dict[str, Any], position: Position) -> DataLoader:
+    loader = DataLoader(**arguments)
+    loader._position = position
+    return loader

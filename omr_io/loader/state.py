@@ -11,37 +11,58 @@ from omr_io.chat import ChatFormat
 from omr_io.config import VisionConfig, fingerprint
 from omr_io.errors import ResumeError
 from omr_io.images.patches import installed_pass_order
-from omr_io.index import ShardSet
+from omr_io.loader.source import SampleSource
 from omr_io.packing import Lengths
-from omr_io.types import Int64Array
 
-FORMAT = 1
+FORMAT = 2
 """Version of the state. It changes whenever the same state would give another stream."""
+
+_OTHER_FORMATS = {1: "a position without windows, in an order that this release does not make"}
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The batch that comes next: micro step of step of epoch, all from 0."""
+    """The batch that comes next, all counted from 0.
 
-    epoch: int
-    step: int
-    micro_step: int
+    Attributes:
+        epoch: counts whole passes.
+        window: of the epoch: samples that are shuffled and packed together.
+        step: optimiser step within the window.
+        micro_step: batch within the step.
+        steps_before: steps in the epoch's earlier windows, so that the step within the epoch is
+            known without planning them.
+    """
+
+    epoch: int = 0
+    window: int = 0
+    step: int = 0
+    micro_step: int = 0
+    steps_before: int = 0
+
+    @property
+    def epoch_step(self) -> int:
+        """The optimiser step within the epoch."""
+        return self.steps_before + self.step
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch}, step {self.step}, micro step {self.micro_step}"
+        window = f" (window {self.window}, its step {self.step})" if self.window else ""
+        return f"epoch {self.epoch}, step {self.epoch_step}{window}, micro step {self.micro_step}"
 
 
 def fingerprints(
-    shards: ShardSet,
+    shards: SampleSource,
     chat: ChatFormat,
     vision: VisionConfig,
     lengths: Lengths,
-    samples: Int64Array | None,
+    samples: str,
     planning: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything that the stream of batches depends on besides the position, by name.
 
-    `vision` is taken with the pass order that the installed Pillow gives it.
+    Args:
+        vision: is taken with the pass order that the installed Pillow gives it.
+        samples: stands for what decides which samples an epoch has.
+        planning: options of the plan, numbers and short texts.
     """
     resolved = dataclasses.replace(vision, pass_order=vision.pass_order or installed_pass_order())
     return {
@@ -50,7 +71,7 @@ def fingerprints(
         "chat": chat.fingerprint,
         "vision": fingerprint(resolved),
         "lengths": lengths.digest(),
-        "samples": "all" if samples is None else fingerprint(samples.tolist()),
+        "samples": samples,
         **planning,
     }
 
@@ -58,7 +79,7 @@ def fingerprints(
 def to_dict(
     position: Position, layout: Mapping[str, int], names: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The state as plain JSON."""
+    """The state as plain JSON, under 1 KB."""
     return {
         "format": FORMAT,
         **dataclasses.asdict(position),
@@ -75,10 +96,13 @@ def from_dict(
     Raises:
         ResumeError: it does not, or it is no state at all; names what differs.
     """
-    if saved.get("format") != FORMAT:
+    found = saved.get("format")
+    if found != FORMAT or type(found) is not int:
+        known_as = _OTHER_FORMATS.get(found) if isinstance(found, int) else None
         raise ResumeError(
-            f"the loader's state has format {saved.get('format')!r}, this omr_io reads {FORMAT}",
-            mend="Go on with the omr_io that saved it",
+            f"the loader's state has format {found!r}{f' ({known_as})' if known_as else ''}, "
+            f"this omr_io reads {FORMAT}",
+            mend="Go on with the omr_io that saved it, or begin a new epoch: set_epoch(N)",
         )
     numbers = [saved.get(field.name) for field in dataclasses.fields(Position)]
     known, old_layout = saved.get("fingerprint"), saved.get("layout")
@@ -90,6 +114,8 @@ def from_dict(
         raise ResumeError("this is not a loader's state: a field is missing or of a wrong type")
     _check_names(known, names)
     position = Position(*(int(number) for number in numbers if number is not None))
+    if not position.window and position.steps_before:
+        raise ResumeError(f"{position} does not exist: no window comes before the first")
     if position.micro_step and dict(old_layout) != dict(layout):
         raise ResumeError(
             f"the state stands inside an optimiser step ({position}), where the layout must stay: "
@@ -97,18 +123,6 @@ def from_dict(
             mend="Save at the end of a step to go on with another world size or packs_per_batch",
         )
     return position
-
-
-def check_range(position: Position, num_steps: int, micro_steps: int) -> None:
-    """Refuse a position that the epoch does not have.
-
-    Raises:
-        ResumeError: as said.
-    """
-    if position.step >= num_steps or position.micro_step >= micro_steps:
-        raise ResumeError(
-            f"{position} does not exist: the epoch has {num_steps} steps of {micro_steps} batches"
-        )
 
 
 def _check_names(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -132,7 +146,7 @@ def _listed(layout: Mapping[str, Any]) -> str:
 class Keys(Sequence[str]):
     """The keys of a shard set's samples, read only when asked for."""
 
-    def __init__(self, shards: ShardSet) -> None:
+    def __init__(self, shards: SampleSource) -> None:
         self._shards = shards
 
     @overload

@@ -25,7 +25,6 @@ from omr_io.errors import (
 )
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader, FailureBudget
-from omr_io.loader.prefetch import ordered_map
 from omr_io.ops import PACK
 from omr_io.tokenizer import train_bpe
 from omr_io.types import IGNORE_INDEX
@@ -127,7 +126,7 @@ def test_batches_hold_what_the_samples_hold(make):
     for batch in loader:
         numbers = [int(key.removeprefix("study-")) for pack in batch.keys for key in pack]
         encoded = [loader._encoder.encode(number) for number in numbers]
-        real = batch.input_ids != loader._pad_id
+        real = batch.input_ids != loader._maker.pad_id
         expected = np.concatenate([sample.input_ids for sample in encoded])
         np.testing.assert_array_equal(batch.input_ids[real].numpy(), expected)
         assert batch.num_tokens == len(expected)
@@ -155,17 +154,18 @@ def test_pixels_of_another_dtype_are_the_rounded_ones(make, dtype):
 
 
 def test_patches_are_written_where_the_batch_has_them(make):
-    """No copy between the resize and the batch: the encoder's memory is the batch's."""
+    """No copy between the resize and the batch: the memory that units fill is the batch's."""
     loader = make(num_threads=0)
     written = []
-    fill = loader._encoder._fill
-    loader._encoder._fill = lambda texts, decoded, out: (
-        written.append(out.ctypes.data),
-        fill(texts, decoded, out),
+    encode = loader._encoder.encode_into
+    loader._encoder.encode_into = lambda numbers, out: (
+        written.append((out.data_ptr(), len(out))),
+        encode(numbers, out),
     )[1]
     for batch in loader:
         if not batch.has_dummy_image:
-            assert batch.pixel_values.data_ptr() == written[-1]
+            assert batch.pixel_values.data_ptr() == written[0][0]
+            assert len(batch.pixel_values) == sum(rows for _, rows in written)
             assert batch.pixel_values.is_contiguous()
         written.clear()
 
@@ -429,7 +429,7 @@ def test_bad_images_do_not_disturb_the_plan(make, bad_shards, threads):
         bad = {failure.key for failure in batch.failures}
         flat = [(row, key) for row, keys in enumerate(batch.keys) for key in keys]
         bounds = itertools.pairwise(batch.cu_seqlens.tolist())
-        segments = iter([pair for pair in bounds if not is_padding(batch, pair, loader._pad_id)])
+        segments = iter([pair for pair in bounds if not is_padding(batch, pair, loader._maker.pad_id)])
         for _, key in flat:
             start, stop = next(segments)
             labels = batch.labels.view(-1)[start:stop]
@@ -500,22 +500,6 @@ def test_no_thread_outlives_an_iteration(make):
     assert next(held, None) is None
 
 
-def test_work_ahead_is_ordered_and_bounded():
-    begun, lock = [], threading.Lock()
-
-    def work(item):
-        with lock:
-            begun.append(item)
-        return item * item
-
-    results = ordered_map(work, iter(range(1000)), threads=2, ahead=3)
-    for expected in range(20):
-        assert next(results) == expected**2
-        assert len(begun) <= expected + 5
-    results.close()
-    assert len(begun) < 30
-
-
 # Counts and options
 
 
@@ -527,7 +511,7 @@ def test_stats(make, opened):
     assert stats.samples == 37
     assert stats.tokens == int(loader.lengths.tokens.sum())
     assert stats.label_tokens == int(loader.lengths.label_tokens.sum())
-    assert stats.efficiency == make().plan.efficiency
+    assert stats.efficiency == make().plan.window(0).efficiency
     size = sum(part.size for i in range(len(opened)) for part in opened.parts(i))
     assert stats.bytes_read == size
     assert 0 < stats.wait_share <= 1
