@@ -175,6 +175,7 @@ class DataLoader:
             pin_memory=pin_memory,
             rank=self.rank,
         )
+        self._pad_id = self._maker.pad_id
         self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
         self._meter = Meter()
         self._position = Position()

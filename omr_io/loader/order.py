@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from omr_io.errors import DataError, ResumeError
 from omr_io.loader.options import Layout
 from omr_io.loader.state import Position
@@ -125,6 +127,7 @@ class Order:
         samples, left_out = self.samples(epoch)
         if left_out and self._too_long == "error":
             # It raises SampleTooLongError before it plans anything.
+            wanted = self._samples_of(epoch)
             plan_epoch(
                 self._lengths,
                 epoch=epoch,
@@ -132,7 +135,7 @@ class Order:
                 seq_len=self._seq_len,
                 packs_per_step=self._packs_per_step,
                 keys=self._keys,
-                samples=self._samples_of(epoch),
+                samples=None if wanted is None else np.unique(wanted),
             )
         if samples is not None and not len(samples):
             raise DataError(

@@ -9,8 +9,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from omr_io.batches import Batch
 from omr_io.chat import ChatFormat
@@ -28,6 +26,7 @@ from omr_io.loader import DataLoader, FailureBudget
 from omr_io.ops import PACK
 from omr_io.tokenizer import train_bpe
 from omr_io.types import IGNORE_INDEX
+from tests.loader.loaders import assert_equal, assert_streams_equal, by_step, epochs
 
 SEQ_LEN = 160
 
@@ -56,56 +55,6 @@ def make(opened, tokenizer, vision):
     return build
 
 
-def assert_equal(one: Batch, other: Batch) -> None:
-    for field in dataclasses.fields(Batch):
-        left, right = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(left, torch.Tensor):
-            assert left.dtype == right.dtype
-            assert torch.equal(left, right), field.name
-        else:
-            assert left == right, field.name
-
-
-def assert_streams_equal(one, other) -> None:
-    for left, right in itertools.zip_longest(one, other):
-        assert left is not None
-        assert right is not None
-        assert_equal(left, right)
-
-
-def epochs(loader: DataLoader, count: int):
-    for _ in range(count):
-        yield from loader
-
-
-def rows(batches):
-    """What each pack holds, layout aside: a dict keys of the pack → ids, labels, positions."""
-    found = {}
-    for batch in batches:
-        for row, keys in enumerate(batch.keys):
-            found.setdefault(keys, []).append(
-                (
-                    batch.input_ids[row].tolist(),
-                    batch.labels[row].tolist(),
-                    batch.position_ids[:, row].tolist(),
-                )
-            )
-    return found
-
-
-def by_step(loaders):
-    """The packs of each (epoch, step) over all ranks; and the steps each rank made."""
-    steps, made = {}, []
-    for loader in loaders:
-        mine = list(loader)
-        assert len(mine) == len(loader)
-        made.append({(batch.epoch, batch.step) for batch in mine})
-        for batch in mine:
-            steps.setdefault((batch.epoch, batch.step), []).append(batch)
-    assert all(one == made[0] for one in made)
-    return {place: rows(batches) for place, batches in steps.items()}
-
-
 def test_an_epoch_is_the_whole_corpus_once(make, opened, records):
     loader = make()
     for epoch in range(2):
@@ -126,7 +75,7 @@ def test_batches_hold_what_the_samples_hold(make):
     for batch in loader:
         numbers = [int(key.removeprefix("study-")) for pack in batch.keys for key in pack]
         encoded = [loader._encoder.encode(number) for number in numbers]
-        real = batch.input_ids != loader._maker.pad_id
+        real = batch.input_ids != loader._pad_id
         expected = np.concatenate([sample.input_ids for sample in encoded])
         np.testing.assert_array_equal(batch.input_ids[real].numpy(), expected)
         assert batch.num_tokens == len(expected)
@@ -200,69 +149,6 @@ def test_the_decoder_changes_nothing(make):
     pytest.importorskip("nvidia.dali")
     with make(decoder="dali", num_threads=2) as loader:
         assert_streams_equal(loader, make())
-
-
-@pytest.mark.parametrize("threads", [0, 3])
-def test_a_resumed_stream_equals_the_uninterrupted_one_at_every_batch(make, threads):
-    options = {"packs_per_batch": 2, "num_threads": threads}
-    whole = list(epochs(make(**options), 2))
-    running = make(**options)
-    states = [running.state_dict()]
-    for _ in epochs(running, 2):
-        states.append(running.state_dict())
-    assert len(states) == len(whole) + 1
-    for count, state in enumerate(states[:-1]):
-        resumed = make(**options)
-        resumed.load_state_dict(json.loads(json.dumps(state)))
-        # Two batches at each place and everything at a few: the order is what could go wrong.
-        more = None if count % 5 == 0 else 2
-        rest = epochs(resumed, 2 - resumed.epoch)
-        expected = itertools.islice(whole, count, None if more is None else count + more)
-        assert_streams_equal(itertools.islice(rest, more), expected)
-        resumed.close()
-    assert states[-1]["epoch"] == 2
-
-
-@pytest.mark.parametrize(("old", "new"), [(1, 2), (4, 1), (2, 4), (4, 2)])
-def test_resume_on_another_world_size_sees_the_same_global_batches(make, old, new):
-    loaders = [make(rank=rank, world_size=old) for rank in range(old)]
-    for loader in loaders:
-        iterator = iter(loader)
-        for _ in range(2):
-            next(iterator)
-    states = [loader.state_dict() for loader in loaders]
-    assert all(state == states[0] for state in states)
-    resumed = [make(rank=rank, world_size=new) for rank in range(new)]
-    for loader in resumed:
-        loader.load_state_dict(states[0])
-    rest = {}
-    for loader in resumed:
-        for batch in loader:
-            rest.setdefault((batch.epoch, batch.step), []).append(batch)
-    expected = by_step([make()])
-    del expected[(0, 0)], expected[(0, 1)]
-    assert {place: rows(batches) for place, batches in rest.items()} == expected
-
-
-@settings(max_examples=6, deadline=None)
-@given(
-    st.integers(0, 2**40), st.sampled_from([4, 8, 12]), st.none() | st.integers(5, 30), st.data()
-)
-def test_properties_of_any_plan(make, seed, packs_per_step, window, data):
-    options = {"seed": seed, "packs_per_step": packs_per_step, "window": window}
-    alone = by_step([make(**options)])
-    keys = [key for packs in alone.values() for pack in packs for key in pack]
-    assert sorted(keys) == sorted(f"study-{i}" for i in range(37))
-    first = make(**options)
-    stop = data.draw(st.integers(1, len(first)))
-    for _ in itertools.islice(first, stop):
-        pass
-    resumed = make(**options)
-    resumed.load_state_dict(first.state_dict())
-    expected = make(**options)
-    for _ in itertools.islice(expected, stop):
-        pass
-    assert_streams_equal(itertools.islice(resumed, 3), itertools.islice(expected, 3))
 
 
 # Positions
@@ -429,7 +315,7 @@ def test_bad_images_do_not_disturb_the_plan(make, bad_shards, threads):
         bad = {failure.key for failure in batch.failures}
         flat = [(row, key) for row, keys in enumerate(batch.keys) for key in keys]
         bounds = itertools.pairwise(batch.cu_seqlens.tolist())
-        segments = iter([pair for pair in bounds if not is_padding(batch, pair, loader._maker.pad_id)])
+        segments = iter([pair for pair in bounds if not is_padding(batch, pair, loader._pad_id)])
         for _, key in flat:
             start, stop = next(segments)
             labels = batch.labels.view(-1)[start:stop]

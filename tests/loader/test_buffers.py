@@ -1,0 +1,133 @@
+"""Memory is lent again when nobody can see it, and never before."""
+
+import gc
+import os
+import threading
+
+import pytest
+import torch
+
+from omr_io.loader.buffers import PixelBuffers
+
+ROWS, WIDTH = 2048, 1024  # 8 MiB of float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_buffer_is_lent_again_when_it_is_gone(dtype):
+    buffers = PixelBuffers(keep=2)
+    first = buffers.take(ROWS, WIDTH, dtype)
+    assert (first.shape, first.dtype, first.is_contiguous()) == ((ROWS, WIDTH), dtype, True)
+    first.fill_(1)
+    place = first.data_ptr()
+    assert buffers.idle_bytes == 0
+    del first
+    assert buffers.idle_bytes >= ROWS * WIDTH * dtype.itemsize
+    again = buffers.take(ROWS, WIDTH, dtype)
+    assert again.data_ptr() == place
+    assert buffers.idle_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda t: t[3:5],
+        lambda t: t.view(-1)[7:9],
+        lambda t: t.numpy()[1:3],
+        lambda t: t.numpy().T[2],
+        lambda t: t.detach(),
+        lambda t: torch.from_numpy(t.numpy()[:4]),
+        lambda t: t.view(torch.int32),
+        lambda t: t.untyped_storage(),
+        lambda t: memoryview(t.numpy()),
+    ],
+)
+def test_whoever_still_looks_keeps_it(look):
+    buffers = PixelBuffers(keep=2)
+    whole = buffers.take(ROWS, WIDTH, torch.float32)
+    place = whole.data_ptr()
+    seen = look(whole)
+    del whole
+    gc.collect()
+    other = buffers.take(ROWS, WIDTH, torch.float32)
+    assert other.data_ptr() != place
+    del seen
+    gc.collect()
+    assert buffers.take(ROWS, WIDTH, torch.float32).data_ptr() == place
+
+
+def test_tensors_that_autograd_saved_keep_it():
+    buffers = PixelBuffers(keep=1)
+    pixels = buffers.take(ROWS, WIDTH, torch.float32)
+    pixels.fill_(3)
+    weight = torch.ones(WIDTH, 1, requires_grad=True)
+    loss = (pixels @ weight).sum()  # the product keeps pixels for the weight's gradient
+    del pixels
+    gc.collect()
+    buffers.take(ROWS, WIDTH, torch.float32).fill_(-1)
+    loss.backward()
+    assert weight.grad[0].item() == 3 * ROWS
+
+
+def test_small_ones_come_from_the_system():
+    buffers = PixelBuffers(keep=2)
+    assert buffers.take(4, 8, torch.float32).shape == (4, 8)
+    assert buffers.take(0, 8, torch.float32).shape == (0, 8)
+    assert buffers.idle_bytes == 0
+
+
+def test_idle_blocks_are_bounded():
+    buffers = PixelBuffers(keep=2)
+    held = [buffers.take(ROWS, WIDTH, torch.float32) for _ in range(5)]
+    del held
+    gc.collect()
+    kept = buffers.take(ROWS, WIDTH, torch.float32)
+    assert buffers.idle_bytes <= 2 * 1.5 * ROWS * WIDTH * 4
+    del kept
+    # A larger one takes the place of one that is too small.
+    large = buffers.take(8 * ROWS, WIDTH, torch.float32)
+    assert large.shape == (8 * ROWS, WIDTH)
+    assert buffers.idle_bytes <= 2 * 1.5 * ROWS * WIDTH * 4
+
+
+def test_one_that_is_almost_as_large_fits():
+    buffers = PixelBuffers(keep=2)
+    first = buffers.take(ROWS, WIDTH, torch.float32)
+    place = first.data_ptr()
+    del first
+    assert buffers.take(ROWS + ROWS // 16, WIDTH, torch.float32).data_ptr() == place
+
+
+def test_threads_never_share_one():
+    buffers, wrong = PixelBuffers(keep=3), []
+
+    def work(mine):
+        for _ in range(100):
+            pixels = buffers.take(ROWS, WIDTH, torch.float32)
+            pixels[::512, ::512] = mine
+            if (pixels[::512, ::512] != mine).any():
+                wrong.append(mine)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_forked_child_writes_into_its_own():
+    buffers = PixelBuffers(keep=2)
+    pixels = buffers.take(ROWS, WIDTH, torch.float32)
+    pixels.fill_(1)
+    child = os.fork()
+    if not child:
+        pixels.numpy()[:] = 2
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert pixels.min().item() == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pinned_ones_are_torch_s():
+    assert PixelBuffers(keep=1, pinned=True).take(ROWS, WIDTH, torch.bfloat16).is_pinned()
