@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 2.0  # from the signal to the end of the process
 
 SCRIPT = """
-import sys, threading, time
+import sys, time
 import omr_io
 from omr_io.config import VisionConfig
 from omr_io.index import ShardSet
@@ -103,12 +103,11 @@ def nothing_is_left(process, folder):
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no process of its group
     assert not list((folder / "tmp").iterdir())
-    assert not [name for name in os.listdir("/dev/shm") if f"_{process.pid}_" in name]
+    assert not [one for one in Path("/dev/shm").iterdir() if f"_{process.pid}_" in one.name]
 
 
-@pytest.mark.parametrize("body", ["pass", "time.sleep(0.5)"], ids=["reading", "working"])
-def test_ctrl_c_ends_the_process(start, tmp_path, body):
-    process = start(body)
+def test_ctrl_c_ends_the_process(start, tmp_path):
+    process = start("time.sleep(0.2)")
     seconds, said = end(process, signal.SIGINT)
     assert process.returncode == -signal.SIGINT
     assert said.rstrip().endswith("KeyboardInterrupt")
@@ -149,14 +148,9 @@ def test_sigterm_with_a_handler_that_exits(start, tmp_path):
 
 @pytest.mark.parametrize(
     ("body", "code"),
-    [
-        ("sys.exit(0) if count > 5 else None", 0),
-        ("1 / 0 if count > 5 else None", 1),
-        ("threading.Timer(0.0, exit).start() if count == 6 else None\n"
-         "            if count > 8: sys.exit(0)", 0),
-    ],
-    ids=["exit", "error", "exit of a thread"],
-)  # fmt: skip
+    [("sys.exit(0) if count > 5 else None", 0), ("1 / 0 if count > 5 else None", 1)],
+    ids=["exit", "error"],
+)
 def test_a_script_that_ends_with_an_iteration_open(start, body, code):
     process = start(body)
     seconds, said = end(process)
@@ -213,7 +207,7 @@ def _count_in_child(loader, connection):
         connection.send([batch.step for batch in loader])
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_a_loader_goes_to_other_processes(make_loader, method):
     context = multiprocessing.get_context(method)
     with make_loader(num_threads=2, decoder="cpu") as loader:
