@@ -260,7 +260,7 @@ class DataLoader:
     @property
     def dropped(self) -> int:
         """Samples left out because they are longer than seq_len (with too_long="drop")."""
-        return self._order.samples(self.epoch)[1]
+        return self._order.dropped(self.epoch)
 
     def __len__(self) -> int:
         """Batches of the whole current epoch on this rank: the same on every rank."""
@@ -303,6 +303,7 @@ class DataLoader:
         return iteration
 
     def _iterate(self) -> Generator[Batch, None, None]:
+        epoch = self._position.epoch
         engine = self._engine = self._start()
         try:
             while True:
@@ -311,6 +312,8 @@ class DataLoader:
                 self._meter.start_waiting()
                 made = next(engine, None)
                 if made is None:
+                    if self._position.epoch == epoch:  # nothing of it was left
+                        self._position = Position(epoch + 1)
                     return
                 batch = made.batch
                 if made.ready is not None and self._maker.stream is not None:

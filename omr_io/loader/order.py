@@ -14,18 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
-from omr_io.errors import DataError, ResumeError
+from omr_io.errors import ResumeError
 from omr_io.loader.options import Layout
 from omr_io.loader.state import Position
-from omr_io.packing import Lengths, Plan, TooLong, plan_epoch
+from omr_io.packing import Lengths, Plan, TooLong
 from omr_io.packing.epoch import EpochPlan
 from omr_io.types import Int64Array
 
 SamplesOf: TypeAlias = Callable[[int], Int64Array | None]
 """The numbers of an epoch's samples, (m,) int64, one of them as often as it comes; None: all."""
 
+_CHUNK = 1 << 20  # samples looked at together, where lengths are mapped from a file
 _EPOCHS_HELD = 2  # the one that is read and the one that comes next
 
 
@@ -57,7 +56,7 @@ class Order:
 
     Raises:
         SampleTooLongError: a sample of the first epoch has more tokens than seq_len.
-        DataError: the first epoch has no sample.
+        DataError: the first epoch has no sample that fits.
         ConfigError: an option that cannot be right.
     """
 
@@ -81,8 +80,6 @@ class Order:
         self._window = window
         self._too_long: TooLong = too_long
         self._keys = keys
-        self._is_long = lengths.tokens > seq_len
-        self._any_long = bool(self._is_long.any())
         self._start_process()
         self.epoch(0)
 
@@ -95,16 +92,18 @@ class Order:
 
     # Plans
 
-    def samples(self, epoch: int) -> tuple[Int64Array | None, int]:
-        """The numbers of an epoch's samples that fit seq_len (None: all), and how many do not."""
-        wanted = self._samples_of(epoch)
-        if not self._any_long:
-            return wanted, 0
-        if wanted is None:
-            fits = (~self._is_long).nonzero()[0]
-            return fits, len(self._is_long) - len(fits)
-        fits = wanted[~self._is_long[wanted]]
-        return fits, len(wanted) - len(fits)
+    def dropped(self, epoch: int) -> int:
+        """How many of an epoch's samples are left out because they are longer than seq_len."""
+        if self._too_long == "error":
+            return 0
+        wanted, count = self._samples_of(epoch), 0
+        for start in range(0, len(self._lengths) if wanted is None else len(wanted), _CHUNK):
+            rows = (
+                slice(start, start + _CHUNK) if wanted is None else wanted[start : start + _CHUNK]
+            )
+            tokens = self._lengths.text_tokens[rows] + self._lengths.image_tokens[rows]
+            count += int((tokens > self._seq_len).sum())
+        return count
 
     def epoch(self, number: int) -> EpochPlan:
         """The plan of an epoch; its windows are planned when they are asked for.
@@ -124,26 +123,6 @@ class Order:
             return plan
 
     def _plan(self, epoch: int) -> EpochPlan:
-        samples, left_out = self.samples(epoch)
-        if left_out and self._too_long == "error":
-            # It raises SampleTooLongError before it plans anything.
-            wanted = self._samples_of(epoch)
-            plan_epoch(
-                self._lengths,
-                epoch=epoch,
-                seed=self._seed,
-                seq_len=self._seq_len,
-                packs_per_step=self._packs_per_step,
-                keys=self._keys,
-                samples=None if wanted is None else np.unique(wanted),
-            )
-        if samples is not None and not len(samples):
-            raise DataError(
-                f"no sample to plan in epoch {epoch}: {left_out} are wanted, all of them longer "
-                f"than seq_len {self._seq_len}"
-                if left_out
-                else f"no sample to plan in epoch {epoch}"
-            )
         return EpochPlan(
             self._lengths,
             epoch=epoch,
@@ -153,7 +132,7 @@ class Order:
             window=self._window,
             too_long=self._too_long,
             keys=self._keys,
-            samples=samples,
+            samples=self._samples_of(epoch),
         )
 
     def plan_ahead(self, epoch: int, window: int) -> None:
@@ -176,7 +155,7 @@ class Order:
     # Batches
 
     def places(self, start: Position, layout: Layout, *, ahead: bool) -> Iterator[Place]:
-        """The batches of a rank from a position to the end of its epoch.
+        """The batches of a rank from a position to the end of its epoch; maybe none are left.
 
         Args:
             ahead: plan what comes next on a thread.
@@ -198,6 +177,8 @@ class Order:
     def check(self, position: Position, micro_steps: int) -> None:
         """Refuse a position that its epoch does not have; plans the window it stands in.
 
+        The start of a window always exists, even if all of its samples are dropped.
+
         Raises:
             ResumeError: as said.
         """
@@ -207,7 +188,8 @@ class Order:
                 f"{position} does not exist: the epoch has {epoch.num_windows} windows"
             )
         num_steps = epoch.window(position.window).num_steps
-        if position.step >= num_steps or position.micro_step >= micro_steps:
+        is_inside = position.step > 0 or position.micro_step > 0
+        if is_inside and (position.step >= num_steps or position.micro_step >= micro_steps):
             raise ResumeError(
                 f"{position} does not exist: its window has {num_steps} steps of {micro_steps} "
                 "batches"

@@ -125,7 +125,7 @@ def test_what_is_too_long_is_named_at_once_or_left_out_of_every_window(window):
     assert "6 of 40 samples" in str(caught.value)
     assert "key 20 (65 tokens)" in str(caught.value)
     made = order(tokens, window=window, too_long="drop")
-    assert made.samples(0)[1] == 6
+    assert made.dropped(0) == 6
     numbers = [
         n for place in made.places(Position(), ALONE, ahead=False) for p in place.packs for n in p
     ]
