@@ -27,8 +27,8 @@ def small_batch(failures=(), step=0, micro_step=0):
     packs = [[sample], []]
     arrays = pack_implementation()(packs, seq_len=8, pad_id=0, image_token_id=1, merge_size=2)
     return make_batch(
-        arrays, packs, vision=VisionConfig(), step_label_tokens=3, epoch=0, step=step, micro_step=micro_step,
-        failures=failures,
+        arrays, packs, vision=VisionConfig(), step_label_tokens=3, epoch=0, step=step,
+        micro_step=micro_step, failures=failures,
     )  # fmt: skip
 
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 import gc
+import io
 import itertools
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from omr_io.batches import Batch
 from omr_io.chat import ChatFormat
 from omr_io.errors import (
     ConfigError,
@@ -21,9 +23,10 @@ from omr_io.errors import (
     SourceError,
     TokenizerError,
 )
-from omr_io.index import ShardSet
-from omr_io.loader import DataLoader, FailureBudget
+from omr_io.loader import FailureBudget
 from omr_io.ops import PACK
+from omr_io.storage import StorageStats
+from omr_io.telemetry import LiveLine, LoaderStats
 from omr_io.tokenizer import train_bpe
 from omr_io.types import IGNORE_INDEX
 from tests.loader.loaders import assert_equal, assert_streams_equal, by_step, epochs
@@ -31,28 +34,14 @@ from tests.loader.loaders import assert_equal, assert_streams_equal, by_step, ep
 SEQ_LEN = 160
 
 
-@pytest.fixture(scope="module")
-def opened(shards):
-    with ShardSet.open(shards) as shard_set:
-        yield shard_set
+@pytest.fixture
+def opened(opened_shards):
+    return opened_shards
 
 
-@pytest.fixture(scope="module")
-def make(opened, tokenizer, vision):
-    """A function: options → a loader of the sound shard set, 4 packs a step."""
-
-    def build(**options) -> DataLoader:
-        base = {
-            "shards": opened,
-            "tokenizer": tokenizer,
-            "vision": vision,
-            "seq_len": SEQ_LEN,
-            "packs_per_step": 4,
-            "num_threads": 0,
-        } | options
-        return DataLoader(base.pop("shards"), **base)
-
-    return build
+@pytest.fixture
+def make(make_loader):
+    return make_loader
 
 
 def test_an_epoch_is_the_whole_corpus_once(make, opened, records):
@@ -214,7 +203,7 @@ def test_a_new_iteration_ends_the_old_one(make):
 # States that do not belong
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def state(make):
     loader = make()
     next(iter(loader))
@@ -389,11 +378,14 @@ def test_no_thread_outlives_an_iteration(make):
 # Counts and options
 
 
-def test_stats(make, opened):
-    loader = make(num_threads=1)
+@pytest.mark.parametrize("threads", [0, 2])
+def test_stats(make, opened, threads):
+    loader = make(num_threads=threads, packs_per_batch=2)
+    assert loader.stats() == LoaderStats(decoder="cpu")
     batches = list(loader)
     stats = loader.stats()
     assert stats.batches == len(batches)
+    assert stats.steps == len({batch.step for batch in batches})
     assert stats.samples == 37
     assert stats.tokens == int(loader.lengths.tokens.sum())
     assert stats.label_tokens == int(loader.lengths.label_tokens.sum())
@@ -401,6 +393,83 @@ def test_stats(make, opened):
     size = sum(part.size for i in range(len(opened)) for part in opened.parts(i))
     assert stats.bytes_read == size
     assert 0 < stats.wait_share <= 1
+    assert 0 < stats.p50_wait <= stats.p99_wait <= stats.waited_seconds
+    assert stats.images_per_second > 0
+    assert (stats.queue_batches, stats.queue_bytes, stats.quarantined) == (0, 0, 0)
+
+
+def test_the_queue_is_seen_while_it_fills(make):
+    with make(num_threads=2, prefetch=3) as loader:
+        for _ in loader:
+            deadline = time.monotonic() + 10
+            while loader.stats().queue_batches < 3 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            stats = loader.stats()
+            assert 3 <= stats.queue_batches <= 5
+            assert stats.queue_bytes > stats.queue_batches * 4 * SEQ_LEN * 64
+            break
+
+
+def test_what_the_storage_says_is_in_the_stats(make, opened, monkeypatch):
+    said = StorageStats(fetched_bytes=5, cache_hits=4)
+    monkeypatch.setattr(opened, "storage_stats", lambda: said)
+    assert make().stats().storage == said
+
+
+def test_a_live_line_moves_with_the_batches(make):
+    out = io.StringIO()
+    loader = make()
+    line = LiveLine(loader, Console(file=out, force_terminal=True, width=200))
+    with loader.live(line) as shown:
+        assert shown is line
+        count = len(list(loader))
+    assert f"epoch 1: {count} steps" in out.getvalue()
+    seen = out.getvalue()
+    next(iter(loader))
+    assert out.getvalue() == seen
+
+
+# Storage
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_storage_is_told_in_plan_order_what_will_be_read(make, opened, monkeypatch, threads):
+    told, read = [], []
+    read_record = opened.read_record
+    monkeypatch.setattr(opened, "will_read", lambda numbers: told.append(list(numbers)))
+    monkeypatch.setattr(
+        opened, "read_record", lambda i, images=True: (read.append(i), read_record(i, images))[1]
+    )
+    with make(num_threads=threads, prefetch=1) as loader:
+        read.clear()
+        batches = []
+        for batch in loader:
+            batches.append([int(k.removeprefix("study-")) for pack in batch.keys for k in pack])
+            # Ahead of the batches that are begun, and not without end.
+            assert len(batches) <= len(told) <= len(batches) + 1 + threads + 1 + 5
+            assert set(read) <= {number for numbers in told for number in numbers}
+        assert told == batches
+    assert sorted(read) == list(range(37))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_of_remote_storage_stops_with_its_exit_code(make, opened, monkeypatch, threads):
+    read_record = opened.read_record
+
+    def read(i, images=True):
+        if i == 20 and images:
+            raise SourceError("404 for https://host/train-000002.tar", mend="Check the URL")
+        return read_record(i, images)
+
+    monkeypatch.setattr(opened, "read_record", read)
+    with make(num_threads=threads) as loader:
+        seen = []
+        with pytest.raises(SourceError, match="404") as caught:
+            seen.extend(loader)
+        assert caught.value.exit_code == 3
+        assert f"epoch 0, step {len(seen)}, micro step 0 on rank 0" in caught.value.__notes__[0]
+        assert loader.quarantine == []
+        assert loader.state_dict()["step"] == len(seen)
 
 
 def test_samples_longer_than_seq_len(make):
@@ -425,18 +494,6 @@ def test_implementations_make_the_same_stream(make, implementation):
     assert_streams_equal(make(), make(implementation=implementation))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("implementation", ["auto", "cpu"])
-def test_batches_made_on_a_gpu_are_the_same(make, implementation):
-    made = make(device="cuda", implementation=implementation, num_threads=2)
-    for left, right in itertools.zip_longest(make(), made):
-        for field in dataclasses.fields(Batch):
-            value = getattr(right, field.name)
-            assert not isinstance(value, torch.Tensor) or value.is_cuda
-        assert_equal(left, right.to("cpu", non_blocking=False))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -446,6 +503,9 @@ def test_batches_made_on_a_gpu_are_the_same(make, implementation):
         ({"rank": 1}, "both rank and world_size"),
         ({"packs_per_batch": 3}, "packs_per_batch 3"),
         ({"num_threads": -1}, "num_threads"),
+        ({"prefetch_bytes": -1}, "prefetch_bytes"),
+        ({"window": 0}, "window"),
+        ({"truncate": "prompt"}, "truncate"),
         ({"decoder": "abacus"}, "abacus"),
         ({"implementation": "abacus"}, "abacus"),
         pytest.param(
