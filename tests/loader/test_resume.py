@@ -45,7 +45,7 @@ def test_at_every_one_of_five_hundred_steps(make_loader, threads):
     check_resumes(make_loader, 500, threads)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_any_plan_stopped_anywhere(make_loader, data):
     options = {
@@ -73,14 +73,14 @@ def test_any_plan_stopped_anywhere(make_loader, data):
     resumed.close()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**40), st.none() | st.integers(3, 40), st.integers(0, 2))
 def test_every_sample_comes_once_an_epoch_and_ranks_make_equal_steps(
     make_loader, seed, window, epoch
 ):
-    """37 samples in 4 shards over 1, 2, 4 and 8 ranks; some packs are text alone or empty."""
+    """37 samples in 4 shards over 1, 4 and 8 ranks; some packs are text alone or empty."""
     found = []
-    for world_size in (1, 2, 4, 8):
+    for world_size in (1, 4, 8):
         loaders = [
             make_loader(seed=seed, window=window, packs_per_step=8, rank=r, world_size=world_size)
             for r in range(world_size)
