@@ -160,7 +160,7 @@ class Order:
         Args:
             ahead: plan what comes next on a thread.
         """
-        epoch = self.epoch(start.epoch)
+        epoch, is_empty = self.epoch(start.epoch), start == Position(start.epoch)
         while True:
             window = epoch.window(start.window)
             if ahead:
@@ -169,8 +169,11 @@ class Order:
             if start.window + 1 < epoch.num_windows:
                 before = start.steps_before + window.num_steps
                 end = Position(start.epoch, start.window + 1, 0, 0, before)
+            is_empty = is_empty and not window.num_steps
             yield from _window_places(window, start, end, layout)
             if end.epoch != start.epoch:
+                if is_empty:
+                    _ = epoch.num_steps  # raises: whoever loops over epochs would never end
                 return
             start = end
 
