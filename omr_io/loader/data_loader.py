@@ -321,11 +321,11 @@ class DataLoader:
                 self._quarantine.take(batch.failures, batch.num_samples)
                 self._meter.deliver(batch, made.bytes_read)
                 self._position = made.place.after
-                del made  # while the consumer works, only the consumer holds the batch
+                handed = [batch]
+                del made, batch  # while the consumer works, only the consumer holds the batch
                 if self._live is not None:
                     self._live.update()
-                yield batch
-                del batch
+                yield handed.pop()
         finally:
             engine.close()
             self._engine = None

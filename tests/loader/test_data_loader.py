@@ -7,6 +7,7 @@ import itertools
 import json
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -427,6 +428,32 @@ def test_a_live_line_moves_with_the_batches(make):
     seen = out.getvalue()
     next(iter(loader))
     assert out.getvalue() == seen
+
+
+def test_only_the_consumer_holds_a_batch(make):
+    """So its memory is free when the consumer lets it go, and not a batch later."""
+    with make(num_threads=1) as loader:
+        stream = iter(loader)
+        batch = next(stream)
+        pixels = weakref.ref(batch.pixel_values)
+        del batch
+        assert pixels() is None
+
+
+def test_the_pixels_of_a_batch_stay_while_anything_of_it_is_seen(make, vision):
+    """Images of several MB, so that buffers are lent again and again."""
+    large = dataclasses.replace(vision, min_pixels=512 * 512, max_pixels=640 * 640)
+    options = {"vision": large, "seq_len": 900, "packs_per_step": 1, "num_threads": 2}
+    with make(**options) as loader, make(**options | {"num_threads": 0}) as other:
+        kept = [
+            (batch.pixel_values[1::7, 3], batch.pixel_values[1::7, 3].clone()) for batch in loader
+        ]
+        expected = [batch.pixel_values[1::7, 3].clone() for batch in other]
+        assert loader._maker.buffers.idle_bytes < 100e6
+    assert len(kept) == len(expected) > 12
+    for (seen, copy), wanted in zip(kept, expected, strict=True):
+        assert torch.equal(seen, wanted)
+        assert torch.equal(copy, wanted)
 
 
 # Storage
