@@ -138,7 +138,7 @@ class DataLoader:
         self._depth = Depth(num_threads, prefetch, prefetch_bytes)
         self.vision, self.seq_len = vision, seq_len
         self._device = options.check_device(device)
-        pack = pack_implementation(implementation, device)
+        pack = pack_implementation(implementation, self._device)
         self._chat = options.choose_chat(chat, tokenizer, vision)
         self._owns_shards = not isinstance(shards, ShardSet)
         self._shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)

@@ -106,7 +106,9 @@ def check_plan_options(seq_len: int, too_long: TooLong, truncate: Truncate) -> N
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """The device, if batches can be made there.
+    """The device, if batches can be made there; a CUDA device with its index.
+
+    The index is that of the calling thread: other threads have a current device of their own.
 
     Raises:
         ConfigError: it cannot be had.
@@ -117,6 +119,8 @@ def check_device(device: torch.device | str) -> torch.device:
             f"device {device}, but no CUDA device is here",
             mend='Leave device at "cpu", or see what `omr-io doctor` says',
         )
+    if checked.type == "cuda" and checked.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return checked
 
 
@@ -126,10 +130,13 @@ def check_decoder_device(decoder_device: str, device: torch.device) -> None:
     Raises:
         ConfigError: as said.
     """
-    if decoder_device != "cpu" and device.type != torch.device(decoder_device).type:
+    if decoder_device == "cpu":
+        return
+    found = torch.device(decoder_device)
+    if found.type != device.type or found.index not in (None, device.index):
         raise ConfigError(
             f"the decoder's pixels are on {decoder_device}, the batches on {device}",
-            mend='Use device="cuda", or decoder="cpu"',
+            mend=f'Use device="{decoder_device}", or decoder="cpu"',
         )
 
 

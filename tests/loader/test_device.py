@@ -49,8 +49,9 @@ def test_arrays_sent_together_arrive_as_they_were(device):
 def test_pixels_on_a_gpu_are_for_batches_there():
     check_decoder_device("cpu", torch.device("cuda"))
     check_decoder_device("cuda:0", torch.device("cuda", 0))
-    with pytest.raises(ConfigError, match="the decoder's pixels are on cuda:0, the batches on cpu"):
-        check_decoder_device("cuda:0", torch.device("cpu"))
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        with pytest.raises(ConfigError, match=f"pixels are on cuda:0, the batches on {device}"):
+            check_decoder_device("cuda:0", device)
 
 
 class GpuDecoder(CpuDecoder):
@@ -118,8 +119,10 @@ class TestOnAGpu:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
-    def test_a_batch_is_sent_without_waiting(self, make_loader):
-        batch = next(iter(make_loader(pin_memory=True))).pin_memory()
+    @pytest.mark.parametrize("pinned", [False, True])
+    def test_a_batch_is_sent_without_waiting(self, make_loader, pinned):
+        batch = next(iter(make_loader(pin_memory=pinned)))
+        assert batch.pixel_values.is_pinned() == pinned
         torch.cuda.set_sync_debug_mode("error")
         try:
             there = batch.to("cuda")
