@@ -211,7 +211,8 @@ class Batch:
             for name, value in values.items()
             if isinstance(value, Tensor) and value.is_cpu and not value.is_pinned()
         }
-        there = dataclasses.replace(self, **send(pageable, target)) if pageable else self
+        sent: dict[str, Any] = {**send(pageable, target)} if pageable else {}
+        there = dataclasses.replace(self, **sent)
         return there._map(
             lambda tensor: (tensor.pin_memory() if tensor.is_cpu else tensor).to(
                 target, non_blocking=True

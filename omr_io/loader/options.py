@@ -119,7 +119,7 @@ def check_device(device: torch.device | str) -> torch.device:
             f"device {device}, but no CUDA device is here",
             mend='Leave device at "cpu", or see what `omr-io doctor` says',
         )
-    if checked.type == "cuda" and checked.index is None:
+    if str(checked) == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return checked
 
