@@ -463,12 +463,12 @@ def test_the_pixels_of_a_batch_stay_while_anything_of_it_is_seen(make, vision):
 def test_storage_is_told_in_plan_order_what_will_be_read(make, opened, monkeypatch, threads):
     told, read = [], []
     read_record = opened.read_record
-    monkeypatch.setattr(opened, "will_read", lambda numbers: told.append(list(numbers)))
+    monkeypatch.setattr(opened, "will_read", lambda numbers, **more: told.append(list(numbers)))
     monkeypatch.setattr(
         opened, "read_record", lambda i, images=True: (read.append(i), read_record(i, images))[1]
     )
     with make(num_threads=threads, prefetch=1) as loader:
-        read.clear()
+        told.clear(), read.clear()
         batches = []
         for batch in loader:
             batches.append([int(k.removeprefix("study-")) for pack in batch.keys for k in pack])
