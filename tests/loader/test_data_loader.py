@@ -468,7 +468,8 @@ def test_storage_is_told_in_plan_order_what_will_be_read(make, opened, monkeypat
         opened, "read_record", lambda i, images=True: (read.append(i), read_record(i, images))[1]
     )
     with make(num_threads=threads, prefetch=1) as loader:
-        told.clear(), read.clear()
+        told.clear()
+        read.clear()
         batches = []
         for batch in loader:
             batches.append([int(k.removeprefix("study-")) for pack in batch.keys for k in pack])
