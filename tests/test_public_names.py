@@ -27,6 +27,7 @@ PACKAGES = (
     "omr_io.publish",
     "omr_io.remote",
     "omr_io.shards",
+    "omr_io.telemetry",
     "omr_io.tokenizer",
     "omr_io.train.report",
 )

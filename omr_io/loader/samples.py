@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -173,33 +174,46 @@ class SampleEncoder:
         self, numbers: Sequence[int], read: Sequence[_Read], completion: Completion | None
     ) -> list[EncodedSample]:
         """The samples' ids, all of them in one call, without their patches."""
-        grids = [image_grid_thw(one.infos, self.vision) for one in read]
+        grids_N3 = image_grid_thw([info for one in read for info in one.infos], self.vision)
+        counts = iter(num_image_tokens(grids_N3, self.vision.merge_size).tolist())
         encoded = self.chat.encode_batch(
             [one.record for one in read],
-            [num_image_tokens(grid_N3, self.vision.merge_size).tolist() for grid_N3 in grids],
+            [[next(counts) for _ in one.infos] for one in read],
             completions=completion,
             max_tokens=None if completion is None else self.max_tokens,
             truncate="completion",
         )
-        samples = []
-        for place, number in enumerate(numbers):
-            text = encoded[place]
-            if completion is not None:
-                self._check_length(number, len(text.input_ids))
-            key = self.shard_set.key(number)
-            samples.append(EncodedSample(key, text.input_ids, text.trained, None, grids[place]))
+        if completion is not None:
+            self._check_lengths(numbers, np.diff(encoded.offsets))
+        samples, offsets, image = [], encoded.offsets.tolist(), 0
+        for number, one, (begin, end) in zip(numbers, read, pairwise(offsets), strict=True):
+            samples.append(
+                EncodedSample(
+                    self.shard_set.key(number),
+                    encoded.input_ids[begin:end],
+                    encoded.trained[begin:end],
+                    None,
+                    grids_N3[image : image + len(one.infos)],
+                )
+            )
+            image += len(one.infos)
         return samples
 
-    def _check_length(self, number: int, count: int) -> None:
-        if self.lengths is None:
+    def _check_lengths(self, numbers: Sequence[int], counts: Int64Array) -> None:
+        if self.lengths is None or not len(numbers):
             return
-        planned = int(self.lengths.text_tokens[number] + self.lengths.image_tokens[number])
-        if count != planned:
-            raise IntegrityError(
-                f"the sample has {count} tokens, {planned} were measured",
-                where=Where(shard=self.shard_set.shard(number), key=self.shard_set.key(number)),
-                mend=_MEND,
-            )
+        rows = list(numbers)
+        planned = self.lengths.text_tokens[rows] + self.lengths.image_tokens[rows]
+        differing = np.flatnonzero(counts != planned)
+        if not len(differing):
+            return
+        place = int(differing[0])
+        number = numbers[place]
+        raise IntegrityError(
+            f"the sample has {counts[place]} tokens, {planned[place]} were measured",
+            where=Where(shard=self.shard_set.shard(number), key=self.shard_set.key(number)),
+            mend=_MEND,
+        )
 
     # Pixels
 
