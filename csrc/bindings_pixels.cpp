@@ -104,18 +104,19 @@ std::pair<std::vector<PatchJob>, std::size_t> jobs_of(const py::list& images,
 
 template <typename Value>
 void patches(const std::vector<PatchJob>& jobs, const PatchLayout& layout, const py::array& table,
-             py::array& out, PixelInstructions with, std::size_t threads) {
+             py::array& out, PixelInstructions with, std::size_t threads, std::size_t whole_bytes) {
     const ValueTables<Value> tables{
         std::span<const Value, 768>(static_cast<const Value*>(table.data()), 768)};
     auto* to = static_cast<Value*>(out.mutable_data());
     const py::gil_scoped_release release;
-    to_patches<Value>(jobs, layout, tables, to, with, threads);
+    to_patches<Value>(jobs, layout, tables, to, with, threads, whole_bytes);
 }
 
 void to_patches_into(const py::list& images, const std::vector<Target>& targets,
                      const py::array& table, py::array& out, std::size_t patch_height,
                      std::size_t patch_width, std::size_t merge_size, std::size_t frames,
-                     bool channels_last, std::size_t threads, const std::string& with) {
+                     bool channels_last, std::size_t threads, const std::string& with,
+                     std::size_t whole_bytes) {
     const PatchLayout layout{patch_height, patch_width, merge_size, frames, channels_last};
     const auto [jobs, values] = jobs_of(images, targets, layout);
     const py::ssize_t size = out.itemsize();
@@ -129,8 +130,8 @@ void to_patches_into(const py::list& images, const std::vector<Target>& targets,
     }
     if (threads == 0) throw py::value_error("threads must be at least 1");
     const PixelInstructions chosen = instructions(with);
-    if (size == 4) patches<std::uint32_t>(jobs, layout, table, out, chosen, threads);
-    else patches<std::uint16_t>(jobs, layout, table, out, chosen, threads);
+    if (size == 4) patches<std::uint32_t>(jobs, layout, table, out, chosen, threads, whole_bytes);
+    else patches<std::uint16_t>(jobs, layout, table, out, chosen, threads, whole_bytes);
 }
 
 }  // namespace
@@ -144,7 +145,7 @@ void bind_pixels(py::module_& m) {
           py::arg("table").noconvert(), py::arg("out").noconvert(), py::kw_only(),
           py::arg("patch_height"), py::arg("patch_width"), py::arg("merge_size"),
           py::arg("frames"), py::arg("channels_last"), py::arg("threads") = 1,
-          py::arg("instructions") = "best",
+          py::arg("instructions") = "best", py::arg("whole_bytes") = 0,
           "Resize each (H, W, 3) uint8 and write patches of the table's values to `out`.");
 }
 

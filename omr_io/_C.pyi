@@ -288,10 +288,12 @@ def to_patches(
     channels_last: bool,
     threads: int = ...,
     instructions: str = ...,
+    whole_bytes: int = ...,
 ) -> None:
     """Resize, look each byte up in `table` (3, 256) and write patches; see csrc/pixels/patches.hpp.
 
-    A target is height, width, filter, vertical first. `table` and `out` have the same dtype, of 2
+    A target is height, width, filter, vertical first. `whole_bytes` is the size of what `out` is a
+    part of, if that is filled call by call. `table` and `out` have the same dtype, of 2
     or 4 bytes. Rows of an image may be any distance apart.
 
     Raises:

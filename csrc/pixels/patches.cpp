@@ -163,7 +163,7 @@ void on_threads(std::size_t threads, const Work& work) {
 template <typename Value>
 void to_patches(std::span<const PatchJob> jobs, const PatchLayout& layout,
                 const ValueTables<Value>& tables, Value* out, PixelInstructions with,
-                std::size_t threads) {
+                std::size_t threads, std::size_t whole_bytes) {
     std::vector<Value*> begins;
     begins.reserve(jobs.size());
     Value* const first = out;
@@ -173,7 +173,8 @@ void to_patches(std::span<const PatchJob> jobs, const PatchLayout& layout,
     }
     const std::size_t channels = layout.channels_last ? 3 : 1;
     const bool stream =
-        static_cast<std::size_t>(out - first) * sizeof(Value) >= stream_bytes &&
+        std::max(static_cast<std::size_t>(out - first) * sizeof(Value), whole_bytes) >=
+            stream_bytes &&
         layout.height * layout.width * channels * sizeof(Value) >= stream_run_bytes &&
         reinterpret_cast<std::uintptr_t>(first) % sizeof(Value) == 0;
     std::atomic<std::size_t> next{0};
@@ -186,9 +187,9 @@ void to_patches(std::span<const PatchJob> jobs, const PatchLayout& layout,
 
 template void to_patches(std::span<const PatchJob>, const PatchLayout&,
                          const ValueTables<std::uint32_t>&, std::uint32_t*, PixelInstructions,
-                         std::size_t);
+                         std::size_t, std::size_t);
 template void to_patches(std::span<const PatchJob>, const PatchLayout&,
                          const ValueTables<std::uint16_t>&, std::uint16_t*, PixelInstructions,
-                         std::size_t);
+                         std::size_t, std::size_t);
 
 }  // namespace omr

@@ -33,10 +33,12 @@ struct PatchJob {
 
 // The patches of all jobs, one job after the other: each height * width * 3 * frames values. Value
 // is what a value's bits are kept in: std::uint32_t for float32, std::uint16_t for bfloat16 and
-// float16. Jobs are shared by `threads` threads, the calling one among them; none outlives the call.
+// float16. `whole_bytes`: the size of what `out` is a part of, if that is filled call by call: what is
+// large goes past the cache. Jobs are shared by `threads` threads, the calling one among them; none
+// outlives the call.
 template <typename Value>
 void to_patches(std::span<const PatchJob> jobs, const PatchLayout& layout,
                 const ValueTables<Value>& tables, Value* out, PixelInstructions with,
-                std::size_t threads);
+                std::size_t threads, std::size_t whole_bytes = 0);
 
 }  // namespace omr

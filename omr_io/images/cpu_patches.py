@@ -61,6 +61,8 @@ def patches(
             channels_last=layout.channels_last,
             threads=threads,
             instructions=instructions,
+            # The patches of a batch, filled image by image, are not read while in the cache.
+            whole_bytes=out_PD.untyped_storage().nbytes(),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None

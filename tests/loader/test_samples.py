@@ -198,3 +198,22 @@ def test_an_image_that_the_model_refuses_is_named(opened, chat, vision, monkeypa
     with pytest.raises(ImageError, match="study-") as caught:
         measure(opened, chat, vision)
     assert caught.value.where.shard.endswith(".tar")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_patches_into_a_part_of_a_large_buffer_are_the_same(opened, chat, vision, dtype):
+    """What is part of much is written past the cache; the first rows are at any alignment."""
+    lengths = measure(opened, chat, vision)
+    encoder = SampleEncoder(
+        opened, chat, vision, make_decoder("cpu", vision), lengths, pixel_dtype=dtype
+    )
+    numbers = list(range(8))
+    rows = int(lengths.patches[numbers].sum())
+    large = torch.full((16_000, vision.patch_width), 7, dtype=dtype)  # 16 MiB and more
+    for start in (0, 3):
+        samples = encoder.encode_into(numbers, large[start : start + rows])
+        assert (large[start + rows :] == 7).all()
+        assert all(sample.pixel_values is None for sample in samples)
+        expected = [s.pixel_values for s in encoder.encode_many(numbers) if s.image_grid_thw.size]
+        found = large[start : start + rows]
+        assert torch.equal(found, torch.cat([as_tensor(one) for one in expected]))
