@@ -2,7 +2,8 @@
 
 The first touch of memory costs 1.3 us for 4 KiB on a virtual machine: four times what it takes to
 compute the patches that go there. So a block is kept when the last tensor or array that looks into
-it is gone, and serves a later batch. Blocks are in huge pages where the system gives them.
+it is gone, and serves a later batch. Blocks are in huge pages where the system gives them, and the
+one that came back last is lent first: its pages have been touched.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ from torch import Tensor
 from omr_io.types import UInt8Array
 
 _HUGE_PAGE = 2 << 20
-_SPARE = 8  # a new block has an eighth more than is asked for, so that it fits the next batch
 
 
 class PixelBuffers:
     """Lends memory. Calls from several threads are safe, and so are calls in the child of a fork.
 
     Args:
-        keep: blocks that may lie idle; beyond them, the smallest are given back to the system.
+        keep: blocks that may lie idle; what is over goes back to the system.
+        most_bytes: of the largest buffer that will be asked for. Every block has room for it, so
+            that any block fits any batch; room that is never touched takes no memory.
         pinned: page-locked memory of torch's own allocator, which keeps and reuses it by itself,
             and knows when a copy to a GPU is over.
     """
 
-    def __init__(self, keep: int, *, pinned: bool = False) -> None:
+    def __init__(self, keep: int, most_bytes: int = 0, *, pinned: bool = False) -> None:
         self._keep = keep
+        self._most_bytes = most_bytes
         self._pinned = pinned
         # Blocks come back in finalizers, which run in any thread and within any call of it, also
         # of `take`: so no lock, but a deque, whose append and pop are atomic.
@@ -52,30 +55,28 @@ class PixelBuffers:
         block = self._block(size)
         # NumPy's view of a view has this array as its base, since its own base is no array; and
         # torch's storage holds it. So it lives exactly as long as anything that sees the memory.
-        lease = cast(UInt8Array, np.frombuffer(block, np.uint8, size))
+        start = -np.frombuffer(block, np.uint8, 1).ctypes.data % _HUGE_PAGE
+        lease = cast(UInt8Array, np.frombuffer(block, np.uint8, size, start))
         weakref.finalize(lease, _give_back, self._returned, block).atexit = False
         return torch.from_numpy(lease).view(dtype).view(rows, width)
 
     def _block(self, size: int) -> mmap.mmap:
-        """A returned block that is large enough, the smallest such; else a new one."""
-        idle = []
+        """The block that came back last, if there is one that is large enough; else a new one."""
         while True:
             try:
-                idle.append(self._returned.popleft())
+                block = self._returned.pop()
             except IndexError:
-                break
-        idle.sort(key=len)
-        place = next((place for place, block in enumerate(idle) if len(block) >= size), None)
-        found = None if place is None else idle.pop(place)
-        if found is None and len(idle) >= self._keep:
-            del idle[0]  # it is too small, and the new one will take its place
-        self._returned.extend(idle[-self._keep :] if self._keep else ())
-        return _new_block(size) if found is None else found
+                return _new_block(max(size, self._most_bytes))
+            while len(self._returned) >= self._keep > 0:
+                with suppress(IndexError):
+                    self._returned.popleft()
+            if len(block) >= size + _HUGE_PAGE:
+                return block
 
     @property
-    def idle_bytes(self) -> int:
-        """Bytes that wait to be lent again."""
-        return sum(map(len, list(self._returned)))
+    def num_idle(self) -> int:
+        """Blocks that wait to be lent again."""
+        return len(self._returned)
 
 
 def _give_back(returned: deque[mmap.mmap], block: mmap.mmap) -> None:
@@ -83,10 +84,11 @@ def _give_back(returned: deque[mmap.mmap], block: mmap.mmap) -> None:
 
 
 def _new_block(size: int) -> mmap.mmap:
-    room = size + size // _SPARE
+    """Room for `size` bytes from the first multiple of a huge page on."""
     # Python's default is shared memory, which the child of a fork would write into as well.
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    block = mmap.mmap(-1, -(-room // _HUGE_PAGE) * _HUGE_PAGE, flags=private)
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    pages = -(-size // _HUGE_PAGE) + 1
+    block = mmap.mmap(-1, pages * _HUGE_PAGE, flags=private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them: then they are small pages
             block.madvise(mmap.MADV_HUGEPAGE)

@@ -172,6 +172,7 @@ class DataLoader:
             seq_len=seq_len,
             device=self._device,
             keep=prefetch + num_threads + 2,
+            most_positions=self.packs_per_batch * seq_len,
             pin_memory=pin_memory,
             rank=self.rank,
         )

@@ -57,6 +57,7 @@ class BatchMaker:
         seq_len: T.
         device: where the batches go.
         keep: buffers for pixels that may lie idle.
+        most_positions: B x T of the batches.
         pin_memory: pixels on the host are page-locked.
         rank: for errors.
     """
@@ -70,6 +71,7 @@ class BatchMaker:
         seq_len: int,
         device: torch.device,
         keep: int,
+        most_positions: int,
         pin_memory: bool,
         rank: int,
     ) -> None:
@@ -80,7 +82,10 @@ class BatchMaker:
         self.seq_len = seq_len
         self.device = device
         self.pad_id = encoder.chat.pad_token_id
-        self.buffers = PixelBuffers(keep, pinned=pin_memory)
+        # Every token of a batch may be an image's, of merge_size x merge_size patches.
+        patches = most_positions * encoder.vision.merge_size**2
+        most_bytes = patches * encoder.vision.patch_width * encoder.pixel_dtype.itemsize
+        self.buffers = PixelBuffers(keep, most_bytes, pinned=pin_memory)
         self.stream = SideStream(device) if device.type == "cuda" else None
         self.on_gpu = encoder.decoder.device != "cpu"
 

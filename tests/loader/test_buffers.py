@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +20,12 @@ def test_a_buffer_is_lent_again_when_it_is_gone(dtype):
     assert (first.shape, first.dtype, first.is_contiguous()) == ((ROWS, WIDTH), dtype, True)
     first.fill_(1)
     place = first.data_ptr()
-    assert buffers.idle_bytes == 0
+    assert buffers.num_idle == 0
     del first
-    assert buffers.idle_bytes >= ROWS * WIDTH * dtype.itemsize
+    assert buffers.num_idle == 1
     again = buffers.take(ROWS, WIDTH, dtype)
     assert again.data_ptr() == place
-    assert buffers.idle_bytes == 0
+    assert buffers.num_idle == 0
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_small_ones_come_from_the_system():
     buffers = PixelBuffers(keep=2)
     assert buffers.take(4, 8, torch.float32).shape == (4, 8)
     assert buffers.take(0, 8, torch.float32).shape == (0, 8)
-    assert buffers.idle_bytes == 0
+    assert buffers.num_idle == 0
 
 
 def test_idle_blocks_are_bounded():
@@ -81,20 +82,35 @@ def test_idle_blocks_are_bounded():
     del held
     gc.collect()
     kept = buffers.take(ROWS, WIDTH, torch.float32)
-    assert buffers.idle_bytes <= 2 * 1.5 * ROWS * WIDTH * 4
+    assert buffers.num_idle < 2
     del kept
-    # A larger one takes the place of one that is too small.
-    large = buffers.take(8 * ROWS, WIDTH, torch.float32)
+    large = buffers.take(8 * ROWS, WIDTH, torch.float32)  # what is too small is dropped
     assert large.shape == (8 * ROWS, WIDTH)
-    assert buffers.idle_bytes <= 2 * 1.5 * ROWS * WIDTH * 4
+    assert buffers.num_idle <= 2
 
 
-def test_one_that_is_almost_as_large_fits():
-    buffers = PixelBuffers(keep=2)
-    first = buffers.take(ROWS, WIDTH, torch.float32)
-    place = first.data_ptr()
-    del first
-    assert buffers.take(ROWS + ROWS // 16, WIDTH, torch.float32).data_ptr() == place
+def test_every_block_has_room_for_the_largest():
+    buffers = PixelBuffers(keep=2, most_bytes=64 * ROWS * WIDTH * 4)
+    small = buffers.take(ROWS, WIDTH, torch.float32)
+    place = small.data_ptr()
+    assert place % (2 << 20) == 0
+    del small
+    large = buffers.take(64 * ROWS, WIDTH, torch.float32)
+    assert large.data_ptr() == place
+    large[-1] = 3  # its last page is there
+    assert buffers.num_idle == 0
+
+
+def test_room_that_is_never_touched_takes_no_memory():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    buffers = PixelBuffers(keep=4, most_bytes=1 << 33)
+    held = [buffers.take(ROWS, WIDTH, torch.float32) for _ in range(4)]
+    for one in held:
+        one.fill_(1)
+    assert resident() - before < 4 * 2 * ROWS * WIDTH * 4
 
 
 def test_threads_never_share_one():
