@@ -181,6 +181,7 @@ class DataLoader:
             device=self._device,
             keep=prefetch + num_threads + 2,
             most_positions=self.packs_per_batch * seq_len,
+            num_threads=num_threads,
             pin_memory=pin_memory,
             rank=self.rank,
         )

@@ -5,6 +5,7 @@ Legend: B packs, T seq_len, P patches, D patch width.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,8 @@ from omr_io.ops import Pack
 from omr_io.packing import Lengths
 from omr_io.types import EncodedSample
 
-_UNIT_PATCHES = 8192  # of a unit: about 10 ms of work
+_UNIT_PATCHES = 8192  # of a unit that threads share: about 10 ms of work
+_LONE_PATCHES = 32768  # where one thread does all: fewer steps in Python
 _UNIT_SAMPLES = 64  # of a unit at most: without images a sample takes 50 us
 _POSITION_BYTES = 7 * 8 + 4 + 4  # of a token: ids, labels, positions, types, segments, weights
 _LOOKAHEAD = 4  # batches that storage is told of before they are begun
@@ -58,6 +60,7 @@ class BatchMaker:
         device: where the batches go.
         keep: buffers for pixels that may lie idle.
         most_positions: B x T of the batches.
+        num_threads: that share the units of a batch.
         pin_memory: pixels on the host are page-locked.
         rank: for errors.
     """
@@ -72,6 +75,7 @@ class BatchMaker:
         device: torch.device,
         keep: int,
         most_positions: int,
+        num_threads: int,
         pin_memory: bool,
         rank: int,
     ) -> None:
@@ -88,6 +92,9 @@ class BatchMaker:
         self.buffers = PixelBuffers(keep, most_bytes, pinned=pin_memory)
         self.stream = SideStream(device) if device.type == "cuda" else None
         self.on_gpu = encoder.decoder.device != "cpu"
+        self.unit_patches = _UNIT_PATCHES if num_threads > 1 else _LONE_PATCHES
+        if self.on_gpu:  # a decoder there works on all images at once
+            self.unit_patches = sys.maxsize
 
     def jobs(self, places: Iterator[Place]) -> Iterator[BatchJob]:
         """The batches to be made, some of them planned ahead so that storage can be told."""
@@ -158,7 +165,7 @@ class BatchJob:
         self.numbers = [number for pack in place.packs for number in pack]
         patches = maker.lengths.patches[self.numbers].tolist()
         self.num_patches = sum(patches)
-        self._units = _units(patches, whole=maker.on_gpu)
+        self._units = _units(patches, maker.unit_patches)
         width, dtype = maker.encoder.vision.patch_width, maker.encoder.pixel_dtype
         positions = len(place.packs) * maker.seq_len
         self.num_bytes = self.num_patches * width * dtype.itemsize + positions * _POSITION_BYTES
@@ -189,18 +196,19 @@ class BatchJob:
         error.add_note(f"while making the batch of {place} on rank {rank}")
 
 
-def _units(patches: list[int], *, whole: bool) -> list[tuple[int, int, int, int]]:
-    """Cut samples with these patches into units: first and last sample, first and last patch.
+def _units(patches: list[int], most: int) -> list[tuple[int, int, int, int]]:
+    """Cut samples into units of about `most` patches: first and last sample, first and last patch.
 
-    Args:
-        whole: one unit for all, for a decoder that works on many images at once on a GPU.
+    Of samples without images a unit has `_UNIT_SAMPLES`.
     """
     units: list[tuple[int, int, int, int]] = []
     first = start = stop = 0
     for place, count in enumerate(patches):
         stop += count
-        is_full = stop - start >= _UNIT_PATCHES or place + 1 - first >= _UNIT_SAMPLES
-        if place + 1 == len(patches) or (is_full and not whole):
+        is_full = stop - start >= most or (
+            place + 1 - first >= _UNIT_SAMPLES and most < sys.maxsize
+        )
+        if place + 1 == len(patches) or is_full:
             units.append((first, place + 1, start, stop))
             first, start = place + 1, stop
     return units

@@ -1,4 +1,4 @@
-"""Blends in the loader: what an epoch draws comes, as often, and goes on exactly where it stopped."""
+"""Blends in the loader: what is drawn comes, as often, and goes on exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_state_of_another_blend_is_refused(make, folders):
 
 
 def test_failures_say_which_set_they_are_of(make, folders, tmp_path):
-    first, second = folders
+    _, second = folders
     shard_sets.write(tmp_path / "broken", shard_sets.single_records(3))
     tar = next((tmp_path / "broken").glob("*.tar"))
     with ShardSet.open(tmp_path / "broken") as opened:
