@@ -16,6 +16,7 @@ WebDataset) and `tokenizer`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import texts
@@ -40,6 +42,7 @@ from omr_io.shards.layout import (
     ShardEntry,
     read_manifest,
 )
+from omr_io.shards.tar_writer import TRAILER
 from omr_io.storage import write_atomically
 from omr_io.tokenizer import train_bpe
 
@@ -167,49 +170,69 @@ def _texts(samples: int, seed: int) -> Iterator[dict[str, str]]:
 
 
 def repeat(shards: Path, folder: Path, samples: int, a_shard: int = ROWS_A_SHARD) -> Path:
-    """A shard set of at least so many samples at the cost of its index, for starts and memory.
+    """A shard set of at least so many samples at the cost of one tar, for starts and memory.
 
-    Its tars are hard links to those of `shards`, some a_shard samples each (4,500 fit a tar of
-    256 MB); in the index the same parts stand under many keys. So it has the index, the lengths and
-    the plans of a large corpus, and bytes that all lie in the cache.
+    The tar holds all samples of `shards`, as often as a_shard takes (4,500 fit a tar of 256 MB),
+    and all others are hard links to it; every sample has a key of its own in the index. So it has
+    the index, the lengths and the plans of a large corpus, and bytes that all lie in the cache.
     """
     manifest = read_manifest(shards)
     with pa.memory_map(str(shards / INDEX_NAME)) as mapped:
         table = pa.ipc.open_file(mapped).read_all().combine_chunks()
-    bounds = np.cumsum([0, *(shard.samples for shard in manifest.shards)]).tolist()
     folder.mkdir(parents=True)
+    bounds = np.cumsum([0, *(shard.samples for shard in manifest.shards)]).tolist()
+    first_tar = folder / "train-000000.tar"
+    shifts: list[int] = []  # of each sample of `table`, copy after copy
+    with first_tar.open("wb") as out:
+        for _ in range(-(-a_shard // len(table))):
+            for place, shard in enumerate(manifest.shards):
+                shifts += [out.tell()] * (bounds[place + 1] - bounds[place])
+                out.write((shards / shard.name).read_bytes()[: -len(TRAILER)])
+        out.write(TRAILER)
+        num_bytes = out.tell()
+    copies = len(shifts) // len(table)
+    rows = pa.concat_tables([table] * copies).combine_chunks()
+    parts = _shifted(rows["parts"].combine_chunks(), np.array(shifts, np.int64))
+    digest = hashlib.sha256(first_tar.read_bytes()).hexdigest()
     entries: list[ShardEntry] = []
     tables: list[pa.Table] = []
-    made = 0
-    while made < samples:
-        place = len(entries)
-        source = place % len(manifest.shards)
-        shard = manifest.shards[source]
-        rows = table.slice(bounds[source], bounds[source + 1] - bounds[source])
-        keys = rows["key"].to_pylist()
-        times = -(-min(a_shard, samples - made) // len(rows))
-        for copy in range(times):
-            changed: dict[str, Any] = {
-                "shard": pa.array([place] * len(rows), type=pa.int32()),
-                "key": pa.array([f"{place}-{copy}-{key}" for key in keys]),
-            }
-            columns = [changed.get(name, rows[name]) for name in INDEX_SCHEMA.names]
-            tables.append(pa.Table.from_arrays(columns, schema=INDEX_SCHEMA))
-        made += times * len(rows)
-        name, idx = f"train-{place:06d}.tar", f"train-{place:06d}.idx"
-        os.link(shards / shard.name, folder / name)
-        os.link(shards / shard.idx.name, folder / idx)
-        linked = replace(shard.idx, name=idx)
-        entries.append(replace(shard, name=name, samples=times * len(rows), idx=linked))
-    out = io.BytesIO()
-    with pa.ipc.new_file(out, INDEX_SCHEMA) as writer:
+    keys = rows["key"].to_pylist()
+    for place in range(-(-samples // len(rows))):
+        changed: dict[str, Any] = {
+            "shard": pa.array([place] * len(rows), type=pa.int32()),
+            "key": pa.array([f"{place}-{at}-{key}" for at, key in enumerate(keys)]),
+            "parts": parts,
+        }
+        columns = [changed.get(name, rows[name]) for name in INDEX_SCHEMA.names]
+        tables.append(pa.Table.from_arrays(columns, schema=INDEX_SCHEMA))
+        name = f"train-{place:06d}.tar"
+        if place:
+            os.link(first_tar, folder / name)
+        entry = replace(manifest.shards[0], name=name, bytes=num_bytes, sha256=digest)
+        entries.append(replace(entry, samples=len(rows)))
+    made = len(rows) * len(entries)
+    out_bytes = io.BytesIO()
+    with pa.ipc.new_file(out_bytes, INDEX_SCHEMA) as writer:
         writer.write_table(pa.concat_tables(tables).combine_chunks())
-    written = write_atomically(folder / INDEX_NAME, out.getvalue())
-    digest = FileDigest(INDEX_NAME, len(out.getvalue()), written.sha256())
+    written = write_atomically(folder / INDEX_NAME, out_bytes.getvalue())
+    index = FileDigest(INDEX_NAME, len(out_bytes.getvalue()), written.sha256())
     counts = {"rows": made, "samples": made, "images": made, "refused": 0}
-    whole = replace(manifest, shards=tuple(entries), index=digest, rejects=None, counts=counts)
+    whole = replace(manifest, shards=tuple(entries), index=index, rejects=None, counts=counts)
     write_atomically(folder / MANIFEST_NAME, whole.to_bytes())
     return folder
+
+
+def _shifted(parts: pa.ListArray, shifts_n: NDArray[np.int64]) -> pa.ListArray:
+    """Parts of n samples, so many bytes further on in their tar."""
+    structs = parts.flatten()
+    counts = np.diff(parts.offsets.to_numpy())
+    fields = list(structs.type)
+    arrays = [structs.field(field.name) for field in fields]
+    at = [field.name for field in fields].index("offset")
+    moved = arrays[at].to_numpy() + np.repeat(shifts_n, counts)
+    arrays[at] = pa.array(moved, type=fields[at].type)
+    made = pa.StructArray.from_arrays(arrays, fields=fields)
+    return pa.ListArray.from_arrays(parts.offsets, made, type=parts.type)
 
 
 def describe(corpus: Corpus) -> dict[str, float]:
