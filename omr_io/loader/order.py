@@ -148,8 +148,9 @@ class Order:
                 pass  # whoever needs the window will meet the error
 
         if self._ahead is None or not self._ahead.is_alive():
-            # A daemon, and in Python or NumPy alone: the process may end while it plans.
-            self._ahead = threading.Thread(target=plan, name="omr-io-plan", daemon=True)
+            # No daemon: C++ that is at work when the interpreter goes ends the process by an abort.
+            # So a process waits at its end, some 0.2 s for a million samples.
+            self._ahead = threading.Thread(target=plan, name="omr-io-plan", daemon=False)
             self._ahead.start()
 
     # Batches

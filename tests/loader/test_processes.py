@@ -245,3 +245,31 @@ def test_a_pickled_loader_is_the_same(make_loader):
             assert (other.rank, other.world_size) == (1, 2)
             assert_streams_equal(other, loader)
     assert not [t for t in threading.enumerate() if t.name.startswith("omr-io-loader")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.02, 0.06, 0.1, 0.15, 0.2, 0.3])
+def test_a_process_may_end_while_the_next_epoch_is_planned(wait):
+    """C++ that still plans when the interpreter is gone would abort the process."""
+    script = f"""
+        import time
+        import numpy as np
+        from omr_io.loader.order import Order
+        from omr_io.packing import Lengths
+        tokens = np.arange(2_000_000, dtype=np.int32) % 900 + 20
+        order = Order(
+            Lengths(tokens, tokens, tokens, tokens), lambda epoch: None, seed=0, seq_len=8192,
+            packs_per_step=8, window=None, too_long="error", keys=(),
+        )
+        class SlowToGo:
+            def __del__(self, sleep=time.sleep):
+                sleep(1.0)
+        kept = SlowToGo()
+        order.plan_ahead(0, 0)
+        time.sleep({wait})
+        print("planning", order._ahead.is_alive())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "planning True\n", "")
