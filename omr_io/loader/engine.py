@@ -110,10 +110,12 @@ class Engine(Generic[Result]):
             threading.Thread(target=self._run, name=f"omr-io-loader-{number}", daemon=True)
             for number in range(depth.num_threads)
         ]
-        for thread in self._threads:
-            thread.start()
+        # First of all: a signal's handler may raise while threads are started, and C++ that is at
+        # work when the interpreter goes would end the process by an abort.
         if self._threads:
             atexit.register(self.close)
+        for thread in self._threads:
+            thread.start()
 
     # The consumer
 
@@ -155,7 +157,6 @@ class Engine(Generic[Result]):
         """Stop the threads. Waits for the units at work, but not for one that hangs."""
         if os.getpid() != self.pid:
             return  # the threads are the parent's, and so may be the lock
-        atexit.unregister(self.close)
         with self._lock:
             self._is_closed = True
             self._units.clear()
@@ -164,8 +165,10 @@ class Engine(Generic[Result]):
             self._done.notify_all()
         deadline = time.monotonic() + _PATIENCE
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            # One without ident has not begun, and will find that all is over.
+            if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        atexit.unregister(self.close)  # last: a signal's handler may have raised before
 
     # The threads
 

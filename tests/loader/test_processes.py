@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 2.0  # from the signal to the end of the process, beyond what one without a loader takes
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import omr_io
 from omr_io.config import VisionConfig
 from omr_io.index import ShardSet
@@ -93,7 +94,10 @@ def start(shards, saved_tokenizer, tmp_path):
 @pytest.fixture(scope="module")
 def limit():
     """`SECONDS`, and what the interpreter itself takes to end on this machine, now."""
-    code = "import time, torch, omr_io.loader; print('ready', flush=True); time.sleep(60)"
+    # A shell's background job ignores SIGINT, and so would its children.
+    code = "import signal, time, torch, omr_io.loader; "
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "print('ready', flush=True); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
