@@ -57,12 +57,10 @@ def environment(tmp_path_factory) -> Path:
     lines = [f"import site; site.addsitedir({folder!r})" for folder in outer]
     (Path(done.stdout.strip()) / "zz-outer.pth").write_text("\n".join(lines) + "\n")
     install = [python, "-m", "pip", "install", "--quiet", *PACKAGES]
-    try:
-        got = subprocess.run(install, capture_output=True, text=True, timeout=240)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"{', '.join(PACKAGES)} could not be installed within 240 s")
-    if got.returncode:
+    got = subprocess.run(install, capture_output=True, text=True, timeout=600)
+    if got.returncode and os.environ.get("CI") != "true":
         pytest.skip(f"{', '.join(PACKAGES)} cannot be had here: {got.stderr[-300:]}")
+    assert got.returncode == 0, got.stderr
     return python
 
 
