@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,9 @@ def peak(source: Path, out: Path, workers: int) -> tuple[int, dict]:
     """Peak memory in bytes of the process or one of its workers; what it reported."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, str(source), str(out), str(workers)],
-        capture_output=True, text=True, cwd=ROOT, check=True,
+        capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     report = json.loads(done.stdout)
     return max(report["own"], report["children"]), report
 
@@ -103,13 +105,13 @@ def test_peak_memory_is_not_that_of_a_page(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_row_group_of_4_gb(tmp_path, workers):
+def test_a_row_group_of_4_gb(tmp_path):
+    """One and two workers in one test, one after the other: each takes 8 GB of disk."""
     source = one_group(tmp_path / "train.parquet", 4000, 1 << 20)
-    most, report = peak(source, tmp_path / "set", workers)
-    print(f"{most / 1e6:.0f} MB at most, {report}")
-    assert report["samples"] == 4000
-    assert most < 1_000_000_000
+    for workers in (1, 2):
+        out = tmp_path / f"set-{workers}"
+        most, report = peak(source, out, workers)
+        assert report["samples"] == 4000
+        assert most < 1_000_000_000, (workers, most)
+        shutil.rmtree(out)
     source.unlink()
-    for tar in (tmp_path / "set").glob("*.tar"):
-        tar.unlink()

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import omr_io
+from omr_io import _C
 from omr_io.config import VisionConfig
 from omr_io.images import probe
 from omr_io.images.decode import CpuDecoder
@@ -26,7 +28,6 @@ from tests.images.test_decode import encode, exif, photograph, transparent_image
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["pillow-simd==12.1.1.post0", f"numpy=={np.__version__}", "simplejpeg==1.9.0"]
 SECONDS = 300
 SIZE = (96, 64)
@@ -117,6 +118,20 @@ def simd_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return python
 
 
+def package_alone(folder: Path) -> Path:
+    """A folder to import from, with the omr_io of this process, its compiled module and no more.
+
+    An editable installation keeps the module apart from the sources, and its site-packages would
+    bring Pillow along.
+    """
+    package = folder / "omr_io"
+    package.mkdir(parents=True)
+    for entry in [*Path(omr_io.__file__).parent.iterdir(), Path(_C.__file__)]:
+        if not (package / entry.name).exists():
+            (package / entry.name).symlink_to(entry)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def told(simd_python: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:  # type: ignore[type-arg]
     """What the script says, and the folder with its pixels."""
@@ -128,7 +143,7 @@ def told(simd_python: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
         capture_output=True,
         text=True,
         timeout=SECONDS,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=package_alone(folder / "package"),  # first in the path of `python -c`
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
