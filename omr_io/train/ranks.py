@@ -1,0 +1,68 @@
+"""What the ranks of a run tell each other: sums, agreements, objects.
+
+One process needs no process group: then every call answers at once. With several, calls are
+collective: every rank must make them, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This rank among those of the run.
+
+    Attributes:
+        rank: 0 to world_size - 1.
+        world_size: how many there are.
+        device: where this rank computes, and where what NCCL sends must be.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes what is written once."""
+        return self.rank == 0
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks, in float64."""
+        if self.world_size == 1:
+            return [float(value) for value in values]
+        # NCCL and gloo both take float64; a sum of counts must not round.
+        total = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return self.sums([float(flag)])[0] > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank. For small Python objects."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def environment_ranks() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun says; (0, 1, 0) without it."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, world_size, local_rank = (int(os.environ.get(name, 0)) for name in names)
+    return rank, max(1, world_size), local_rank
