@@ -12,6 +12,7 @@ sides with two threads or workers). Sides take turns, so that all see the machin
 ones have two rounds. A rate is the median over rounds, a ratio the median of the ratios within a
 round. Peers on one core are compared by the wall clock; the usual way, which has two workers, by
 CPU seconds of all its processes. The clock runs once a side has given 12 batches, ours an epoch.
+The share of the floors is measured in pairs within one process (loader_floors.py).
 Before, every side's samples are compared with ours: ids, labels, positions and grids must be equal,
 and of pixels it is said how far they are.
 With three rounds all of it takes some 8 minutes; some --parts write a result of their own.
@@ -52,6 +53,7 @@ VARIANTS = {"spdl": ("spdl", "spdl-ring", "spdl-2")}
 SLOW = ("usual-wds", "usual-hf", "dali", "omr_io-2", "omr_io-2-bfloat16", "spdl-2")
 """Slow sides, and those that only tell what a second thread gives."""
 
+DTYPES = ("float32", "bfloat16")
 SLOW_ROUNDS = 2
 LEAST_SAMPLES = 200
 CHECKED = 16
@@ -196,12 +198,13 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
     peers = [name for side in runnable for name in VARIANTS.get(side, (side,))]
     agreement = compare(setting, ["omr_io-bfloat16", *runnable])
     sides = [*OWN, *peers]
-    floors = ("loader_floors.py", str(setting.folder), "--samples", str(setting.samples))
+    count, clock = str(setting.samples), setting.clock
+    floors = ("loader_floors.py", str(setting.folder), "--samples", count, "--clock", clock)
     runs = []
     for number in range(rounds):
         now = [side for side in sides if number < SLOW_ROUNDS or side not in SLOW]
         run = {side: setting.measure(side) for side in now}
-        runs.append(run | {"floors": setting.run(*floors, "--clock", setting.clock)})
+        runs.append(run | {"floors": setting.run(*floors)})
 
     def rate(run: dict[str, Any], side: str, clock: str) -> float:
         one = run[side]
@@ -214,16 +217,12 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
         ]
         return statistics.median(ratios)
 
-    def share(own: str, dtype: str) -> float:
-        clock = "cpu_seconds" if setting.clock == "cpu" else "seconds"
-        for run in runs:
-            assert run[own]["samples"] == run["floors"]["samples"], "not the same samples"
-        ratios = [run["floors"][dtype]["seconds"] / run[own][clock] for run in runs]
-        return float(statistics.median(ratios))
+    def pairs(dtype: str) -> list[dict[str, Any]]:
+        return [pair for run in runs for pair in run["floors"][dtype]]
 
     rows: list[dict[str, Any]] = [
-        _row("share of the floors, float32", share("omr_io", "float32"), 0.85),
-        _row("share of the floors, bfloat16", share("omr_io-bfloat16", "bfloat16"), 0.85),
+        _row(f"share of the floors, {dtype}", _median(pairs(dtype), "share"), 0.85)
+        for dtype in DTYPES
     ]
     everyday = [side for side in peers if side.startswith("usual")]
     alone = [side for side in peers if side not in (*everyday, "spdl-2")]
@@ -244,12 +243,12 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
         "samples_per_cpu_second": _medians(held, lambda run, side: rate(run, side, "cpu")),
         "floors_microseconds": {
             dtype: {
-                part: statistics.median(run["floors"][dtype]["parts"][part] for run in runs)
+                part: _median([pair["floors"]["parts"] for pair in pairs(dtype)], part)
                 / setting.samples
                 * 1e6
                 for part in ("pread", "decode", "kernel")
             }
-            for dtype in ("float32", "bfloat16")
+            for dtype in DTYPES
         },
         "agreement": agreement,
         "left_out": left_out,
@@ -260,6 +259,10 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
 
 def _medians(held: dict[str, list[dict[str, Any]]], get: Any) -> dict[str, float]:
     return {side: statistics.median(get(run, side) for run in runs) for side, runs in held.items()}
+
+
+def _median(rows: list[dict[str, Any]], name: str) -> float:
+    return float(statistics.median(row[name] for row in rows))
 
 
 def _row(name: str, measured: float, bound: float, *, at_most: bool = False) -> dict[str, Any]:

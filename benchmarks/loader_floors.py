@@ -1,12 +1,16 @@
 """The floors of the loader: what no loader can leave out, and nothing else; JSON out.
 
-    python -m benchmarks.loader_floors FOLDER --samples 600 [--clock cpu]
+    python -m benchmarks.loader_floors FOLDER --samples 600 [--clock cpu] [--pairs 3]
 
 Of the same samples in the same order as every side: read both parts, decode the JPEG (simplejpeg),
 resize, normalise and cut (our kernel). Decoded pixels go into memory that is used again; patches
 into memory of a batch's size that is used again, one place after the other, since a batch does not
 stay in the cache. Decode and kernel run once image by image and once nine images at a time; the
 faster way counts.
+
+The loader's share of them is taken in one process, an epoch of the loader and a pass of the floors
+in turn: between processes of a shared machine both drift by 30 %, by whoever else uses its cache
+and memory, and the quotient of two such times says little. The loader has had an epoch before.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))  # where only this file was named
 
 from benchmarks import loader_peers as peers
-from benchmarks.loader_sides import Side, index
+from benchmarks.loader_sides import Side, index, own_loader
 from omr_io.images.patches import patch_target, value_table
 from omr_io.images.sizes import smart_resize
 from omr_io.ops import patches_implementation
@@ -93,21 +97,36 @@ class Work:
         self.seconds["kernel"] += self._clock() - started
 
 
-def floors(side: Side, clock: str = "wall") -> dict[str, Any]:
-    """For each dtype of pixels the seconds of each step, and their sum."""
+def floors(side: Side, dtype: str, clock: str = "wall") -> dict[str, Any]:
+    """The seconds of each step for pixels of that dtype, and their sum; the faster of two ways."""
     places = list(peers.groups(index(side.folder, side.samples), PACK))
-    found: dict[str, Any] = {"samples": sum(map(len, places))}
-    for name in ("float32", "bfloat16"):
-        ways = {}
-        for way in ("by image", "by pack"):
-            work = Work(side, getattr(torch, name), CLOCKS[clock])
-            for group in places:
-                files = work.read(group)
-                for part in peers.groups(files, 1 if way == "by image" else PACK):
-                    work.images(part)
-            ways[way] = work.seconds
-        best = min(ways, key=lambda way: sum(ways[way].values()))
-        found[name] = {"way": best, "seconds": sum(ways[best].values()), "parts": ways[best]}
+    ways = {}
+    for way in ("by image", "by pack"):
+        work = Work(side, getattr(torch, dtype), CLOCKS[clock])
+        for group in places:
+            files = work.read(group)
+            for part in peers.groups(files, 1 if way == "by image" else PACK):
+                work.images(part)
+        ways[way] = work.seconds
+    best = min(ways, key=lambda way: sum(ways[way].values()))
+    seconds = sum(ways[best].values())
+    return {"samples": sum(map(len, places)), "way": best, "seconds": seconds, "parts": ways[best]}
+
+
+def share(side: Side, pairs: int, clock: str = "wall") -> list[dict[str, Any]]:
+    """Pairs of an epoch of our loader and a pass of the floors; the floors' part of its time."""
+    tick, found = CLOCKS[clock], []
+    with own_loader(side) as loader:
+        for number in range(pairs + 1):
+            began, samples = tick(), 0
+            for batch in loader:
+                samples += sum(map(len, batch.keys))
+            seconds = tick() - began
+            if number == 0:  # memory is touched, caches are filled
+                continue
+            floor = floors(side, side.dtype, clock)
+            assert samples == floor["samples"], "not the same samples"
+            found.append({"seconds": seconds, "floors": floor, "share": floor["seconds"] / seconds})
     return found
 
 
@@ -117,9 +136,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--pairs", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps(floors(Side("floors", given.folder, given.samples), given.clock)))
+    sides = {
+        dtype: Side(f"omr_io-{dtype}", given.folder, given.samples)
+        for dtype in ("float32", "bfloat16")
+    }
+    found = {dtype: share(side, given.pairs, given.clock) for dtype, side in sides.items()}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

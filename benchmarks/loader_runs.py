@@ -27,6 +27,9 @@ import torch
 from benchmarks.loader_sides import Side
 from omr_io.loader import DataLoader
 
+WARM = 8
+"""Batches before a wait counts."""
+
 EARLY = 1000
 """Steps after which memory should not grow any more."""
 
@@ -103,7 +106,10 @@ def held(folder: Path, batches: int) -> dict[str, Any]:
 
 
 def wait(folder: Path, batches: int) -> dict[str, Any]:
-    """The loader's own account of a consumer that sleeps, as one does whose GPU computes."""
+    """The loader's own account of a consumer that sleeps, as one does whose GPU computes.
+
+    Once the queue is full: the first batch can only be waited for, which `start` measures.
+    """
     with loader(folder, num_threads=0) as alone:
         begun = time.perf_counter()
         for number, _ in enumerate(alone):
@@ -111,12 +117,15 @@ def wait(folder: Path, batches: int) -> dict[str, Any]:
                 break
         step = 1.5 * (time.perf_counter() - begun) / 10
     with loader(folder, num_threads=1) as made:
+        first = begun = 0.0
         for number, _ in enumerate(made):
+            if number == WARM:
+                first, begun = made.stats().waited_seconds, time.perf_counter()
             time.sleep(step)
             if number + 1 == batches:
                 break
-        stats = made.stats()
-    return {"step_seconds": step, "batches": stats.batches, "wait_share": stats.wait_share}
+        seconds, waited = time.perf_counter() - begun, made.stats().waited_seconds - first
+    return {"step_seconds": step, "batches": batches - WARM, "wait_share": waited / seconds}
 
 
 def main() -> None:

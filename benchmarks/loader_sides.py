@@ -96,17 +96,14 @@ class Side:
         return VisionConfig(**values)
 
 
-def omr_io(side: Side) -> Iterator[peers.Batch]:
-    """Our loader; its Batch is taken apart by `fields`.
-
-    A whole epoch comes first, so that the clock sees every sample once, as that of the floors does.
-    """
+def own_loader(side: Side) -> Any:
+    """Our loader over the side's samples, in the consumer's thread unless it has two."""
     import numpy as np
     import torch
 
     from omr_io.loader import DataLoader
 
-    loader = DataLoader(
+    return DataLoader(
         side.folder / "shards",
         tokenizer=side.folder / "tokenizer",
         vision=side.vision(),
@@ -116,7 +113,14 @@ def omr_io(side: Side) -> Iterator[peers.Batch]:
         samples=np.arange(side.samples),
         pixel_dtype=getattr(torch, side.dtype),
     )
-    with loader:
+
+
+def omr_io(side: Side) -> Iterator[peers.Batch]:
+    """Our loader; its Batch is taken apart by `fields`.
+
+    A whole epoch comes first, so that the clock sees every sample once.
+    """
+    with own_loader(side) as loader:
         for _ in loader:
             pass
         yield {}  # all is ready

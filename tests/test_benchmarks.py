@@ -102,12 +102,16 @@ def test_a_side_of_loader_that_gives_something_else_is_found(
 
 
 def test_floors_and_rates_are_of_all_samples(loader_corpus_folder: Path) -> None:
-    floors = loader_floors.floors(loader_sides.Side("floors", loader_corpus_folder, 12))
-    assert floors["samples"] == 12
     for dtype in ("float32", "bfloat16"):
-        parts = floors[dtype]["parts"]
-        assert floors[dtype]["seconds"] == pytest.approx(sum(parts.values()))
-        assert min(parts.values()) > 0
+        side = loader_sides.Side(f"omr_io-{dtype}", loader_corpus_folder, 12)
+        pairs = loader_floors.share(side, 2)
+        assert len(pairs) == 2
+        for pair in pairs:
+            floors = pair["floors"]
+            assert floors["samples"] == 12
+            assert floors["seconds"] == pytest.approx(sum(floors["parts"].values()))
+            assert min(floors["parts"].values()) > 0
+            assert pair["share"] == pytest.approx(floors["seconds"] / pair["seconds"])
     timed = loader_sides.timed(loader_sides.Side("omr_io", loader_corpus_folder, 12), warm=0)
     assert timed["samples"] == 12
     plain = loader_sides.timed(loader_sides.Side("plain", loader_corpus_folder, 12), warm=0)
