@@ -156,8 +156,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.side == "epoch":
         print(json.dumps(one_epoch()))
-    else:
-        print(json.dumps(simulate(given.rows, given.window, given.folder)))
+        return
+    from benchmarks.run import write  # it imports this module
+
+    result = simulate(given.rows, given.window, given.folder)
+    write("plan_simulate", result)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
