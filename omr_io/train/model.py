@@ -1,4 +1,4 @@
-"""Models: the demo model from a configuration, local Hugging Face folders, and the forward pass.
+"""Models: the demo model from a configuration, Hugging Face folders, and the forward pass.
 
 Legend: B packs, T tokens, H hidden width, R rows that carry a label, V vocabulary, P patches,
 D patch width, N images.
@@ -6,20 +6,24 @@ D patch width, N images.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from omr_io.errors import ConfigError, TrainingError
+from omr_io.errors import ConfigError, SourceError, TrainingError
 from omr_io.train.attention import require_varlen, use_varlen
 from omr_io.train.log_prob_backends import Backend
 from omr_io.train.log_probs import LogProbs, log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen3VLForConditionalGeneration
+
+T = TypeVar("T")
 
 
 class PackedBatch(Protocol):
@@ -170,10 +174,59 @@ _VISION_FIELDS = (
 )  # fmt: skip
 
 
-def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def model_folder(path: str | Path, *, download: bool = True) -> Path:
+    """The local folder of a model: one that exists, or the Hub's, downloaded once into its cache.
+
+    Args:
+        path: a folder; or "owner/name" or "owner/name@revision" (a branch, tag or commit). A folder
+            of that name comes first.
+        download: False: only what the cache holds, as for the ranks of a machine that did not
+            download it.
+
+    Raises:
+        ConfigError: neither a folder nor such a name.
+        SourceError: the Hub cannot be reached, or has no such model.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        return root
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", str(path))
+    if match is None or str(path).startswith("."):
+        raise ConfigError(
+            f"model {path} is no folder",
+            mend="Give a Hugging Face folder, or a model on the Hub as owner/name",
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ConfigError(
+            "huggingface_hub is not installed", mend="pip install 'omr_io[train]'"
+        ) from error
+    try:
+        found = snapshot_download(
+            match[1],
+            revision=match[2],
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"],
+            local_files_only=not download,
+        )
+    except (OSError, ValueError) as error:  # the Hub's own errors are OSErrors, or ValueErrors
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SourceError(
+            f"model {path} is no folder here and cannot be had from the Hub: {reason}",
+            mend="Check the name and the network (HF_HUB_OFFLINE, HF_TOKEN), or give a folder",
+        ) from error
+    return Path(found)
+
+
+def load_model(
+    folder: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> PreTrainedModel:
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL from a local Hugging Face folder, with our attention set.
 
-    Nothing is downloaded, and only safetensors weights are read.
+    Nothing is downloaded (see `model_folder`), and only safetensors weights are read.
+
+    Args:
+        dtype: of the weights; "auto": as they are stored.
 
     Raises:
         ConfigError: no such folder, or another kind of model.
@@ -210,30 +263,66 @@ def _transformers() -> Any:
     return transformers
 
 
+FORWARD_METHOD = "omr_run_as_forward"
+"""Where `omr_io.train.parallel.shard` puts a method of the model that FSDP2 takes for a forward."""
+
+
+def run_as_forward(model: Any, function: Callable[[], T]) -> T:
+    """Call a function that uses the model's parameters, as one forward pass of the whole model.
+
+    On a sharded model FSDP2 makes the root's parameters whole around it; on any other it is a plain
+    call. The result's tensors must be in tuples, lists or dicts: it follows those to know where the
+    backward pass begins.
+    """
+    run: Any = getattr(model, FORWARD_METHOD, None)
+    if run is None:
+        return function()
+    result: T = run(function)
+    if not torch.is_grad_enabled():
+        release_root(model)
+    return result
+
+
+def release_root(model: Any) -> None:
+    """Free what a forward pass of a sharded model without a backward pass left whole."""
+    if not getattr(model, GATHERED, False):
+        model.reshard()
+
+
+GATHERED = "omr_gathered"
+"""An attribute of a sharded model: within `omr_io.train.parallel.gathered`."""
+
+
 def forward(model: Any, batch: PackedBatch) -> Tensor:
     """The last hidden states of packs, (B, T, H): before the language-model head.
 
     A batch without images still runs the vision tower, on a small dummy image whose features are
-    multiplied by zero: its parameters get zero gradients rather than none, and the
-    collectives of sharded training match between ranks.
+    multiplied by zero: its parameters get zero gradients rather than none. It runs where images
+    would, before the text model, so that ranks with and without images gather and reduce the same
+    blocks in the same order; else each would wait for the other.
 
     Raises:
         ConfigError: prompts are shared and the model is not under our attention.
     """
+    return run_as_forward(model, lambda: _hidden_states(model, batch))
+
+
+def _hidden_states(model: Any, batch: PackedBatch) -> Tensor:
     inputs = batch.model_inputs()
     if "shared_prefixes" in inputs:
         require_varlen(model)
-    has_images = "pixel_values" in inputs
-    if has_images:
+    if "pixel_values" in inputs:
         vision = model.config.vision_config
         inputs |= batch.vision_inputs(
             window_size=getattr(vision, "window_size", None),
             num_position_embeddings=getattr(vision, "num_position_embeddings", None),
         )
+    else:
+        embeddings_BTH = model.get_input_embeddings()(inputs.pop("input_ids"))
+        nothing = 0.0 * _dummy_image_features(model)
+        inputs["inputs_embeds"] = embeddings_BTH + nothing.to(embeddings_BTH.dtype)
     # A KV cache makes transformers build a plain causal mask, across samples.
     hidden_BTH: Tensor = model.model(**(inputs | {"use_cache": False})).last_hidden_state
-    if not has_images:
-        hidden_BTH = hidden_BTH + 0.0 * _dummy_image_features(model).to(hidden_BTH.dtype)
     return hidden_BTH
 
 
@@ -286,7 +375,14 @@ def label_log_probs(
             f"{batch.num_label_tokens} labels",
             mend="num_label_tokens counts the labels that rows and targets list",
         )
-    return log_probs(
-        forward(model, batch), head.weight, targets_R, rows=rows_R, row_weights=row_weights,
-        entropy=entropy, temperature=temperature, banned=banned, backend=backend,
-    )  # fmt: skip
+
+    def scores() -> tuple[Tensor, Tensor | None, Tensor | None]:
+        # The head's weight is looked up here: outside, a sharded model's is a part of it.
+        result = log_probs(
+            _hidden_states(model, batch), model.lm_head.weight, targets_R, rows=rows_R,
+            row_weights=row_weights, entropy=entropy, temperature=temperature, banned=banned,
+            backend=backend,
+        )  # fmt: skip
+        return result.log_probs, result.entropy, result.weighted_sum
+
+    return LogProbs(*run_as_forward(model, scores))
