@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from torch import Tensor
+
 from omr_io.config import VisionConfig
-from omr_io.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +43,7 @@ def export_hf(
     tokenizer: SavedTokenizer,
     vision: VisionConfig,
     *,
-    ranks: Ranks | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a Hugging Face folder: config, safetensors weights, tokenizer, image processor.
 
@@ -50,27 +51,21 @@ def export_hf(
     itself read it. Our attention's names are not written, so others can load it without us.
 
     Args:
-        ranks: with several, the call is collective: what is sharded is gathered on the first
-            rank's host, tensor by tensor, and the first rank writes; all return when it has.
+        weights: whole and by their names in transformers, where the model's own are sharded or
+            adapted; None: the model's.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    ranks = ranks or Ranks()
     root = Path(folder)
-    state = None
-    if ranks.world_size > 1:
-        # With cpu_offload only the first rank gets the tensors, on its host.
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_model_state_dict(model, options=whole)
-    if ranks.is_first:
-        root.mkdir(parents=True, exist_ok=True)
-        with _without_progress_bar():
-            model.save_pretrained(root, state_dict=state)
-        _save_companions(root, tokenizer, vision)
-    ranks.barrier()
-
-
-def _save_companions(root: Path, tokenizer: SavedTokenizer, vision: VisionConfig) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    with _without_progress_bar():
+        model.save_pretrained(root, state_dict=None if weights is None else dict(weights))
+    if weights is not None:  # the model's own dtype is its masters'
+        config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        dtypes = {
+            str(w.dtype).removeprefix("torch.") for w in weights.values() if w.is_floating_point()
+        }
+        if len(dtypes) == 1:
+            config["dtype"] = dtypes.pop()
+            (root / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(root)
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
