@@ -93,10 +93,7 @@ class Checkpoints:
             "model": to_json(get_model_state_dict(model), tensors, "model"),
             "optimizer": to_json(state, tensors, "optimizer"),
             "progress": to_json(progress, tensors, "progress"),
-            "rng": [
-                to_json(of_rank, tensors, f"rng/{rank}")
-                for rank, of_rank in enumerate(self._ranks.gather(rng or random_state()))
-            ],
+            "rng": self._gathered(rng or random_state(), tensors),
         }
         check_dtypes(tensors)
         staged = self._staged(tensors)
@@ -104,6 +101,16 @@ class Checkpoints:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving = self._thread.submit(self._write, staged, writer)
+
+    def _gathered(self, rng: RandomState, tensors: dict[str, Tensor]) -> list[Any]:
+        """All ranks' random states as JSON, their tensors in `tensors`: a few KB a rank."""
+        mine: dict[str, Tensor] = {}
+        tree = to_json(rng, mine, f"rng/{self._ranks.rank}")
+        # As arrays: torch 2.13 cannot unpickle a random state that another rank sent as a tensor.
+        told = self._ranks.gather((tree, {name: t.cpu().numpy() for name, t in mine.items()}))
+        for _, theirs in told:
+            tensors |= {name: torch.from_numpy(array) for name, array in theirs.items()}
+        return [tree for tree, _ in told]
 
     def _staged(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Copies on the host, in memory that is pinned beside a GPU, and that is used again."""
