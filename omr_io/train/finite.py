@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omr_io.errors import TrainingError, Where
+from omr_io.errors import DiskError, TrainingError, Where
 from omr_io.storage import write_atomically
 from omr_io.train.ranks import Ranks
 
@@ -36,8 +36,8 @@ def check_finite(
         path: a JSON file for step, and rank, loss, gradient norm and keys of each rank concerned.
 
     Raises:
-        TrainingError: on every rank, if the loss or the gradient is not finite on any.
-        DiskError: the file cannot be written (the first rank).
+        TrainingError: on every rank, if the loss or the gradient is not finite on any. Its words
+            have the first keys, and why the file could not be written if so.
     """
     finite = math.isfinite(loss) and math.isfinite(gradient_norm)
     if not ranks.any(not finite):
@@ -46,17 +46,21 @@ def check_finite(
     bad_loss = [rank for rank, (value, _, _) in enumerate(told) if not math.isfinite(value)]
     bad_norm = [rank for rank, (_, value, _) in enumerate(told) if not math.isfinite(value)]
     concerned = bad_loss or bad_norm
+    problem = ""
     if ranks.is_first:
         rows = [_row(rank, *told[rank]) for rank in concerned]
         text = json.dumps({"phase": phase, "step": step, "ranks": rows}, indent=2)
-        write_atomically(path, text.encode() + b"\n")
-    ranks.barrier()  # nobody ends the run before the file is there
+        try:
+            write_atomically(path, text.encode() + b"\n")
+        except DiskError as error:
+            problem = f"; {error.what}"
+    problem = ranks.gather(problem)[0]  # nobody ends the run before the file is there
     first = concerned[0]
     their_keys = [key for rank in concerned for key in told[rank][2]]
     shown = ", ".join(their_keys[:_NAMED]) + (", ..." if len(their_keys) > _NAMED else "")
     raise TrainingError(
         f"{phase} step {step}: the loss is {told[first][0]} and the gradient norm {told[first][1]} "
-        f"on rank {', '.join(map(str, concerned))}; no weight was changed",
+        f"on rank {', '.join(map(str, concerned))}; no weight was changed{problem}",
         where=Where(source=str(path)),
         mend=f"Look at the samples of this step, or lower the learning rate: {shown}",
     )
