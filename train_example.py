@@ -240,7 +240,7 @@ def update(
     place: Place,
     optimizer: torch.optim.Optimizer,
     max_norm: float,
-    loss: float,
+    loss: float | torch.Tensor,
     keys: Sequence[str],
 ) -> float:
     """Clip and step. A loss or gradient that is not finite stops the run, weights unchanged.
@@ -251,7 +251,7 @@ def update(
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), max_norm))
     check_finite(
         run.ranks,
-        loss=loss,
+        loss=float(loss),
         gradient_norm=norm,
         phase=place.phase,
         step=place.step,
