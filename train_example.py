@@ -28,31 +28,18 @@ import torch
 
 from omr_io.batches import Batch
 from omr_io.chat import ChatFormat
-from omr_io.errors import OmrError, TrainingError
+from omr_io.errors import OmrError, StoppedError
 from omr_io.images.decode import make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
-from omr_io.train.checkpoint import (
-    CheckpointState,
-    load_latest,
-    save_checkpoint,
-    set_random_state,
-)
+from omr_io.train.checkpoint import Checkpoints, Saved, random_state
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
+from omr_io.train.finite import check_finite
 from omr_io.train.history import History, NoHistory
 from omr_io.train.model import label_log_probs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
-from omr_io.train.parallel import (
-    clip_gradients,
-    full_optimizer,
-    full_weights,
-    load_optimizer,
-    load_weights,
-    seed_step,
-    shard,
-    start_ranks,
-)
+from omr_io.train.parallel import clip_gradients, seed_step, shard, start_ranks
 from omr_io.train.parameters import freeze, new_optimizer
 from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import (
@@ -84,6 +71,7 @@ from omr_io.train.run import (
 )
 from omr_io.train.shared_prefix import pack_shared_rollouts
 from omr_io.train.statistics import majority_letters
+from omr_io.train.stopping import Stopping, stop_signals
 from omr_io.train.summary import make_report
 from omr_io.types import EncodedSample
 
@@ -98,6 +86,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         train(arguments.config, resume=arguments.resume, overwrite=arguments.overwrite)
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except OmrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -109,6 +100,7 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
     folder = Path("runs") / recipe.name
     dtype = getattr(torch, recipe.model.dtype)
     with (
+        stop_signals() as signals,
         start_ranks(timeout_seconds=60 * recipe.parallel.timeout_minutes) as ranks,
         ShardSet.open(recipe.data.train) as train_set,
         ShardSet.open(recipe.data.test) as test_set,
@@ -147,6 +139,7 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             activation_checkpointing=recipe.parallel.activation_checkpointing,
             compile_blocks=recipe.parallel.compile,
         )
+        checkpoints = Checkpoints(folder / "checkpoints", ranks)
         run = Run(
             recipe=recipe,
             folder=folder,
@@ -157,19 +150,21 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             prompts=SampleEncoder(train_set, chat, recipe.rl_vision, decoder, pixel_dtype=dtype),
             rl_samples=rl_samples,
             held_out=SampleEncoder(test_set, chat, recipe.vision, decoder, pixel_dtype=dtype),
+            checkpoints=checkpoints,
+            stopping=Stopping(signals, checkpoints, ranks),
             ranks=ranks,
         )
-        saved = load_latest(run.checkpoints) if resume else None
+        saved = checkpoints.latest() if resume else None
         place = Place("sft", 0)
         if saved is not None:
             check_recipe(saved.progress["recipe"], recipe)
             place = Place(**saved.progress["place"])
-            load_weights(model, saved.model)
+            saved.load_model(model)
             loader.load_state_dict(saved.progress["loader"])
-            set_random_state(saved.rng)
+            saved.load_random_state(seed=recipe.seed)
             say(f"resumed after {place.phase} step {place.step}")
         history = open_history(folder / "history.jsonl", place, ranks)
-        with history, loader:
+        with history, loader, checkpoints:
             if place.phase == "sft":
                 fine_tune(run, history, place.step, saved)
                 place, saved = Place("rl", 0), None
@@ -183,7 +178,7 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
 # Supervised fine-tuning
 
 
-def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | None) -> None:
+def fine_tune(run: Run, history: History, done: int, saved: Saved | None) -> None:
     """SFT on packs. A step's loss: the sum over its label tokens over their planned number."""
     sft, model, loader = run.recipe.sft, run.model, run.loader
     optimizer = new_optimizer(
@@ -195,7 +190,7 @@ def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | No
         beta2=sft.beta2,
     )
     if saved is not None:
-        load_optimizer(optimizer, saved.optimizer)
+        saved.load_optimizer(model, optimizer)
     batches = endless(loader)
     for step in range(done + 1, sft.steps + 1):
         started, before = time.perf_counter(), loader.stats()
@@ -204,14 +199,15 @@ def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | No
         set_learning_rate(optimizer, step, sft)
         loss, keys = 0.0, []
         for _ in range(loader.micro_steps):
+            run.stopping.check()
             batch = next(batches).to(run.device)
             labels = label_log_probs(model, batch, row_weights=batch.label_weights)
             part = sft_loss(labels, batch.step_label_tokens)
             part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
             keys += [key for pack in batch.keys for key in pack]
+        gradient_norm = update(run, Place("sft", step), optimizer, sft.max_grad_norm, loss, keys)
         loss = run.ranks.sums([loss])[0]
-        gradient_norm = update(optimizer, sft.max_grad_norm, loss, keys)
         seconds, stats = time.perf_counter() - started, loader.stats()
         tokens = stats.tokens - before.tokens
         efficiency = tokens / (stats.capacity - before.capacity)
@@ -235,9 +231,8 @@ def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | No
             accuracy = float(np.mean([item.correct for item in items]))
             history.add("sft", step, held_out_accuracy=accuracy)
             say(f"sft {step}/{sft.steps}: held-out accuracy {accuracy:.3f}")
-        if step % sft.checkpoint_every == 0 or step == sft.steps:
-            history.sync()
-            save(run, Place("sft", step), optimizer)
+        due = step % sft.checkpoint_every == 0 or step == sft.steps
+        save(run, history, Place("sft", step), optimizer, due=due)
     run.export("sft-model")
 
 
@@ -270,46 +265,61 @@ def open_history(path: Path, place: Place, ranks: Ranks) -> History:
 
 
 def update(
+    run: Run,
+    place: Place,
     optimizer: torch.optim.Optimizer,
     max_norm: float,
-    loss: float,
+    loss: float | torch.Tensor,
     keys: Sequence[str],
 ) -> float:
-    """Clip and step. A loss or gradient that is not finite stops the run, weights unchanged."""
+    """Clip and step. A loss or gradient that is not finite stops the run, weights unchanged.
+
+    Args:
+        loss: this rank's part, so that the rank whose it is can be named.
+    """
     norm = clip_gradients([p for g in optimizer.param_groups for p in g["params"]], max_norm)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise TrainingError(
-            f"the loss is {loss} and the gradient norm {norm}; the weights were not changed",
-            mend=f"Look at the samples of this step, or lower the learning rate: {', '.join(keys)}",
-        )
+    check_finite(
+        run.ranks,
+        loss=float(loss),
+        gradient_norm=norm,
+        phase=place.phase,
+        step=place.step,
+        keys=keys,
+        path=run.folder / "not-finite.json",
+    )
+    run.stopping.before_update()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
 
-def save(run: Run, place: Place, optimizer: torch.optim.Optimizer) -> None:
-    """A checkpoint: all that the steps after `place` depend on."""
-    state = CheckpointState(
-        model=full_weights(run.model),
-        optimizer=full_optimizer(optimizer),
-        progress={
-            "place": dataclasses.asdict(place),
-            "loader": run.loader.state_dict(),
-            "recipe": recipe_fields(run.recipe),
-        },
-    )
-    on_first(run.ranks, lambda: save_checkpoint(run.checkpoints, state))
+def save(
+    run: Run, history: History, place: Place, optimizer: torch.optim.Optimizer, *, due: bool
+) -> None:
+    """After a step: all that the steps after it depend on. Written if due, and before a stop."""
+    rng = random_state()
+    progress = {
+        "place": dataclasses.asdict(place),
+        "loader": run.loader.state_dict(),
+        "recipe": recipe_fields(run.recipe),
+    }
+
+    def write() -> None:
+        history.sync()
+        run.checkpoints.save(run.model, optimizer, progress, rng=rng)
+
+    run.stopping.step_done(write, due=due)
 
 
 # Reinforcement learning
 
 
-def reinforce(run: Run, history: History, done: int, saved: CheckpointState | None) -> None:
+def reinforce(run: Run, history: History, done: int, saved: Saved | None) -> None:
     """GRPO: groups of completions, advantages within each group, one update a rollout."""
     rl, model, prompts, ids = run.recipe.rl, run.model, run.prompts, run.ids
     optimizer = new_optimizer(model, lr=rl.lr, weight_decay=rl.weight_decay, beta2=rl.beta2)
     if saved is not None:
-        load_optimizer(optimizer, saved.optimizer)
+        saved.load_optimizer(model, optimizer)
     reference_model = None
     if rl.beta > 0:
         reference_model = load_model(run.folder / "sft-model")
@@ -322,17 +332,19 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
         numbers = [int(order[(place + i) % len(order)]) for i in range(rl.prompts_per_step)]
         records = [prompts.shard_set.read_record(i, images=False) for i in numbers]
         asked = [prompts.prompt(i) for i in numbers]
-        completions = generate(
-            model,
-            asked,
-            max_new_tokens=rl.max_new_tokens,
-            eos=ids.eos,
-            banned=ids.banned,
-            temperature=rl.temperature,
-            group_size=rl.group,
-            seed=run.recipe.seed + step,
-            batch_size=rl.rollout_batch,
-        )
+        with run.stopping.interruptible() as leave_if_asked:
+            completions = generate(
+                model,
+                asked,
+                max_new_tokens=rl.max_new_tokens,
+                eos=ids.eos,
+                banned=ids.banned,
+                temperature=rl.temperature,
+                group_size=rl.group,
+                seed=run.recipe.seed + step,
+                batch_size=rl.rollout_batch,
+                between=leave_if_asked,
+            )
         rewards_C = [
             reward(run.text(completion), records[i // rl.group])
             for i, completion in enumerate(completions)
@@ -345,7 +357,7 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
             run, reference_model, asked, completions, advantages_C
         )
         keys = [sample.key for sample in asked]
-        gradient_norm = update(optimizer, rl.max_grad_norm, loss, keys)
+        gradient_norm = update(run, Place("rl", step), optimizer, rl.max_grad_norm, loss, keys)
         seconds = time.perf_counter() - started
         history.add(
             "rl",
@@ -364,9 +376,8 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
         )
         if step % rl.log_every == 0:
             say(f"rl {step}/{rl.steps}: reward {float(totals.mean()):.3f}, {seconds:.1f} s")
-        if step % rl.checkpoint_every == 0 or step == rl.steps:
-            history.sync()
-            save(run, Place("rl", step), optimizer)
+        due = step % rl.checkpoint_every == 0 or step == rl.steps
+        save(run, history, Place("rl", step), optimizer, due=due)
     run.export("model")
 
 
@@ -399,6 +410,7 @@ def policy_gradient(
         encoder=run.prompts,
         device=run.device,
     ):
+        run.stopping.check()
         batch = packed.to(run.device)
         lengths = torch.tensor([len(completions[i].ids) for i in members])
         labels = score_labels(run.model, batch, entropy=True)
@@ -444,17 +456,19 @@ def completions_of(
     asked = [encoder.prompt(i) for i in numbers]
     if without_image:
         asked = [blind(prompt, encoder) for prompt in asked]
-    completions = generate(
-        run.model,
-        asked,
-        max_new_tokens=evaluation.max_new_tokens,
-        eos=run.ids.eos,
-        banned=run.ids.banned,
-        temperature=temperature,
-        group_size=group,
-        seed=run.recipe.seed,
-        batch_size=evaluation.batch,
-    )
+    with run.stopping.interruptible() as leave_if_asked:
+        completions = generate(
+            run.model,
+            asked,
+            max_new_tokens=evaluation.max_new_tokens,
+            eos=run.ids.eos,
+            banned=run.ids.banned,
+            temperature=temperature,
+            group_size=group,
+            seed=run.recipe.seed,
+            batch_size=evaluation.batch,
+            between=leave_if_asked,
+        )
     places = [i for i in numbers for _ in range(group)]
     return score(
         [encoder.shard_set.key(i) for i in places],

@@ -144,5 +144,14 @@ class TrainingError(OmrError):
     """Training cannot go on: a loss or gradient is not finite, a checkpoint is corrupt."""
 
 
+class StoppedError(OmrError):
+    """A run that was asked to stop, and has saved all: the same command with --resume goes on.
+
+    The exit code is EX_TEMPFAIL of sysexits.h: "try again later".
+    """
+
+    exit_code = 75
+
+
 class OmrWarning(UserWarning):
     """Base of the few warnings of omr_io; each says what to do."""

@@ -63,22 +63,35 @@ def lines(folder: Path, name: str) -> list[dict[str, object]]:
     return [{key: row[key] for key in row.keys() - TIMES} for row in rows]
 
 
-def kill_after(folder: Path, path: Path, name: str, count: int, *options: str) -> None:
-    """Start the run and SIGKILL it once its log has `count` lines."""
+def kill_after(
+    folder: Path,
+    path: Path,
+    name: str,
+    count: int,
+    *options: str,
+    number: signal.Signals = signal.SIGKILL,
+) -> tuple[int, str, str]:
+    """Start the run and send it a signal once its log has `count` lines.
+
+    Returns:
+        Its exit code, stdout and stderr.
+    """
     process = subprocess.Popen(
         command(path, *options),
         cwd=folder,
         env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 200
     while len(lines(folder, name)) < count:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=100)
+    return process.returncode, stdout, stderr
 
 
 @pytest.mark.slow
@@ -110,6 +123,32 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(one_image_shards, t
     assert again.returncode == 2
     assert "holds an earlier run" in again.stderr
     assert lines(tmp_path, "killed") == expected
+
+
+@pytest.mark.slow
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(
+    one_image_shards, tmp_path
+) -> None:
+    whole = run(tmp_path, recipe(tmp_path, "whole", one_image_shards))
+    assert whole.returncode == 0, whole.stderr
+    expected = lines(tmp_path, "whole")
+    path = recipe(tmp_path, "stopped", one_image_shards)
+    options: tuple[str, ...] = ()
+    for count, number in ((2, signal.SIGUSR1), (5, signal.SIGTERM), (11, signal.SIGUSR1)):
+        code, stdout, stderr = kill_after(tmp_path, path, "stopped", count, *options, number=number)
+        assert code == 75, stderr
+        assert stderr.strip().splitlines()[-1] == (
+            f"stopped by {number.name}. All is saved: the same command with --resume goes on"
+        )
+        assert ("resumed after" in stdout) == bool(options)
+        done = lines(tmp_path, "stopped")
+        assert count <= len(done) < len(expected)
+        assert done == expected[: len(done)]  # no step is lost, none is half done
+        options = ("--resume",)
+    resumed = run(tmp_path, path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed after {done[-1]['phase']} step {done[-1]['step']}" in resumed.stdout
+    assert lines(tmp_path, "stopped") == expected
 
 
 @pytest.mark.slow
@@ -149,3 +188,46 @@ def test_bad_recipes_end_with_one_line_and_a_code(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_update_that_is_not_finite_changes_no_weight(tmp_path) -> None:
+    import importlib.util
+    from types import SimpleNamespace
+
+    import torch
+
+    from omr_io.errors import TrainingError
+    from omr_io.train.ranks import Ranks
+    from omr_io.train.run import Place
+
+    spec = importlib.util.spec_from_file_location("train_example", ROOT / "train_example.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    updates = []
+    model = torch.nn.Linear(3, 1)
+    run = SimpleNamespace(
+        model=model,
+        ranks=Ranks(),
+        folder=tmp_path,
+        stopping=SimpleNamespace(before_update=lambda: updates.append(1)),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def step(x: float, keys: list[str]) -> None:
+        loss = model(torch.tensor([[1.0, 2.0, x]])).sum()
+        loss.backward()
+        example.update(run, Place("sft", 4), optimizer, 1.0, loss.item(), keys)
+
+    with pytest.raises(TrainingError, match=r"sft step 4: the loss is nan .*: k1, k2"):
+        step(math.nan, ["k1", "k2"])
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert json.loads((tmp_path / "not-finite.json").read_text())["ranks"][0]["keys"] == [
+        "k1",
+        "k2",
+    ]
+    assert updates == []
+    optimizer.zero_grad()
+    step(1.0, ["k3"])
+    assert updates == [1]
+    assert not torch.equal(model.weight, before[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,16 +23,27 @@ class Ranks:
         rank: 0 to world_size - 1.
         world_size: how many there are.
         device: where this rank computes, and where what NCCL sends must be.
+        group: the torch.distributed process group they speak through; None for the default one.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: Any = None
 
     @property
     def is_first(self) -> bool:
         """Whether this is the rank that writes what is written once."""
         return self.rank == 0
+
+    def on_host(self) -> Ranks:
+        """The same ranks by a gloo group of their own, on the CPU. Collective.
+
+        For what must neither wait for a GPU nor get between other calls: agreements of every micro
+        step, and what a thread tells other ranks' threads.
+        """
+        group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        return replace(self, device=torch.device("cpu"), group=group)
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """The sums over all ranks, in float64."""
@@ -40,7 +51,7 @@ class Ranks:
             return [float(value) for value in values]
         # NCCL and gloo both take float64; a sum of counts must not round.
         total = torch.tensor(list(values), dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return [float(value) for value in total.tolist()]
 
     def any(self, flag: bool) -> bool:
@@ -52,13 +63,13 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
 
 def environment_ranks() -> tuple[int, int, int]:

@@ -4,6 +4,7 @@
         tokenizer/      trained on the shards, unless the recipe names one
         checkpoints/    the newest ones; see omr_io.train.checkpoint
         history.jsonl   one line a step; see omr_io.train.history
+        not-finite.json whose samples a loss or gradient was not finite at, if one ever was
         sft-model/, model/   Hugging Face folders: after SFT, and at the end
         report.html
 
@@ -33,7 +34,7 @@ from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
 from omr_io.storage import write_atomically
 from omr_io.tokenizer import Tokenizer, train_bpe
-from omr_io.train.checkpoint import export_hf
+from omr_io.train.checkpoint import Checkpoints, export_hf
 from omr_io.train.fold import fold_frames
 from omr_io.train.model import TokenIds, build_demo_model, load_model, model_folder
 from omr_io.train.packed import packed_batches
@@ -42,6 +43,7 @@ from omr_io.train.parameters import add_lora, cast_weights, freeze, merged_weigh
 from omr_io.train.ranks import Ranks, environment_ranks
 from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
+from omr_io.train.stopping import Stopping
 from omr_io.types import EncodedSample, Int64Array
 
 Phase = Literal["sft", "rl"]
@@ -68,6 +70,8 @@ class Run:
         prompts: the training split sample by sample, for rollouts.
         rl_samples: the numbers of those that RL draws from.
         held_out: the test split, for evaluation.
+        checkpoints: in runs/NAME/checkpoints.
+        stopping: asked after every step and between micro steps.
         ranks: this process among those of the run.
     """
 
@@ -80,12 +84,9 @@ class Run:
     prompts: SampleEncoder
     rl_samples: Int64Array
     held_out: SampleEncoder
+    checkpoints: Checkpoints
+    stopping: Stopping
     ranks: Ranks = field(default_factory=Ranks)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
-        return self.folder / "checkpoints"
 
     def text(self, completion: Completion) -> str:
         """A completion as the parser sees it: without control tokens."""

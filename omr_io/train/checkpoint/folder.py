@@ -1,0 +1,141 @@
+"""The folders that checkpoints are: names, manifests, publishing, checking, keeping the newest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from omr_io.errors import IntegrityError, OmrWarning, Where
+from omr_io.storage import commit_folder, write_atomically
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_NAME = re.compile(r"checkpoint-(\d{6,})")
+_TEMPORARY = ".writing-"
+
+
+class CheckpointWarning(OmrWarning):
+    """A checkpoint that is not valid was skipped, or cannot give back all that it held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the manifest says of a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+def numbered(root: Path) -> list[tuple[int, Path]]:
+    """Checkpoint folders by number, oldest first."""
+    if not root.is_dir():
+        return []
+    matches = ((_NAME.fullmatch(path.name), path) for path in root.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def begin(root: Path) -> Path:
+    """A new empty folder to write the next checkpoint in, without what an earlier stop left.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover)
+    number = max((n for n, _ in numbered(root)), default=0) + 1
+    work = root / f"{_TEMPORARY}checkpoint-{number:06d}"
+    work.mkdir()
+    return work
+
+
+def publish(work: Path, entries: Mapping[str, Entry]) -> Path:
+    """Give a folder, whose files are all on the disk, its manifest and its final name.
+
+    Raises:
+        DiskError: writing failed.
+        OSError: likewise.
+    """
+    final = work.with_name(work.name.removeprefix(_TEMPORARY))
+    write_atomically(work / MANIFEST, manifest(entries), in_new_folder=True)
+    if not commit_folder(work, final):
+        raise FileExistsError(f"{final} is there already: does another run write here?")
+    return final
+
+
+def keep_newest(root: Path, keep: int, invalid: Collection[str]) -> None:
+    """Delete what is older than the newest `keep` checkpoints, of which `invalid` ones are none."""
+    left = keep
+    for _, path in reversed(numbered(root)):
+        if left <= 0:
+            # Renamed first: a kill in between leaves no half-deleted checkpoint under its name.
+            shutil.rmtree(path.rename(root / f"{_TEMPORARY}old-{path.name}"))
+        left -= path.name not in invalid
+
+
+def manifest(entries: Mapping[str, Entry]) -> bytes:
+    """The manifest of these files, the only bytes that it can be."""
+    files = {name: {"bytes": e.num_bytes, "sha256": e.sha256} for name, e in entries.items()}
+    return json.dumps({"format": FORMAT, "files": files}, sort_keys=True).encode()
+
+
+def read_manifest(path: Path) -> tuple[bytes, list[str]]:
+    """A checkpoint's manifest, and the names of the files that are there beside it, sorted.
+
+    Raises:
+        IntegrityError: there is none, or it is of another format.
+    """
+    where = Where(source=str(path))
+    try:
+        written = (path / MANIFEST).read_bytes()
+        kind = json.loads(written)["format"]
+        names = sorted(entry.name for entry in path.iterdir())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"its manifest is unreadable: {error!r}", where=where) from error
+    if kind != FORMAT:
+        raise IntegrityError(f"its format is {kind}, this version reads {FORMAT}", where=where)
+    return written, [name for name in names if name != MANIFEST]
+
+
+def entry(path: Path) -> Entry:
+    """What a manifest would say of a file as it is now.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return Entry(path.stat().st_size, digest)
+    except OSError as error:
+        what = f"{path.name} is unreadable: {error}"
+        raise IntegrityError(what, where=Where(source=str(path.parent))) from error
+
+
+def check(path: Path, written: bytes, entries: Mapping[str, Entry]) -> None:
+    """Compare a manifest with what the files are now.
+
+    The manifest made again must be the one that was written, byte for byte: so it need not be
+    trusted either.
+
+    Raises:
+        IntegrityError: a file is missing, too many, or not what was written; it names them.
+    """
+    if written == manifest(entries):
+        return
+    where = Where(source=str(path))
+    try:
+        files = json.loads(written)["files"]
+        said = {name: Entry(file["bytes"], file["sha256"]) for name, file in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError("its manifest is not what was written", where=where) from error
+    names = said.keys() | entries.keys()
+    wrong = sorted(name for name in names if said.get(name) != entries.get(name))
+    what = ", ".join(wrong) or MANIFEST
+    raise IntegrityError(f"not what was written: {what}", where=where)
