@@ -2,6 +2,7 @@
 
     python train_example.py --config recipes/demo.yaml            # a new run in runs/demo
     python train_example.py --config recipes/demo.yaml --resume   # after a stop of any kind
+    python train_example.py --config recipes/demo.yaml --measure-stall    # what the data costs
 
 Everything random depends on the recipe's seed and the step alone, so a resumed run goes on exactly
 as the uninterrupted one would have.
@@ -39,7 +40,7 @@ from omr_io.train.checkpoint import (
     set_random_state,
 )
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
-from omr_io.train.history import History
+from omr_io.train.meters import peak_memory
 from omr_io.train.model import label_log_probs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
 from omr_io.train.recipe import (
@@ -67,9 +68,12 @@ from omr_io.train.run import (
     split_for_rl,
     start_folder,
 )
+from omr_io.train.seen import Synthetic, open_log, sft_meter
 from omr_io.train.shared_prefix import pack_shared_rollouts
 from omr_io.train.statistics import majority_letters
+from omr_io.train.step_log import Most, StepLog, Total
 from omr_io.train.summary import make_report
+from omr_io.train.trackers import check_trackers
 from omr_io.types import EncodedSample
 
 
@@ -80,17 +84,37 @@ def main() -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     how.add_argument("--overwrite", action="store_true", help="delete an earlier run of this name")
+    parser.add_argument("--profile", action="store_true", help="trace a few steps of SFT")
+    kinds = parser.add_mutually_exclusive_group()
+    for mode in ("fake-data", "replay", "measure-stall"):
+        text = f"only measure time, over so many steps: see {Synthetic.__module__}"
+        kinds.add_argument(f"--{mode}", type=int, nargs="?", const=100, metavar="N", help=text)
     arguments = parser.parse_args()
     try:
-        train(arguments.config, resume=arguments.resume, overwrite=arguments.overwrite)
+        train(
+            arguments.config,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            profile=arguments.profile,
+            synthetic=Synthetic.of(arguments),
+        )
     except OmrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
-def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+def train(
+    config: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    profile: bool = False,
+    synthetic: Synthetic | None = None,
+) -> None:
     """The whole recipe; everything it writes is in runs/NAME."""
-    recipe = load_recipe(config)
+    synthetic = synthetic or Synthetic()
+    recipe = synthetic.renamed(load_recipe(config))
+    check_trackers(recipe.trackers)
     folder = Path("runs") / recipe.name
     start_folder(folder, resume=resume, overwrite=overwrite)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,6 +143,7 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             seed=recipe.seed,
             device=device,
         )
+        recipe = synthetic.with_steps(recipe, loader)
         run = Run(
             recipe=recipe,
             folder=folder,
@@ -139,10 +164,12 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             loader.load_state_dict(saved.progress["loader"])
             set_random_state(saved.rng)
             say(f"resumed after {place.phase} step {place.step}")
-        history = open_history(folder / "history.jsonl", place)
+        history = open_log(run, place)
         with history, loader:
             if place.phase == "sft":
-                fine_tune(run, history, place.step, saved)
+                fine_tune(run, history, place.step, saved, synthetic, profile=profile)
+                if synthetic:
+                    return
                 place, saved = Place("rl", 0), None
             before = sampled_rewards(run, "before-rl.json")
             reinforce(run, history, place.step, saved)
@@ -153,44 +180,45 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
 # Supervised fine-tuning
 
 
-def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | None) -> None:
+def fine_tune(
+    run: Run,
+    history: StepLog,
+    done: int,
+    saved: CheckpointState | None,
+    synthetic: Synthetic,
+    *,
+    profile: bool,
+) -> None:
     """SFT on packs. A step's loss: the sum over its label tokens over their planned number."""
     sft, model, loader = run.recipe.sft, run.model, run.loader
     optimizer = new_optimizer(model, lr=sft.lr, weight_decay=sft.weight_decay, beta2=sft.beta2)
     if saved is not None:
         optimizer.load_state_dict(dict(saved.optimizer))
-    batches = endless(loader)
+    meter = sft_meter(run, profile=profile)
+    batches = meter.watch(synthetic.batches(endless(loader), loader, run.device))
     for step in range(done + 1, sft.steps + 1):
-        started, before = time.perf_counter(), loader.stats()
+        meter.start()
         model.train()
         set_learning_rate(optimizer, step, sft)
-        loss, keys = 0.0, []
+        loss, keys = torch.zeros((), dtype=torch.float64, device=run.device), []
         for _ in range(loader.micro_steps):
             batch = next(batches).to(run.device)
             labels = label_log_probs(model, batch, row_weights=batch.label_weights)
             part = sft_loss(labels, batch.step_label_tokens)
             part.backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
+            loss += part.detach()
             keys += [key for pack in batch.keys for key in pack]
         gradient_norm = update(model, optimizer, sft.max_grad_norm, loss, keys)
-        seconds, stats = time.perf_counter() - started, loader.stats()
-        tokens = stats.tokens - before.tokens
-        efficiency = tokens / (stats.capacity - before.capacity)
         history.add(
             "sft",
             step,
-            loss=loss,
+            loss=Total(loss),
             gradient_norm=gradient_norm,
             learning_rate=optimizer.param_groups[0]["lr"],
-            tokens=tokens,
-            seconds=seconds,
-            tokens_per_second=tokens / seconds,
-            packing_efficiency=efficiency,
-            data_wait_share=(stats.waited_seconds - before.waited_seconds) / seconds,
+            **meter.finish(),
         )
-        if step % sft.log_every == 0:
-            speed = f"{tokens / seconds:,.0f} tokens/s, packing {efficiency:.1%}"
-            say(f"sft {step}/{sft.steps}: loss {loss:.4f}, {speed}")
+        if synthetic:
+            continue
         if step % sft.evaluate_every == 0:
             items = completions_of(run, run.held_out, range(len(run.held_out.shard_set)))
             accuracy = float(np.mean([item.correct for item in items]))
@@ -199,7 +227,11 @@ def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | No
         if step % sft.checkpoint_every == 0 or step == sft.steps:
             history.sync()
             save(run, Place("sft", step), optimizer)
-    run.export("sft-model")
+    meter.close()
+    if synthetic:
+        synthetic.report(run, history)
+    else:
+        run.export("sft-model")
 
 
 def endless(loader: DataLoader) -> Iterator[Batch]:
@@ -221,18 +253,11 @@ def set_learning_rate(
         group["lr"] = phase.lr * share
 
 
-def open_history(path: Path, place: Place) -> History:
-    """The metrics log, cut back to `place`: a killed run may have logged past its checkpoint."""
-    if place.step == 0 and not path.exists():
-        return History.create(path)
-    return History.resume(path, phase=place.phase, step=place.step)
-
-
 def update(
     model: Any,
     optimizer: torch.optim.Optimizer,
     max_norm: float,
-    loss: float,
+    loss: float | torch.Tensor,
     keys: Sequence[str],
 ) -> float:
     """Clip and step. A loss or gradient that is not finite stops the run, weights unchanged."""
@@ -264,7 +289,7 @@ def save(run: Run, place: Place, optimizer: torch.optim.Optimizer) -> None:
 # Reinforcement learning
 
 
-def reinforce(run: Run, history: History, done: int, saved: CheckpointState | None) -> None:
+def reinforce(run: Run, history: StepLog, done: int, saved: CheckpointState | None) -> None:
     """GRPO: groups of completions, advantages within each group, one update a rollout."""
     rl, model, prompts, ids = run.recipe.rl, run.model, run.prompts, run.ids
     optimizer = new_optimizer(model, lr=rl.lr, weight_decay=rl.weight_decay, beta2=rl.beta2)
@@ -321,9 +346,8 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
             gradient_norm=gradient_norm,
             rollout_seconds=rollout_seconds,
             seconds=seconds,
+            peak_memory_bytes=Most(peak_memory(run.device)),
         )
-        if step % rl.log_every == 0:
-            say(f"rl {step}/{rl.steps}: reward {float(totals.mean()):.3f}, {seconds:.1f} s")
         if step % rl.checkpoint_every == 0 or step == rl.steps:
             history.sync()
             save(run, Place("rl", step), optimizer)

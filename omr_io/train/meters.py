@@ -17,24 +17,18 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from omr_io.batches import Batch
 from omr_io.train.flops import StepFlops
+from omr_io.train.profiling import StepProfile
 from omr_io.train.step_log import Metric, Most, Share, Total
 
 STEPS_KEPT = 1000
 """The latest steps whose times the percentiles are of."""
-
-
-class Profile(Protocol):
-    """What a meter tells that a step begins; see `omr_io.train.profiling`."""
-
-    def step(self) -> None:
-        """A step begins."""
 
 
 class StepMeter:
@@ -45,7 +39,7 @@ class StepMeter:
         flops: of the model; None: no utilisation.
         peak: FLOP/s of the device; None: no utilisation.
         world_size: ranks that make a step together.
-        profile: told of every step.
+        profile: told of every step; None: nothing is traced.
         clock: seconds that never go back.
     """
 
@@ -56,7 +50,7 @@ class StepMeter:
         flops: StepFlops | None = None,
         peak: float | None = None,
         world_size: int = 1,
-        profile: Profile | None = None,
+        profile: StepProfile | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._flops = flops if peak is not None else None
@@ -66,22 +60,13 @@ class StepMeter:
         self._clock = clock
         self._device = device
         self._seconds: deque[float] = deque(maxlen=STEPS_KEPT)
-        self.start_counts()
-
-    def start_counts(self) -> None:
-        """All counts of a step back to nothing."""
-        self._started = self._clock()
-        self._waited = 0.0
-        self._tokens = self._capacity = 0
-        self._work = 0.0
-        self._events: list[tuple[Any, Any]] = []
-        self._first_event = self._event()
+        self._start_counts()
 
     def start(self) -> None:
         """A step begins; what was done since the last one ended is not counted."""
         if self._profile is not None:
             self._profile.step()
-        self.start_counts()
+        self._start_counts()
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, each counted and the wait for it timed.
@@ -138,6 +123,20 @@ class StepMeter:
             )
         return metrics
 
+    def close(self) -> None:
+        """End the trace, if one runs."""
+        if self._profile is not None:
+            self._profile.close()
+
+    def _start_counts(self) -> None:
+        """All counts of a step back to nothing."""
+        self._started = self._clock()
+        self._waited = 0.0
+        self._tokens = self._capacity = 0
+        self._work = 0.0
+        self._events: list[tuple[Any, Any]] = []
+        self._first_event = self._event()
+
     def _event(self) -> Any:
         """A CUDA event at this place of the current stream; None without CUDA."""
         if self._device.type != "cuda":
@@ -145,28 +144,6 @@ class StepMeter:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return event
-
-
-class Laps:
-    """Seconds of the parts of a step, by the host's clock: each ends where the next begins.
-
-    The host must have what a part computes (completions, a gradient's norm) before it ends it.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._last = clock()
-        self._seconds: dict[str, float] = {}
-
-    def end(self, name: str) -> None:
-        """The part of this name ended; it may have several stretches."""
-        now = self._clock()
-        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def metrics(self) -> dict[str, Metric]:
-        """NAME_seconds of each part, the slowest rank's."""
-        return {f"{name}_seconds": Most(value) for name, value in self._seconds.items()}
 
 
 def peak_memory(device: torch.device) -> int:

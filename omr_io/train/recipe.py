@@ -165,7 +165,13 @@ class EvaluationRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All of a run. `name` is the folder under runs/: letters, digits, ".", "-" and "_"."""
+    """All of a run. `name` is the folder under runs/: letters, digits, ".", "-" and "_".
+
+    Args:
+        trackers: who gets the metrics beside history.jsonl: tensorboard, wandb, mlflow, trackio.
+        peak_tflops: what a device could do, in 10^12 FLOP/s, for its utilisation; None: dense
+            bfloat16 by the table of `omr_io.train.flops`.
+    """
 
     name: str
     data: DataRecipe
@@ -175,8 +181,12 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     vision: VisionConfig = field(default_factory=VisionConfig)
     seed: int = 0
+    trackers: tuple[str, ...] = ()
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ConfigError(f"peak_tflops is {self.peak_tflops}", mend="It must be above 0")
         # --overwrite deletes runs/NAME: a name must not lead anywhere else.
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
             raise ConfigError(
@@ -212,10 +222,12 @@ def load_recipe(path: str | Path) -> Recipe:
 def recipe_fields(recipe: Recipe) -> dict[str, object]:
     """What a run depends on, as "sft.lr": 0.001 and so on.
 
-    Left out is what only shows or speeds it: evaluation, the loader's threads, log_every.
+    Left out is what only shows or speeds it: evaluation, the loader's threads, log_every, trackers.
     """
     flat: dict[str, object] = {}
     for section, value in dataclasses.asdict(recipe).items():
+        if section in ("trackers", "peak_tflops"):
+            continue
         fields = value if isinstance(value, dict) else {"": value}
         for name, item in fields.items():
             place = f"{section}.{name}".rstrip(".")
@@ -284,6 +296,8 @@ def _convert(hint: Any, value: object, place: str) -> object:
             return value
         known = ", ".join(map(str, choices))
         raise ConfigError(f"{place} is {value!r}", mend=f"Use one of {known}")
+    if origin is tuple and isinstance(value, list) and choices[1:] == (...,):
+        return tuple(_convert(choices[0], item, place) for item in value)
     if origin is tuple and isinstance(value, list) and len(value) == len(choices):
         return tuple(_convert(c, v, place) for c, v in zip(choices, value, strict=True))
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,36 +22,11 @@ import torch
 from omr_io.batches import Batch
 from omr_io.errors import ConfigError
 
-Mode = Literal["fake-data", "replay", "measure-stall"]
-
 MOST_BYTES = 2 << 30
 """Of the batches that are kept."""
 
-STEPS = 100
-"""That a run with synthetic batches makes, unless it is told otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Synthetic:
-    """How a run gets its batches: from the loader (`mode` None), or as one of the options says."""
-
-    mode: Mode | None = None
-    steps: int = STEPS
-
-    def __post_init__(self) -> None:
-        if self.mode is not None and self.steps < 1:
-            raise ConfigError(f"--{self.mode} {self.steps}", mend="Give at least 1 step")
-
-    def __bool__(self) -> bool:
-        return self.mode is not None
-
-    @property
-    def warning(self) -> str:
-        """What is said loudly when such a run starts."""
-        return (
-            f"--{self.mode}: this run only measures time. The model learns nothing useful, and no "
-            "checkpoint is written"
-        )
+STRETCH = 20
+"""Steps of half a pair that count."""
 
 
 def fake_data(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -153,7 +127,7 @@ class StallMeter:
         micro_steps: int,
         *,
         queued: int,
-        stretch: int = 20,
+        stretch: int = STRETCH,
         max_bytes: int = MOST_BYTES,
         synchronize: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
@@ -161,7 +135,7 @@ class StallMeter:
         self._batches = batches
         self._micro_steps = micro_steps
         self.skipped = 2 * -(-queued // micro_steps)
-        self._stretch = stretch
+        self.stretch = stretch
         self._max_bytes = max_bytes
         self._synchronize = synchronize
         self._clock = clock
@@ -170,15 +144,23 @@ class StallMeter:
     @property
     def steps_of_a_pair(self) -> int:
         """Steps that a whole pair takes."""
-        return 2 * (self.skipped + self._stretch)
+        return 2 * (self.skipped + self.stretch)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches without an end; `pairs` grows by one where a pair is over."""
+        """Batches without an end; `pairs` grows by one when the batch after a pair is asked for."""
+        self._iteration = self._run()
+        return self._iteration
+
+    def finish(self) -> None:
+        """The last step is over: count the pair that it ended."""
+        next(self._iteration, None)
+
+    def _run(self) -> Iterator[Batch]:
         while True:
             kept: list[list[Batch]] = []
             budget = _Budget(self._max_bytes)
             waited = started = 0.0
-            while len(kept) < self.skipped + self._stretch and budget.has_room:
+            while len(kept) < self.skipped + self.stretch and budget.has_room:
                 if len(kept) == self.skipped:
                     waited, started = 0.0, self._now()
                 step = []
