@@ -102,8 +102,11 @@ class StepLog:
         self._waiting: list[_Waiting] = []
 
     def add(self, phase: str, step: int, **metrics: Metric) -> None:
-        """Metrics of a step, which counts from 1 within its phase; read when it is shown."""
-        self._waiting.append(_Waiting(phase, step, metrics))
+        """Metrics of a step, which counts from 1 within its phase; read when it is shown.
+
+        A tensor is copied where it is: what is done to it afterwards does not matter.
+        """
+        self._waiting.append(_Waiting(phase, step, {k: _kept(v) for k, v in metrics.items()}))
         if step % self._phases[phase].log_every == 0 or len(self._waiting) >= MOST_WAITING:
             self.flush()
 
@@ -159,6 +162,19 @@ class StepLog:
         elif self._waiting and self._ranks.world_size > 1 and self._ranks.is_first:
             self._show(f"metrics of the last {len(self._waiting)} steps were not written")
         self.close()
+
+
+def _kept(metric: Metric) -> Metric:
+    """The metric with its tensors copied."""
+
+    def copy(value: Value) -> Value:
+        return value.detach().clone() if isinstance(value, Tensor) else value
+
+    if isinstance(metric, Share):
+        return Share(copy(metric.part), copy(metric.whole))
+    if isinstance(metric, Total | Most):
+        return type(metric)(copy(metric.value))
+    return copy(metric) if isinstance(metric, Tensor) else metric
 
 
 def _added_up(waiting: Sequence[_Waiting], ranks: Ranks) -> list[dict[str, Any]]:
