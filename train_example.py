@@ -2,6 +2,7 @@
 
     python train_example.py --config recipes/demo.yaml            # a new run in runs/demo
     python train_example.py --config recipes/demo.yaml --resume   # after a stop of any kind
+    python train_example.py --config recipes/demo.yaml --measure-stall    # what the data costs
     torchrun --nproc_per_node 8 train_example.py --config recipes/openmedreason_qwen3vl_8b.yaml
 
 Everything random depends on the recipe's seed and the step alone, so a resumed run goes on exactly
@@ -36,12 +37,11 @@ from omr_io.loader.samples import SampleEncoder
 from omr_io.train.checkpoint import Checkpoints, Saved, random_state
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
 from omr_io.train.finite import check_finite
-from omr_io.train.history import History, NoHistory
+from omr_io.train.meters import peak_memory
 from omr_io.train.model import label_log_probs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
 from omr_io.train.parallel import clip_gradients, seed_step, shard, start_ranks
 from omr_io.train.parameters import freeze, new_optimizer
-from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import (
     RLRecipe,
     SFTRecipe,
@@ -69,10 +69,13 @@ from omr_io.train.run import (
     split_for_rl,
     start_folder,
 )
+from omr_io.train.seen import Synthetic, open_log, sft_meter
 from omr_io.train.shared_prefix import pack_shared_rollouts
 from omr_io.train.statistics import majority_letters
+from omr_io.train.step_log import Most, StepLog, Total
 from omr_io.train.stopping import Stopping, stop_signals
 from omr_io.train.summary import make_report
+from omr_io.train.trackers import check_trackers
 from omr_io.types import EncodedSample
 
 
@@ -83,9 +86,20 @@ def main() -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     how.add_argument("--overwrite", action="store_true", help="delete an earlier run of this name")
+    parser.add_argument("--profile", action="store_true", help="trace a few steps of SFT")
+    kinds = parser.add_mutually_exclusive_group()
+    for mode in ("fake-data", "replay", "measure-stall"):
+        text = f"only measure time, over so many steps: see {Synthetic.__module__}"
+        kinds.add_argument(f"--{mode}", type=int, nargs="?", const=100, metavar="N", help=text)
     arguments = parser.parse_args()
     try:
-        train(arguments.config, resume=arguments.resume, overwrite=arguments.overwrite)
+        train(
+            arguments.config,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            profile=arguments.profile,
+            synthetic=Synthetic.of(arguments),
+        )
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
@@ -94,9 +108,18 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+def train(
+    config: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    profile: bool = False,
+    synthetic: Synthetic | None = None,
+) -> None:
     """The whole recipe; everything it writes is in runs/NAME."""
-    recipe = load_recipe(config)
+    synthetic = synthetic or Synthetic()
+    recipe = synthetic.renamed(load_recipe(config))
+    check_trackers(recipe.trackers)
     folder = Path("runs") / recipe.name
     dtype = getattr(torch, recipe.model.dtype)
     with (
@@ -130,7 +153,7 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             device=ranks.device,
             pixel_dtype=dtype,
         )
-        recipe = resolve_steps(recipe, loader)
+        recipe = synthetic.with_steps(resolve_steps(recipe, loader), loader)
         model = get_model(recipe, tokenizer, ids, source)
         shard(
             model,
@@ -163,10 +186,12 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             loader.load_state_dict(saved.progress["loader"])
             saved.load_random_state(seed=recipe.seed)
             say(f"resumed after {place.phase} step {place.step}")
-        history = open_history(folder / "history.jsonl", place, ranks)
+        history = open_log(run, place)
         with history, loader, checkpoints:
             if place.phase == "sft":
-                fine_tune(run, history, place.step, saved)
+                fine_tune(run, history, place.step, saved, synthetic, profile=profile)
+                if synthetic:
+                    return
                 place, saved = Place("rl", 0), None
             freeze(model, recipe.rl.freeze)
             before = sampled_rewards(run, "before-rl.json")
@@ -178,7 +203,15 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
 # Supervised fine-tuning
 
 
-def fine_tune(run: Run, history: History, done: int, saved: Saved | None) -> None:
+def fine_tune(
+    run: Run,
+    history: StepLog,
+    done: int,
+    saved: Saved | None,
+    synthetic: Synthetic,
+    *,
+    profile: bool,
+) -> None:
     """SFT on packs. A step's loss: the sum over its label tokens over their planned number."""
     sft, model, loader = run.recipe.sft, run.model, run.loader
     optimizer = new_optimizer(
@@ -191,41 +224,33 @@ def fine_tune(run: Run, history: History, done: int, saved: Saved | None) -> Non
     )
     if saved is not None:
         saved.load_optimizer(model, optimizer)
-    batches = endless(loader)
+    meter = sft_meter(run, profile=profile)
+    batches = meter.watch(synthetic.batches(endless(loader), loader, run.device))
     for step in range(done + 1, sft.steps + 1):
-        started, before = time.perf_counter(), loader.stats()
+        meter.start()
         model.train()
         seed_step(run.recipe.seed, step, run.ranks)
         set_learning_rate(optimizer, step, sft)
-        loss, keys = 0.0, []
+        loss, keys = torch.zeros((), dtype=torch.float64, device=run.device), []
         for _ in range(loader.micro_steps):
             run.stopping.check()
             batch = next(batches).to(run.device)
             labels = label_log_probs(model, batch, row_weights=batch.label_weights)
             part = sft_loss(labels, batch.step_label_tokens)
             part.backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
+            loss += part.detach()
             keys += [key for pack in batch.keys for key in pack]
         gradient_norm = update(run, Place("sft", step), optimizer, sft.max_grad_norm, loss, keys)
-        loss = run.ranks.sums([loss])[0]
-        seconds, stats = time.perf_counter() - started, loader.stats()
-        tokens = stats.tokens - before.tokens
-        efficiency = tokens / (stats.capacity - before.capacity)
         history.add(
             "sft",
             step,
-            loss=loss,
+            loss=Total(loss),
             gradient_norm=gradient_norm,
             learning_rate=optimizer.param_groups[0]["lr"],
-            tokens=tokens,
-            seconds=seconds,
-            tokens_per_second=tokens / seconds,
-            packing_efficiency=efficiency,
-            data_wait_share=(stats.waited_seconds - before.waited_seconds) / seconds,
+            **meter.finish(),
         )
-        if step % sft.log_every == 0:
-            speed = f"{tokens / seconds:,.0f} tokens/s, packing {efficiency:.1%}"
-            say(f"sft {step}/{sft.steps}: loss {loss:.4f}, {speed}")
+        if synthetic:
+            continue
         if step % sft.evaluate_every == 0:
             items = completions_of(run, run.held_out, range(len(run.held_out.shard_set)))
             accuracy = float(np.mean([item.correct for item in items]))
@@ -233,7 +258,11 @@ def fine_tune(run: Run, history: History, done: int, saved: Saved | None) -> Non
             say(f"sft {step}/{sft.steps}: held-out accuracy {accuracy:.3f}")
         due = step % sft.checkpoint_every == 0 or step == sft.steps
         save(run, history, Place("sft", step), optimizer, due=due)
-    run.export("sft-model")
+    meter.close()
+    if synthetic:
+        synthetic.report(run, history)
+    else:
+        run.export("sft-model")
 
 
 def endless(loader: DataLoader) -> Iterator[Batch]:
@@ -253,15 +282,6 @@ def set_learning_rate(
         share = phase.min_lr_share + (1 - phase.min_lr_share) * (1 + math.cos(math.pi * done)) / 2
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * share
-
-
-def open_history(path: Path, place: Place, ranks: Ranks) -> History:
-    """The metrics log, cut back to `place`: a killed run may have logged past its checkpoint."""
-    if not ranks.is_first:
-        return NoHistory()
-    if place.step == 0 and not path.exists():
-        return History.create(path)
-    return History.resume(path, phase=place.phase, step=place.step)
 
 
 def update(
@@ -294,7 +314,7 @@ def update(
 
 
 def save(
-    run: Run, history: History, place: Place, optimizer: torch.optim.Optimizer, *, due: bool
+    run: Run, history: StepLog, place: Place, optimizer: torch.optim.Optimizer, *, due: bool
 ) -> None:
     """After a step: all that the steps after it depend on. Written if due, and before a stop."""
     rng = random_state()
@@ -314,7 +334,7 @@ def save(
 # Reinforcement learning
 
 
-def reinforce(run: Run, history: History, done: int, saved: Saved | None) -> None:
+def reinforce(run: Run, history: StepLog, done: int, saved: Saved | None) -> None:
     """GRPO: groups of completions, advantages within each group, one update a rollout."""
     rl, model, prompts, ids = run.recipe.rl, run.model, run.prompts, run.ids
     optimizer = new_optimizer(model, lr=rl.lr, weight_decay=rl.weight_decay, beta2=rl.beta2)
@@ -373,9 +393,8 @@ def reinforce(run: Run, history: History, done: int, saved: Saved | None) -> Non
             gradient_norm=gradient_norm,
             rollout_seconds=rollout_seconds,
             seconds=seconds,
+            peak_memory_bytes=Most(peak_memory(run.device)),
         )
-        if step % rl.log_every == 0:
-            say(f"rl {step}/{rl.steps}: reward {float(totals.mean()):.3f}, {seconds:.1f} s")
         due = step % rl.checkpoint_every == 0 or step == rl.steps
         save(run, history, Place("rl", step), optimizer, due=due)
     run.export("model")

@@ -39,21 +39,32 @@ ENCODER: Any = SimpleNamespace(
 
 
 def rollout(
-    prompts: int, prompt_tokens: int, side: int, completion_tokens: int
+    prompts: int,
+    prompt_tokens: int,
+    side: int,
+    completion_tokens: int,
+    *,
+    columns: int | None = None,
+    group: int = GROUP,
 ) -> tuple[list[EncodedSample], list[Completion]]:
-    """Prompts with one square image of side x side merged patches, and GROUP completions each."""
+    """Prompts with one image of side x columns merged patches, and so many completions each.
+
+    Args:
+        columns: None: the image is square.
+    """
     rng = np.random.default_rng(0)
-    words = prompt_tokens - side * side - 2
-    patches = (2 * side) ** 2
+    columns = columns or side
+    words = prompt_tokens - side * columns - 2
+    patches = 4 * side * columns
     asked = [
         EncodedSample(
             key=f"prompt-{number}",
             input_ids=np.concatenate(
-                [[3], np.full(side * side, 1), [4], rng.integers(10, VOCABULARY, words)]
+                [[3], np.full(side * columns, 1), [4], rng.integers(10, VOCABULARY, words)]
             ).astype(np.int32),
             trained=np.zeros(prompt_tokens, np.bool_),
             pixel_values=rng.standard_normal((patches, VISION.patch_width)).astype(np.float32),
-            image_grid_thw=np.asarray([[1, 2 * side, 2 * side]], np.int64),
+            image_grid_thw=np.asarray([[1, 2 * side, 2 * columns]], np.int64),
         )
         for number in range(prompts)
     ]
@@ -63,16 +74,20 @@ def rollout(
             np.zeros(completion_tokens, np.float32),
             False,
         )
-        for _ in range(prompts * GROUP)
+        for _ in range(prompts * group)
     ]
     return asked, made
 
 
 def batches(
-    pack: Callable[..., Any], asked: Sequence[Any], made: Sequence[Any], seq_len: int
+    pack: Callable[..., Any],
+    asked: Sequence[Any],
+    made: Sequence[Any],
+    seq_len: int,
+    group: int = GROUP,
 ) -> list[Any]:
     """The batches of a step, a pack each."""
-    options = {"group": GROUP, "seq_len": seq_len, "packs_per_batch": 1, "encoder": ENCODER}
+    options = {"group": group, "seq_len": seq_len, "packs_per_batch": 1, "encoder": ENCODER}
     return [batch for batch, _ in pack(asked, made, **options)]
 
 

@@ -1,7 +1,7 @@
 """Run the benchmarks, each measurement in its own process on one core, and write the results.
 
     python -m benchmarks.run [loader] [plan] [pack] [convert] [tokenizer] [shared_prefix] [pixels]
-                             [--rounds 5]
+                             [train] [--rounds 5]
 
 Sides of a comparison take turns (A B A B ...), so that both see the machine's drift; what counts is
 the median ratio of neighbouring runs. Results go to benchmarks/results/*.json.
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import bench_loader, bench_pack, bench_pixels, bench_tokenizer
+from benchmarks import bench_loader, bench_pack, bench_pixels, bench_tokenizer, bench_train
 from benchmarks.bench_convert import IMAGE_BYTES
 
 RESULTS = Path(__file__).parent / "results"
@@ -142,7 +142,7 @@ def bench_shared_prefix(rounds: int) -> None:
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    every = ["loader", "plan", "pack", "convert", "tokenizer", "shared_prefix", "pixels"]
+    every = ["loader", "plan", "pack", "convert", "tokenizer", "shared_prefix", "pixels", "train"]
     parser.add_argument("benchmarks", nargs="*", choices=[*every, []], default=[])
     parser.add_argument("--rows", type=int, default=20_000, help="of the convert benchmark")
     parser.add_argument("--folder", type=Path, help="where convert reads and writes")
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--simd-python", default="", help="of an environment with pillow-simd")
     bench_tokenizer.add_arguments(parser.add_argument_group("tokenizer"))
     bench_loader.add_arguments(parser.add_argument_group("loader"))
+    bench_train.add_arguments(parser.add_argument_group("train"))
     arguments = parser.parse_args()
     chosen = arguments.benchmarks or every
     if "loader" in chosen:
@@ -171,6 +172,8 @@ def main() -> None:
         bench_shared_prefix(arguments.rounds)
     if "pixels" in chosen:
         bench_pixels.report(arguments.simd_python, arguments.rounds, arguments.clock)
+    if "train" in chosen:
+        bench_train.report(arguments)
 
 
 if __name__ == "__main__":

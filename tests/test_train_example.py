@@ -18,11 +18,14 @@ seed: 3
 data: {{train: {shards}, test: {shards}, seq_len: 512, packs_per_step: 2, packs_per_batch: 1}}
 model: {{vocab_size: 400}}
 vision: {{family: qwen3_vl, min_pixels: 1024, max_pixels: 4096}}
-sft: {{steps: 8, lr: 1.0e-3, checkpoint_every: 3, evaluate_every: 4}}
+sft: {{steps: 8, lr: 1.0e-3, checkpoint_every: 3, evaluate_every: 4, log_every: 1}}
 rl: {{steps: 3, lr: 1.0e-4, prompts_per_step: 3, group: 2, max_new_tokens: 6, checkpoint_every: 2}}
 evaluation: {{max_new_tokens: 6, samples: 2, shown: 2}}
 """
-TIMES = {"seconds", "tokens_per_second", "data_wait_share", "rollout_seconds"}
+TIMES = {
+    "seconds", "seconds_p50", "seconds_p99", "tokens_per_second", "data_wait_share",
+    "rollout_seconds", "peak_memory_bytes",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -235,7 +235,13 @@ class EvaluationRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All of a run. `name` is the folder under runs/: letters, digits, ".", "-" and "_"."""
+    """All of a run. `name` is the folder under runs/: letters, digits, ".", "-" and "_".
+
+    Args:
+        trackers: who gets the metrics beside history.jsonl: tensorboard, wandb, mlflow, trackio.
+        peak_tflops: what a device could do, in 10^12 FLOP/s, for its utilisation; None: dense
+            bfloat16 by the table of `omr_io.train.flops`.
+    """
 
     name: str
     data: DataRecipe
@@ -246,8 +252,12 @@ class Recipe:
     vision: VisionConfig = field(default_factory=VisionConfig)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     seed: int = 0
+    trackers: tuple[str, ...] = ()
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ConfigError(f"peak_tflops is {self.peak_tflops}", mend="It must be above 0")
         # --overwrite deletes runs/NAME: a name must not lead anywhere else.
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
             raise ConfigError(
@@ -298,7 +308,8 @@ def load_recipe(path: str | Path) -> Recipe:
 def recipe_fields(recipe: Recipe) -> dict[str, object]:
     """What a run depends on, as "sft.lr": 0.001 and so on.
 
-    Left out is what only shows or speeds it: evaluation, parallel, the loader's threads, log_every.
+    Left out is what only shows or speeds it: evaluation, parallel, the loader's threads, log_every,
+    trackers, peak_tflops.
     """
     flat: dict[str, object] = {}
 
@@ -310,8 +321,8 @@ def recipe_fields(recipe: Recipe) -> dict[str, object]:
         else:
             flat[place] = list(value) if isinstance(value, tuple) else value
 
-    document = dataclasses.asdict(recipe)
-    walk("", {k: v for k, v in document.items() if k not in ("evaluation", "parallel")})
+    shown = ("evaluation", "parallel", "trackers", "peak_tflops")
+    walk("", {k: v for k, v in dataclasses.asdict(recipe).items() if k not in shown})
     return flat
 
 
