@@ -16,7 +16,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from omr_io.train.checkpoint import export_hf
 from omr_io.train.fold import fold_frames
 from omr_io.train.model import TokenIds, build_demo_model, load_model
 from omr_io.train.packed import packed_batches
+from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
 from omr_io.types import EncodedSample, Int64Array
@@ -65,6 +66,7 @@ class Run:
         prompts: the training split sample by sample, for rollouts.
         rl_samples: the numbers of those that RL draws from.
         held_out: the test split, for evaluation.
+        ranks: this process among those of the run.
     """
 
     recipe: Recipe
@@ -76,6 +78,7 @@ class Run:
     prompts: SampleEncoder
     rl_samples: Int64Array
     held_out: SampleEncoder
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def checkpoints(self) -> Path:
