@@ -22,7 +22,10 @@ sft: {{steps: 8, lr: 1.0e-3, checkpoint_every: 3, evaluate_every: 4}}
 rl: {{steps: 3, lr: 1.0e-4, prompts_per_step: 3, group: 2, max_new_tokens: 6, checkpoint_every: 2}}
 evaluation: {{max_new_tokens: 6, samples: 2, shown: 2}}
 """
-TIMES = {"seconds", "tokens_per_second", "data_wait_share", "rollout_seconds"}
+TIMES = {
+    "seconds", "tokens_per_second", "data_wait_share",
+    "rollout_seconds", "old_logprobs_seconds", "update_seconds",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

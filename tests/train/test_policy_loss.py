@@ -49,7 +49,9 @@ def rollouts(draw: st.DrawFn) -> dict[str, Any]:
     moved = tokens(-0.5, 0.5)
     return {
         "new": new,
-        "old": [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(new, moved, strict=True)],
+        "old": [
+            [a + b for a, b in zip(x, y, strict=True)] for x, y in zip(new, moved, strict=True)
+        ],
         "sampled": tokens(-4, -0.01),
         "reference": tokens(-4, -0.01),
         "advantages": draw(st.lists(numbers(-2, 2), min_size=len(lengths), max_size=len(lengths))),
@@ -137,9 +139,7 @@ def test_loss_and_gradient_are_the_twins(objective: str, case: dict[str, Any]) -
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @given(case=rollouts(), clip=numbers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_a_samplers_tokens_are_corrected(
-    objective: str, case: dict[str, Any], clip: float
-) -> None:
+def test_a_samplers_tokens_are_corrected(objective: str, case: dict[str, Any], clip: float) -> None:
     """Weights are those of p over q, cut off at the clip, and have no gradient of their own."""
     weights = [
         plain_importance(o, s, clip) for o, s in zip(case["old"], case["sampled"], strict=True)
