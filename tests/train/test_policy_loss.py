@@ -283,5 +283,5 @@ def test_arguments_that_do_not_fit_are_errors() -> None:
         policy_loss(x, torch.zeros(3), one, torch.tensor([2]), StepCounts(2, 1))
     with pytest.raises(ConfigError, match="at least one label"):
         policy_loss(x, x, one, torch.tensor([2]), StepCounts(2, 0), objective="gspo")
-    with pytest.raises(ConfigError, match="clipped at 0.5"):
+    with pytest.raises(ConfigError, match=r"clipped at 0\.5"):
         importance_weights(x, x, 0.5)
