@@ -64,6 +64,7 @@ from omr_io.train.rollout import generate
 from omr_io.train.rollout_metrics import (
     PolicyMeter,
     Stopwatch,
+    Update,
     rollout_metrics,
     update_metrics,
 )
@@ -327,10 +328,9 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
         updates, norms = [], []
         with watch("update"):
             for part in parts:
-                counts, totals = policy_gradient(run, reference_model, part, exact=engine.exact)
-                keys = [sample.key for sample in part.asked]
-                norms.append(update(model, optimizer, rl.max_grad_norm, totals["loss"], keys))
-                updates.append((counts, totals))
+                updates.append(policy_gradient(run, reference_model, part, exact=engine.exact))
+                loss, keys = updates[-1].totals["loss"], [sample.key for sample in part.asked]
+                norms.append(update(model, optimizer, rl.max_grad_norm, loss, keys))
         metrics = rollout_metrics(drawn)
         metrics |= update_metrics(updates, has_reference=reference_model is not None)
         metrics |= {f"{phase}_seconds": spent for phase, spent in watch.seconds.items()}
@@ -408,7 +408,7 @@ def old_log_probs(run: Run, part: Rollouts) -> list[torch.Tensor]:
 
 def policy_gradient(
     run: Run, reference_model: Any, part: Rollouts, *, exact: bool = True
-) -> tuple[StepCounts, dict[str, float]]:
+) -> Update:
     """Add up the gradient of one update, packed as the loader packs.
 
     Args:
@@ -416,10 +416,6 @@ def policy_gradient(
             without: then the policy is the old one, the ratio is 1 and its gradient is not.
         exact: whether the sampler's log-probabilities are the policy's own but for rounding; if not
             the tokens' losses are weighted by what they are out.
-
-    Returns:
-        What the update was divided by; and over all ranks its loss, shares, means and extremes, by
-        name (`PolicyMeter`).
     """
     rl = run.recipe.rl
     score_labels = partial(label_log_probs, temperature=rl.temperature, banned=run.ids.banned)
@@ -468,7 +464,7 @@ def policy_gradient(
             importance_R=importance_R,
             importance_clip=rl.importance_clip,
         )
-    return counts, meter.totals(run.ranks)
+    return meter.total(run.ranks)
 
 
 # Evaluation

@@ -9,7 +9,7 @@ longest prompt, V vocabulary, P patches, D patch width, N images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,6 +67,7 @@ def generate(
     group_size: int = 1,
     seed: int = 0,
     batch_size: int = 64,
+    between: Callable[[], None] | None = None,
     places: Sequence[int] | None = None,
     of: int | None = None,
 ) -> list[Completion]:
@@ -82,6 +83,7 @@ def generate(
         banned: ids never sampled: `TokenIds.banned`.
         temperature: 0 takes the likeliest token.
         batch_size: completions at a time.
+        between: called before each batch; what it raises ends the call.
         places: each prompt's place among `of` prompts, of which these are a part (a rank's share):
             its completions are those it has where all are sampled together. None: these are all.
 
@@ -102,6 +104,8 @@ def generate(
     groups: dict[int, list[Completion]] = {}
     with torch.no_grad(), _evaluating(model), text_attention(model, "sdpa"):
         for start in range(0, len(order), step):
+            if between is not None:
+                between()
             chosen = order[start : start + step]
             prefix = _prefill(model, [prompts[i] for i in chosen], eos, device)
             made = _decode(

@@ -6,8 +6,9 @@ Legend: R tokens of completions, G completions of a prompt.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,8 +38,23 @@ class Stopwatch:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One update's numbers.
+
+    Attributes:
+        counts: what it was divided by.
+        loss_here: this rank's part of the loss.
+        totals: over all ranks, the loss, shares, means and largest values by name.
+    """
+
+    counts: StepCounts
+    loss_here: float
+    totals: Mapping[str, float]
+
+
 class PolicyMeter:
-    """Adds up an update's parts on the device; nothing waits for it until `totals`.
+    """Adds up an update's parts on the device; nothing waits for it until `total`.
 
     Args:
         counts: of the whole update.
@@ -96,7 +112,7 @@ class PolicyMeter:
             value = value.detach().double()
             self._values[name] = torch.maximum(self._values.get(name, value), value)
 
-    def totals(self, ranks: Ranks) -> dict[str, float]:
+    def total(self, ranks: Ranks) -> Update:
         """Sums and largest values over all parts of all ranks. Collective."""
         sums = self._SUMS + (self._CORRECTION if ranks.any(self._corrected) else ())
         here = {name: float(value) for name, value in self._values.items()}
@@ -105,27 +121,25 @@ class PolicyMeter:
         for name in self._LARGEST:
             # Of NaN and a number, max() takes either: NaN must come through.
             totals[name] = float(np.max([one.get(name, 0.0) for one in everywhere]))
-        return totals
+        return Update(self._counts, here.get("loss", 0.0), totals)
 
 
-def update_metrics(
-    updates: Sequence[tuple[StepCounts, dict[str, float]]], *, has_reference: bool
-) -> Metrics:
+def update_metrics(updates: Sequence[Update], *, has_reference: bool) -> Metrics:
     """A step's updates as one: means weighted by tokens, the largest of largest values.
 
     `kl` is None without a reference model; all are None where no group was left to learn from.
     """
-    names = list(updates[0][1]) if updates else [*PolicyMeter._SUMS, *PolicyMeter._LARGEST]
-    tokens = sum(counts.tokens for counts, _ in updates)
+    names = list(updates[0].totals) if updates else [*PolicyMeter._SUMS, *PolicyMeter._LARGEST]
+    tokens = sum(update.counts.tokens for update in updates)
     metrics: Metrics = {}
     for name in names:
-        values = [totals[name] for _, totals in updates]
+        values = [update.totals[name] for update in updates]
         if not values or (name == "kl" and not has_reference):
             metrics[name] = None
         elif name in PolicyMeter._LARGEST:
             metrics[name] = float(np.max(values))
         else:
-            weighted = (c.tokens * v for (c, _), v in zip(updates, values, strict=True))
+            weighted = (u.counts.tokens * v for u, v in zip(updates, values, strict=True))
             metrics[name] = values[0] if len(values) == 1 else sum(weighted) / tokens
     return metrics | {"updates": len(updates)}
 

@@ -122,7 +122,7 @@ def make_engine(run: Run) -> RolloutEngine:
         return TransformersEngine(run.model)
     return VllmEngine(
         run.folder / "sft-model",
-        vision=run.recipe.vision,
+        vision=run.prompts.vision,
         image_token_id=run.ids.image_pad,
         vocab_size=run.model.config.get_text_config().vocab_size,
         max_model_len=run.recipe.data.seq_len,

@@ -18,6 +18,7 @@ from omr_io.train.objectives import StepCounts
 from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import RLRecipe
 from omr_io.train.rollout import Completion
+from omr_io.train.rollout_metrics import Update
 from omr_io.train.rollouts import Rollouts
 from tests.train import tiny_models as tiny
 from tests.train.test_shared_prefix import (
@@ -148,7 +149,8 @@ def test_an_update_on_any_groups_is_the_plain_one(objective: str, shared_prefix:
         loss, expected = expected_gradients(objective, members)
         model = packed(ORACLE)
         run = make_run(model, objective=objective, shared_prefix=shared_prefix)
-        counts, totals = policy_gradient(run, None, part_of(groups))
+        update = policy_gradient(run, None, part_of(groups))
+        counts, totals = update.counts, update.totals
         assert counts == StepCounts(sum(LENGTHS[i] for i in members), len(members))
         assert totals["loss"] == pytest.approx(loss, abs=2e-6)
         assert_equal_gradients(gradients_of(model), expected)
@@ -164,7 +166,7 @@ def test_another_engines_tokens_are_corrected(objective: str, shared_prefix: boo
     model = packed(ORACLE)
     run = make_run(model, objective=objective, shared_prefix=shared_prefix, importance_clip=1.3)
     part = part_of([0, 1, 2, 3], completions=SAMPLED)
-    _, totals = policy_gradient(run, None, part, exact=False)
+    totals = policy_gradient(run, None, part, exact=False).totals
     assert totals["loss"] == pytest.approx(loss, abs=2e-6)
     assert_equal_gradients(gradients_of(model), expected)
     assert 0.05 < totals["correction_truncated_share"] < 0.6
@@ -198,7 +200,7 @@ def test_the_first_update_of_several_is_the_only_one_of_one(shared_prefix: bool)
         part = part_of([0, 1, 2, 3], old=False)
         if several:
             part = part.with_old(old_log_probs(run, part))
-        results.append(policy_gradient(run, None, part)[1])
+        results.append(policy_gradient(run, None, part).totals)
         grads.append(gradients_of(model))
     assert results[0] == results[1]
     assert results[1]["importance_ratio_max"] == 1.0
@@ -214,22 +216,23 @@ def test_ranks_add_up_to_one(shares: list[list[int]], shared_prefix: bool) -> No
     reference = tiny.tiny_model("qwen3_vl", seed=1)
     alone = packed(ORACLE)
     options = {"objective": "gspo", "shared_prefix": shared_prefix, "beta": 0.1}
-    _, expected = policy_gradient(
+    expected = policy_gradient(
         make_run(alone, **options), packed(reference), part_of([0, 1, 2, 3])
-    )
+    ).totals
 
-    def work(ranks: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    def work(ranks: Any) -> tuple[Update, dict[str, Any]]:
         model = packed(ORACLE)
         run = make_run(model, ranks, **options)
         part = part_of(shares[ranks.rank])
         old = old_log_probs(run, part)
         assert len(old) == len(part.completions)
-        _, totals = policy_gradient(run, packed(reference), part)
-        return totals, gradients_of(model)
+        return policy_gradient(run, packed(reference), part), gradients_of(model)
 
     done = on_ranks(len(shares), work)
-    for totals, _ in done:
-        assert totals == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    for update, _ in done:
+        assert update.totals == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    parts_of_loss = [update.loss_here for update, _ in done]
+    assert sum(parts_of_loss) == pytest.approx(expected["loss"], rel=1e-5)
     summed = {}
     for name in done[0][1]:
         parts = [grads[name] for _, grads in done if grads[name] is not None]

@@ -217,7 +217,7 @@ def test_the_recipes_policy_gradient_is_the_same(beta: float) -> None:
         advantages = torch.randn(len(COMPLETIONS), generator=torch.Generator().manual_seed(5))
         model.zero_grad(set_to_none=True)
         part = Rollouts(tuple(ASKED), tuple(COMPLETIONS), advantages)
-        results.append(policy_gradient(run, reference_model, part)[1])
+        results.append(policy_gradient(run, reference_model, part).totals)
         grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
     handle.remove()
     assert patches[1] == GROUP * patches[0] > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,12 +50,16 @@ class RolloutEngine(Protocol):
         """
 
     def generate(
-        self, prompts: Sequence[EncodedSample], settings: SamplingSettings
+        self,
+        prompts: Sequence[EncodedSample],
+        settings: SamplingSettings,
+        *,
+        between: Callable[[], None] | None = None,
     ) -> list[Completion]:
         """`settings.group` completions of each prompt, in their order, groups together.
 
         Log-probabilities are those of the distribution that was sampled from: after temperature
-        and bans.
+        and bans. `between` is called now and then; what it raises ends the call.
         """
 
     def update_weights(self, model: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omr_io.train.engines.protocol import SamplingSettings
@@ -19,7 +19,11 @@ class TransformersEngine:
         self._model = model
 
     def generate(
-        self, prompts: Sequence[EncodedSample], settings: SamplingSettings
+        self,
+        prompts: Sequence[EncodedSample],
+        settings: SamplingSettings,
+        *,
+        between: Callable[[], None] | None = None,
     ) -> list[Completion]:
         """See `RolloutEngine.generate`."""
         return generate(
@@ -32,6 +36,7 @@ class TransformersEngine:
             group_size=settings.group,
             seed=settings.seed,
             batch_size=settings.batch,
+            between=between,
             places=settings.places,
             of=settings.of,
         )

@@ -26,7 +26,7 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,13 @@ class VllmEngine:
         self._awake = self._current = True
 
     def generate(
-        self, prompts: Sequence[EncodedSample], settings: SamplingSettings
+        self,
+        prompts: Sequence[EncodedSample],
+        settings: SamplingSettings,
+        *,
+        between: Callable[[], None] | None = None,
     ) -> list[Completion]:
-        """See `RolloutEngine.generate`.
+        """See `RolloutEngine.generate`. One call of vLLM: `between` is called before it.
 
         Raises:
             TrainingError: the weights are not the policy's, or vLLM answered something else than it
@@ -138,6 +142,8 @@ class VllmEngine:
         places = range(len(prompts)) if settings.places is None else settings.places
         banned = set(settings.banned)
         allowed = [i for i in range(self._vocab_size) if i not in banned]
+        if between is not None:
+            between()
         if not prompts:
             return []
         outputs = self._llm.generate(
