@@ -68,7 +68,12 @@ from omr_io.train.rollout_metrics import (
     rollout_metrics,
     update_metrics,
 )
-from omr_io.train.rollouts import Rollouts, make_engine, rollout_batches
+from omr_io.train.rollouts import (
+    Rollouts,
+    make_engine,
+    rollout_batches,
+    train_without_dropout,
+)
 from omr_io.train.run import (
     Place,
     Run,
@@ -392,7 +397,7 @@ def old_log_probs(run: Run, part: Rollouts) -> list[torch.Tensor]:
     """Each completion's log-probabilities by the model as it is now, in float32 on its device."""
     rl = run.recipe.rl
     old_C = [torch.empty(0)] * len(part.completions)
-    run.model.train()
+    train_without_dropout(run.model)
     with torch.no_grad():
         for batch, members in rollout_batches(run, part):
             labels = label_log_probs(
@@ -423,7 +428,7 @@ def policy_gradient(
     tokens, completions = run.ranks.sums([sum(lengths), len(lengths)])
     counts = StepCounts(int(tokens), int(completions))
     meter = PolicyMeter(counts)
-    run.model.train()
+    train_without_dropout(run.model)
     for batch, members in rollout_batches(run, part):
         labels = score_labels(run.model, batch, entropy=True)
         logprobs_R = labels.log_probs

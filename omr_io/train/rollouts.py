@@ -111,6 +111,18 @@ def rollout_batches(
         yield batch.to(run.device), members if counts else []
 
 
+def train_without_dropout(model: Any) -> None:
+    """Training mode, as blocks that recompute activations want it, with every dropout off.
+
+    With dropout (of adapters) the policy that is trained would be none that was sampled from: its
+    ratio to the old one would be noise from the first update on.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+
+
 def make_engine(run: Run) -> RolloutEngine:
     """The recipe's rollout engine.
 

@@ -209,6 +209,25 @@ def test_the_first_update_of_several_is_the_only_one_of_one(shared_prefix: bool)
         assert gradient is None or torch.equal(gradient, grads[1][name])
 
 
+def test_dropout_is_off() -> None:
+    """An adapter's would make the ratio noise: here it has weight, and a dropout of a half."""
+    peft = pytest.importorskip("peft")
+    model = packed(ORACLE)
+    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.5, target_modules=["q_proj"])
+    peft.inject_adapter_in_model(config, model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    run = make_run(model)
+    part = part_of([0, 1, 2, 3], old=False)
+    part = part.with_old(old_log_probs(run, part))
+    assert model.training
+    totals = policy_gradient(run, None, part).totals
+    assert totals["importance_ratio_max"] == 1.0
+    assert totals["old_kl"] == 0.0
+
+
 @pytest.mark.parametrize("shared_prefix", [False, True])
 @pytest.mark.parametrize("shares", [[[0], [1, 2, 3]], [[0, 1], [2], [3]], [[0, 1, 2, 3], [], []]])
 def test_ranks_add_up_to_one(shares: list[list[int]], shared_prefix: bool) -> None:
