@@ -35,11 +35,20 @@ from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
 from omr_io.train.checkpoint import Checkpoints, Saved, random_state
+from omr_io.train.dynamic_sampling import (
+    Group,
+    PromptOrder,
+    Round,
+    deal,
+    draw_groups,
+    minibatches,
+)
+from omr_io.train.engines import RolloutEngine, SamplingSettings
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
 from omr_io.train.finite import check_finite
 from omr_io.train.meters import peak_memory
 from omr_io.train.model import label_log_probs, load_model
-from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
+from omr_io.train.objectives import StepCounts, importance_weights, policy_loss, sft_loss
 from omr_io.train.parallel import clip_gradients, seed_step, shard, start_ranks
 from omr_io.train.parameters import freeze, new_optimizer
 from omr_io.train.recipe import (
@@ -51,7 +60,20 @@ from omr_io.train.recipe import (
 )
 from omr_io.train.report import print_summary, write_report
 from omr_io.train.rewards import parse_answer, reward
-from omr_io.train.rollout import Completion, generate
+from omr_io.train.rollout import generate
+from omr_io.train.rollout_metrics import (
+    PolicyMeter,
+    Stopwatch,
+    Update,
+    rollout_metrics,
+    update_metrics,
+)
+from omr_io.train.rollouts import (
+    Rollouts,
+    make_engine,
+    rollout_batches,
+    train_without_dropout,
+)
 from omr_io.train.run import (
     Place,
     Run,
@@ -63,14 +85,12 @@ from omr_io.train.run import (
     get_token_ids,
     get_tokenizer,
     on_first,
-    pack_rollouts,
     resolve_steps,
     say,
     split_for_rl,
     start_folder,
 )
 from omr_io.train.seen import Synthetic, open_log, sft_meter
-from omr_io.train.shared_prefix import pack_shared_rollouts
 from omr_io.train.statistics import majority_letters
 from omr_io.train.step_log import Most, StepLog, Total
 from omr_io.train.stopping import Stopping, stop_signals
@@ -314,13 +334,24 @@ def update(
 
 
 def save(
-    run: Run, history: StepLog, place: Place, optimizer: torch.optim.Optimizer, *, due: bool
+    run: Run,
+    history: StepLog,
+    place: Place,
+    optimizer: torch.optim.Optimizer,
+    *,
+    due: bool,
+    prompts: Mapping[str, int] | None = None,
 ) -> None:
-    """After a step: all that the steps after it depend on. Written if due, and before a stop."""
+    """After a step: all that the steps after it depend on. Written if due, and before a stop.
+
+    Args:
+        prompts: in RL, which of them are used.
+    """
     rng = random_state()
     progress = {
         "place": dataclasses.asdict(place),
         "loader": run.loader.state_dict(),
+        "prompts": prompts,
         "recipe": recipe_fields(run.recipe),
     }
 
@@ -335,127 +366,185 @@ def save(
 
 
 def reinforce(run: Run, history: StepLog, done: int, saved: Saved | None) -> None:
-    """GRPO: groups of completions, advantages within each group, one update a rollout."""
-    rl, model, prompts, ids = run.recipe.rl, run.model, run.prompts, run.ids
+    """GRPO and its kin: groups of completions, advantages within each, one or more updates."""
+    rl, model, prompts = run.recipe.rl, run.model, run.prompts
     optimizer = new_optimizer(model, lr=rl.lr, weight_decay=rl.weight_decay, beta2=rl.beta2)
+    order = PromptOrder(run.rl_samples, run.recipe.seed)
     if saved is not None:
         saved.load_optimizer(model, optimizer)
+        order.load_state_dict(saved.progress["prompts"])
     reference_model = None
     if rl.beta > 0:
         reference_model = load_model(run.folder / "sft-model")
         reference_model.to(run.device)  # type: ignore[arg-type]  # transformers' wrapper hides it
-    order = np.random.default_rng([run.recipe.seed, 1]).permutation(run.rl_samples)
+    engine = make_engine(run)
     for step in range(done + 1, rl.steps + 1):
-        started = time.perf_counter()
+        started, watch = time.perf_counter(), Stopwatch()
         set_learning_rate(optimizer, step, rl)
-        place = (step - 1) * rl.prompts_per_step
-        numbers = [int(order[(place + i) % len(order)]) for i in range(rl.prompts_per_step)]
-        records = [prompts.shard_set.read_record(i, images=False) for i in numbers]
-        asked = [prompts.prompt(i) for i in numbers]
-        with run.stopping.interruptible() as leave_if_asked:
-            completions = generate(
-                model,
-                asked,
-                max_new_tokens=rl.max_new_tokens,
-                eos=ids.eos,
-                banned=ids.banned,
-                temperature=rl.temperature,
-                group_size=rl.group,
-                seed=run.recipe.seed + step,
-                batch_size=rl.rollout_batch,
-                between=leave_if_asked,
+        with watch("rollout"):
+            engine.update_weights(model)
+            asked: dict[int, EncodedSample] = {}
+            drawn = draw_groups(
+                order,
+                partial(roll_out, run, engine, order, step, asked),
+                wanted=rl.prompts_per_step,
+                only_mixed=rl.dynamic_sampling,
+                max_draws=rl.max_draws,
+                ranks=run.ranks,
             )
-        rewards_C = [
-            reward(run.text(completion), records[i // rl.group])
-            for i, completion in enumerate(completions)
+            engine.rest()
+        # Each update's groups are the same for any number of ranks; this rank learns from a share.
+        parts = [
+            Rollouts.of(
+                deal(groups, drawn.made_by, run.ranks), asked, prompts, scale=rl.scales_by_std
+            )
+            for groups in minibatches(drawn.groups, rl.updates)
         ]
-        totals = torch.tensor([r.total for r in rewards_C]).view(-1, rl.group)
-        advantages_C = group_advantages(totals, scale_by_std=rl.scale_by_std).flatten()
-        rollout_seconds = time.perf_counter() - started
-
-        loss, mismatch, entropy = policy_gradient(
-            run, reference_model, asked, completions, advantages_C
-        )
-        keys = [sample.key for sample in asked]
-        gradient_norm = update(run, Place("rl", step), optimizer, rl.max_grad_norm, loss, keys)
+        with watch("old_logprobs"):
+            # By the model that is trained, not the sampler: the first update's ratio is then 1, and
+            # what another engine's numbers differ by is corrected for apart, once.
+            if rl.updates > 1:
+                parts = [part.with_old(old_log_probs(run, part)) for part in parts]
+        updates, norms, here = [], [], Place("rl", step)
+        with watch("update"):
+            for part in parts:
+                updates.append(policy_gradient(run, reference_model, part, exact=engine.exact))
+                loss, keys = updates[-1].totals["loss"], [sample.key for sample in part.asked]
+                norms.append(update(run, here, optimizer, rl.max_grad_norm, loss, keys))
+        metrics = rollout_metrics(drawn)
+        metrics |= update_metrics(updates, has_reference=reference_model is not None)
+        metrics |= {f"{phase}_seconds": spent for phase, spent in watch.seconds.items()}
         seconds = time.perf_counter() - started
         history.add(
             "rl",
             step,
-            reward=float(totals.mean()),
-            accuracy=float(np.mean([r.accuracy for r in rewards_C])),
-            format=float(np.mean([r.format for r in rewards_C])),
-            zero_variance_share=float((totals.amax(1) == totals.amin(1)).float().mean()),
-            completion_tokens=float(np.mean([len(c.ids) for c in completions])),
-            unfinished_share=float(np.mean([not c.finished for c in completions])),
-            entropy=entropy,
-            rollout_mismatch=mismatch,
-            gradient_norm=gradient_norm,
-            rollout_seconds=rollout_seconds,
+            **metrics,
+            gradient_norm=float(np.mean(norms)) if norms else None,
+            learning_rate=optimizer.param_groups[0]["lr"],
             seconds=seconds,
             peak_memory_bytes=Most(peak_memory(run.device)),
         )
         due = step % rl.checkpoint_every == 0 or step == rl.steps
-        save(run, history, Place("rl", step), optimizer, due=due)
+        used = order.state_dict()
+        save(run, history, here, optimizer, due=due, prompts=used)
+    engine.close()
     run.export("model")
 
 
-def policy_gradient(
+def roll_out(
     run: Run,
-    reference_model: Any,
-    asked: Sequence[EncodedSample],
-    completions: Sequence[Completion],
-    advantages_C: torch.Tensor,
-) -> tuple[float, float, float]:
-    """Add up the gradient of a whole rollout, packed as the loader packs.
+    engine: RolloutEngine,
+    order: PromptOrder,
+    step: int,
+    asked: dict[int, EncodedSample],
+    draw: Round,
+) -> list[Group]:
+    """Sample and score this rank's prompts of a round; `asked` keeps them, encoded, by place."""
+    rl = run.recipe.rl
+    places = [draw.first + i for i in draw.mine]
+    asked.update((place, run.prompts.prompt(order.number(place))) for place in places)
+    settings = SamplingSettings(
+        max_new_tokens=rl.max_new_tokens,
+        eos=run.ids.eos,
+        banned=run.ids.banned,
+        temperature=rl.temperature,
+        group=rl.group,
+        seed=run.recipe.seed + step + (draw.number << 32),
+        places=draw.mine,
+        of=draw.count,
+        batch=rl.rollout_batch,
+    )
+    with run.stopping.interruptible() as leave_if_asked:
+        prompts = [asked[place] for place in places]
+        completions = engine.generate(prompts, settings, between=leave_if_asked)
+    groups = []
+    for i, place in enumerate(places):
+        number = order.number(place)
+        record = run.prompts.shard_set.read_record(number, images=False)
+        made = tuple(completions[i * rl.group : (i + 1) * rl.group])
+        rewards = tuple(reward(run.text(completion), record) for completion in made)
+        groups.append(Group(place, number, made, rewards, asked[place].failure))
+    return groups
 
-    Returns:
-        The loss; the largest difference between a token's log-probability here and in the
-        sampler: both are the same policy, so it is rounding and nothing else; and the mean entropy,
-        in nats, of the distributions that the tokens were drawn from.
+
+def old_log_probs(run: Run, part: Rollouts) -> list[torch.Tensor]:
+    """Each completion's log-probabilities by the model as it is now, in float32 on its device."""
+    rl = run.recipe.rl
+    old_C = [torch.empty(0)] * len(part.completions)
+    train_without_dropout(run.model)
+    with torch.no_grad():
+        for batch, members in rollout_batches(run, part):
+            labels = label_log_probs(
+                run.model, batch, temperature=rl.temperature, banned=run.ids.banned
+            )
+            if members:
+                lengths = [len(part.completions[i].ids) for i in members]
+                parts = torch.split(labels.log_probs, lengths)
+                for i, scores in zip(members, parts, strict=True):
+                    old_C[i] = scores
+    return old_C
+
+
+def policy_gradient(
+    run: Run, reference_model: Any, part: Rollouts, *, exact: bool = True
+) -> Update:
+    """Add up the gradient of one update, packed as the loader packs.
+
+    Args:
+        part: this rank's share of the update's groups; with log-probabilities of the old policy, or
+            without: then the policy is the old one, the ratio is 1 and its gradient is not.
+        exact: whether the sampler's log-probabilities are the policy's own but for rounding; if not
+            the tokens' losses are weighted by what they are out.
     """
     rl = run.recipe.rl
     score_labels = partial(label_log_probs, temperature=rl.temperature, banned=run.ids.banned)
-    tokens = sum(len(completion.ids) for completion in completions)
-    loss = mismatch = entropy = 0.0
-    run.model.train()
-    pack = pack_shared_rollouts if rl.shared_prefix else pack_rollouts
-    for packed, members in pack(
-        asked,
-        completions,
-        group=rl.group,
-        seq_len=run.recipe.data.seq_len,
-        packs_per_batch=run.loader.packs_per_batch,
-        encoder=run.prompts,
-        device=run.device,
-    ):
+    lengths = [len(completion.ids) for completion in part.completions]
+    tokens, completions = run.ranks.sums([sum(lengths), len(lengths)])
+    counts = StepCounts(int(tokens), int(completions))
+    meter = PolicyMeter(counts)
+    train_without_dropout(run.model)
+    for batch, members in rollout_batches(run, part):
         run.stopping.check()
-        batch = packed.to(run.device)
-        lengths = torch.tensor([len(completions[i].ids) for i in members])
         labels = score_labels(run.model, batch, entropy=True)
         logprobs_R = labels.log_probs
         reference_R = None
         if reference_model is not None:
             with torch.no_grad():
                 reference_R = score_labels(reference_model, batch).log_probs
-        policy = grpo_loss(
+        if not members:  # other ranks are not done: their collectives need this one's
+            (0.0 * logprobs_R.sum()).backward()  # type: ignore[no-untyped-call]
+            continue
+        old_R = logprobs_R.detach()
+        if part.old_logprobs is not None:
+            old_R = torch.cat([part.old_logprobs[i] for i in members])
+        sampled = np.concatenate([part.completions[i].logprobs for i in members])
+        sampled_R = torch.from_numpy(sampled).to(run.device)
+        importance_R = None if exact else importance_weights(old_R, sampled_R, rl.importance_clip)
+        policy = policy_loss(
             logprobs_R,
-            logprobs_R.detach(),  # one update a rollout: the ratio is 1, its gradient is not
-            advantages_C[members].repeat_interleave(lengths).to(run.device),
-            torch.ones_like(logprobs_R, dtype=torch.bool),
-            tokens,
+            old_R,
+            part.advantages[members].to(run.device),
+            torch.tensor([lengths[i] for i in members], device=run.device),
+            counts,
+            objective=rl.objective,
+            max_new_tokens=rl.max_new_tokens,
             clip_low=rl.clip_low,
             clip_high=rl.clip_high,
             beta=rl.beta,
-            reference_logprobs=reference_R,
+            reference_logprobs_R=reference_R,
+            importance_R=importance_R,
         )
         policy.loss.backward()  # type: ignore[no-untyped-call]
-        loss += float(policy.loss.detach())
-        sampled_R = torch.from_numpy(np.concatenate([completions[i].logprobs for i in members]))
-        mismatch = max(mismatch, float((logprobs_R.detach().cpu() - sampled_R).abs().max()))
         assert labels.entropy is not None
-        entropy += float(labels.entropy.detach().sum()) / tokens
-    return loss, mismatch, entropy
+        meter.add(
+            policy,
+            entropy_R=labels.entropy,
+            old_R=old_R,
+            sampled_R=sampled_R,
+            importance_R=importance_R,
+            importance_clip=rl.importance_clip,
+        )
+    return meter.total(run.ranks)
 
 
 # Evaluation

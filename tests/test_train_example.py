@@ -24,7 +24,7 @@ evaluation: {{max_new_tokens: 6, samples: 2, shown: 2}}
 """
 TIMES = {
     "seconds", "seconds_p50", "seconds_p99", "tokens_per_second", "data_wait_share",
-    "rollout_seconds", "peak_memory_bytes",
+    "rollout_seconds", "old_logprobs_seconds", "update_seconds", "peak_memory_bytes",
 }  # fmt: skip
 
 

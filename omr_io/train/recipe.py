@@ -18,6 +18,9 @@ from omr_io.train.parameters import LoRA, Part
 
 Precision = Literal["float32", "bfloat16"]
 
+Objective = Literal["grpo", "dr_grpo", "gspo"]
+EngineName = Literal["transformers", "vllm"]
+
 
 def _at_least(place: str, **bounds: tuple[float, float]) -> None:
     """Refuse a value below its bound before any work is done, not in the middle of a run."""
@@ -141,19 +144,33 @@ def _unfrozen(place: str, freeze: tuple[Part, ...], **rates: float | None) -> No
 
 @dataclass(frozen=True, slots=True)
 class RLRecipe:
-    """GRPO: `group` completions of each of `prompts_per_step` prompts, one update a rollout.
+    """Policy gradients on groups: `group` completions of each of `prompts_per_step` prompts.
 
     Args:
+        prompts_per_step: groups a step, over all ranks.
         samples: the last so many of the training split are kept for RL, and SFT never sees them:
             what a small model has learned by heart leaves nothing to reinforce. None: SFT and RL
             both use all of it.
+        objective: "grpo" (with DAPO's token-level normaliser and clip-higher), "dr_grpo" or "gspo";
+            see `omr_io.train.objectives.policy_loss`.
+        clip_low, clip_high: None for the objective's own, `omr_io.train.objectives.CLIPS`.
         beta: weight of the KL term against the SFT model; 0 keeps no reference model.
-        scale_by_std: divide a group's advantages by their standard deviation (GRPO) or not
-            (Dr.GRPO).
+        scale_by_std: divide a group's advantages by their standard deviation. None: as the
+            objective does, all but "dr_grpo".
+        updates: of the weights a rollout, each on its own share of the groups. 1 needs no
+            log-probabilities of the old policy beside those it computes anyway.
+        dynamic_sampling: groups whose completions are all right or all wrong teach nothing about
+            accuracy: they are dropped, and more prompts are drawn in their place.
+        max_draws: with dynamic_sampling, at most so many times prompts_per_step are drawn a step.
         shared_prefix: lay a prompt and its images out once a group instead of once a completion in
             the update. The same gradients but for rounding, with fewer tokens and patches.
         freeze: parts that RL does not train: those of `sft`, and maybe more.
         min_pixels, max_pixels: of RL's images; None: those of `vision`.
+        engine: what samples: "transformers", the trained model itself, or "vllm", which was never
+            run against a real vLLM (`omr_io.train.engines.vllm_engine`).
+        importance_clip: the largest weight by which a token is corrected for a sampler that is
+            not quite the policy ("vllm").
+        vllm_memory: the share of the GPU's memory that vLLM may take.
     """
 
     steps: int
@@ -163,14 +180,21 @@ class RLRecipe:
     max_new_tokens: int
     samples: int | None = None
     temperature: float = 1.0
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    objective: Objective = "grpo"
+    clip_low: float | None = None
+    clip_high: float | None = None
     beta: float = 0.0
-    scale_by_std: bool = True
+    scale_by_std: bool | None = None
+    updates: int = 1
+    dynamic_sampling: bool = False
+    max_draws: int = 4
     shared_prefix: bool = False
     freeze: tuple[Part, ...] = ()
     min_pixels: int | None = None
     max_pixels: int | None = None
+    engine: EngineName = "transformers"
+    importance_clip: float = 2.0
+    vllm_memory: float = 0.3
     warmup: float = 0.1
     min_lr_share: float = 0.1
     weight_decay: float = 0.0
@@ -189,13 +213,37 @@ class RLRecipe:
             group=(self.group, 2),
             samples=(1 if self.samples is None else self.samples, 1),
             max_new_tokens=(self.max_new_tokens, 1),
+            clip_low=(self.clip_low or 0, 0),
+            clip_high=(self.clip_high or 0, 0),
             beta=(self.beta, 0),
+            updates=(self.updates, 1),
+            max_draws=(self.max_draws, 1),
+            importance_clip=(self.importance_clip, 1),
             rollout_batch=(self.rollout_batch, 1),
             checkpoint_every=(self.checkpoint_every, 1),
             log_every=(self.log_every, 1),
         )
         if self.temperature <= 0:
             raise ConfigError(f"rl: temperature is {self.temperature}", mend="It must be above 0")
+        if self.updates > self.prompts_per_step:
+            raise ConfigError(
+                f"rl: updates is {self.updates} for {self.prompts_per_step} groups a step",
+                mend="Each update takes whole groups: lower updates or raise prompts_per_step",
+            )
+        if self.objective == "dr_grpo" and self.scale_by_std:
+            raise ConfigError(
+                "rl: scale_by_std is true, and dr_grpo is GRPO without it",
+                mend="Leave scale_by_std out, or use objective grpo",
+            )
+        if not 0 < self.vllm_memory < 1:
+            raise ConfigError(
+                f"rl: vllm_memory is {self.vllm_memory}", mend="It must be between 0 and 1"
+            )
+
+    @property
+    def scales_by_std(self) -> bool:
+        """Whether a group's advantages are divided by their standard deviation."""
+        return self.objective != "dr_grpo" if self.scale_by_std is None else self.scale_by_std
 
 
 @dataclass(frozen=True, slots=True)

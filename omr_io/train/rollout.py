@@ -69,6 +69,8 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     between: Callable[[], None] | None = None,
+    places: Sequence[int] | None = None,
+    of: int | None = None,
 ) -> list[Completion]:
     """Complete prompts: group_size completions each, in the order of the prompts, groups together.
 
@@ -84,13 +86,19 @@ def generate(
         temperature: 0 takes the likeliest token.
         batch_size: completions at a time.
         between: called before each batch; what it raises ends the call.
+        places: each prompt's place among `of` prompts, of which these are a part (a rank's share):
+            its completions are those it has where all are sampled together. None: these are all.
 
     Raises:
         ConfigError: an option that cannot be right, or an empty prompt.
     """
     _check(prompts, max_new_tokens, eos, banned, temperature, group_size, batch_size)
+    places = range(len(prompts)) if places is None else places
+    of = len(prompts) if of is None else of
+    if len(places) != len(prompts) or not all(0 <= place < of for place in places):
+        raise ConfigError(f"places {list(places)} are not those of {len(prompts)} of {of} prompts")
     generator = torch.Generator().manual_seed(seed)
-    uniforms = torch.rand(len(prompts), group_size, max_new_tokens, generator=generator)
+    uniforms = torch.rand(of, group_size, max_new_tokens, generator=generator)[list(places)]
     device = next(model.parameters()).device
     # Prompts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))

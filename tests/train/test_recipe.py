@@ -89,6 +89,18 @@ def test_nested_values_become_tuples_and_dataclasses(tmp_path: Path) -> None:
         (("name: x", "name: x\nmodel: {lora: {rank: 8}}"), "lora: missing alpha"),
         (("name: x", "name: x\nmodel: {lora: {rank: 0, alpha: 1}}"), "lora: rank 0"),
         (("name: x", "name: x\nparallel: {timeout_minutes: 0}"), "timeout_minutes is 0"),
+        (("group: 2", "group: 2, objective: ppo"), "rl: objective is 'ppo'. Use one of grpo, dr_"),
+        (("group: 2", "group: 2, updates: 0"), "rl: updates is 0"),
+        (("group: 2", "group: 2, updates: 3"), "rl: updates is 3 for 2 groups a step"),
+        (("group: 2", "group: 2, max_draws: 0"), "rl: max_draws is 0"),
+        (("group: 2", "group: 2, engine: sglang"), "rl: engine is 'sglang'. Use one of transf"),
+        (("group: 2", "group: 2, importance_clip: 0.9"), "rl: importance_clip is 0.9"),
+        (("group: 2", "group: 2, clip_low: -0.1"), "rl: clip_low is -0.1"),
+        (("group: 2", "group: 2, vllm_memory: 1.5"), "rl: vllm_memory is 1.5"),
+        (
+            ("group: 2", "group: 2, objective: dr_grpo, scale_by_std: true"),
+            "dr_grpo is GRPO without it",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_its_place(
@@ -96,6 +108,17 @@ def test_a_wrong_recipe_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         load_recipe(write(tmp_path, MINIMAL.replace(*edit)))
+
+
+def test_an_objective_is_one_line(tmp_path: Path) -> None:
+    for name, scaled in (("grpo", True), ("dr_grpo", False), ("gspo", True)):
+        text = MINIMAL.replace("group: 2", f"group: 2, objective: {name}")
+        rl = load_recipe(write(tmp_path, text)).rl
+        assert (rl.objective, rl.scales_by_std) == (name, scaled)
+        assert (rl.clip_low, rl.clip_high) == (None, None)
+    plain = MINIMAL.replace("group: 2", "group: 2, scale_by_std: false, clip_high: 0.3")
+    rl = load_recipe(write(tmp_path, plain)).rl
+    assert (rl.scales_by_std, rl.clip_high) == (False, 0.3)
 
 
 def test_another_recipe_is_refused_on_resume_with_what_differs(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DataError, SampleTooLongError
 from omr_io.train.attention import use_varlen
 from omr_io.train.model import label_log_probs
+from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import RLRecipe
 from omr_io.train.rollout import Completion
+from omr_io.train.rollouts import Rollouts
 from omr_io.train.run import pack_rollouts
 from omr_io.train.shared_prefix import SharedPrefixBatch, pack_shared_rollouts
 from omr_io.types import EncodedSample
@@ -210,15 +212,18 @@ def test_the_recipes_policy_gradient_is_the_same(beta: float) -> None:
             loader=SimpleNamespace(packs_per_batch=2),
             prompts=ENCODER,
             device=torch.device("cpu"),
+            ranks=Ranks(),
         )
         advantages = torch.randn(len(COMPLETIONS), generator=torch.Generator().manual_seed(5))
         model.zero_grad(set_to_none=True)
-        results.append(policy_gradient(run, reference_model, ASKED, COMPLETIONS, advantages))
+        part = Rollouts(tuple(ASKED), tuple(COMPLETIONS), advantages)
+        results.append(policy_gradient(run, reference_model, part).totals)
         grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
     handle.remove()
     assert patches[1] == GROUP * patches[0] > 0
     assert results[0] == pytest.approx(results[1], rel=1e-5)
-    assert abs(results[0][0]) > 1e-3
+    assert abs(results[0]["loss"]) > 1e-3
+    assert (results[0]["kl"] > 1e-3) == (beta > 0)
     assert_equal_gradients(*grads)
 
 
