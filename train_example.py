@@ -45,6 +45,7 @@ from omr_io.train.dynamic_sampling import (
 )
 from omr_io.train.engines import RolloutEngine, SamplingSettings
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
+from omr_io.train.evaluation.items import image_clusters
 from omr_io.train.finite import check_finite
 from omr_io.train.meters import peak_memory
 from omr_io.train.model import label_log_probs, load_model
@@ -584,6 +585,7 @@ def completions_of(
         [run.text(completion) for completion in completions],
         parse=partial(parse_answer, strict=False),
         reward=lambda completion, record: reward(completion, record).total,
+        clusters=image_clusters(encoder.shard_set, places),
         cluster_field=evaluation.cluster_field,
         task_field=evaluation.task_field,
     )
