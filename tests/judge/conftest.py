@@ -81,9 +81,7 @@ def place(tmp_path: Path) -> Place:
     place = Place(tmp_path / "test", keys, tmp_path / "run" / "completions.jsonl", images)
     blind = place.lines("lab/model-a", list(TRACES), variant="blind")
     header = {"header": True, "format": 1}
-    write_lines(
-        place.completions, [header, *place.lines("lab/model-a", list(TRACES)), *blind[:2]]
-    )
+    write_lines(place.completions, [header, *place.lines("lab/model-a", list(TRACES)), *blind[:2]])
     return place
 
 

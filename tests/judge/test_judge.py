@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from omr_io.errors import ConfigError, OmrError, SourceError
-from omr_io.judge import Endpoint, Judge, key_of
+from omr_io.judge import AskOptions, Endpoint, Judge, key_of
 from omr_io.judge.answers import UnitVerdict, unit_verdict
 from omr_io.judge.judge import Question
 from omr_io.judge.rubric_prompts import SCORES_FORM, Prompt
 from omr_io.remote.retries import RetryPolicy
-from tests.judge.conftest import KEY
+from tests.judge.conftest import KEY, QUICK
 from tests.judge.judge_server import Asked, Say, scores
 
 FINE = UnitVerdict(2, 1, "So.")
@@ -95,20 +95,21 @@ def test_the_deadline_is_over_all_tries(serve, judge_of):
 
 
 def test_retry_after_holds_for_all_threads(serve, judge_of):
-    times: list[float] = []
+    times: dict[str, float] = {}
 
     def script(asked: Asked) -> Say:
-        times.append(time.monotonic())
-        if asked.attempt == 0 and asked.claim == "0":
+        times.setdefault(asked.claim, time.monotonic())
+        if asked.claim == "0" and asked.attempt == 0:
             return Say("slow", 429, {"Retry-After": "1"})
-        return scores(2, 1)
+        return Say(scores(2, 1).text, stall=0.2 if asked.claim == "1" else 0)
 
     server = serve(script)
     policy = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.6, timeout=5)
-    with judge_of(server, policy=policy, concurrency=1) as judge:
-        answers = judge.ask_all([question(str(number)) for number in range(3)])
-    assert [answer.verdict for answer in answers] == [FINE] * 3
-    assert times[1] - times[0] >= 0.55
+    with judge_of(server, policy=policy, concurrency=2) as judge:
+        answers = judge.ask_all([question(str(number)) for number in range(4)])
+    assert [answer.verdict for answer in answers] == [FINE] * 4
+    # The thread that was done with 1 after 0.2 s does not go on to 2 before the time is over.
+    assert min(times["2"], times["3"]) - times["0"] >= 0.55
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 422, 307])
@@ -249,7 +250,7 @@ def test_the_cache_is_bounded_and_may_be_none(serve, judge_of, tmp_path):
     questions = [question(str(number)) for number in range(60)]
     with judge_of(server, cache_bytes=256 * 700) as judge:  # one answer a folder
         judge.ask_all(questions)
-    folders = [path for path in (tmp_path / "cache").iterdir()]
+    folders = list((tmp_path / "cache").iterdir())
     assert len(folders) < 60  # so that some held two
     assert {len(list(folder.iterdir())) for folder in folders} == {1}
     asked = len(server.asked)
@@ -284,10 +285,7 @@ def test_the_key_is_repeated_nowhere(serve, judge_of, tmp_path):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
 
 
-def test_no_such_host_and_nobody_there(tmp_path):
-    from tests.judge.conftest import QUICK
-    from omr_io.judge import AskOptions
-
+def test_nobody_there():
     options = AskOptions(policy=QUICK, deadline=5)
     with Judge(Endpoint("http://127.0.0.1:9/v1", "m"), options, cache_bytes=0) as judge:
         assert "ConnectionRefusedError" in judge.ask(question()).error
