@@ -39,7 +39,7 @@ PREFER_EXAMPLES = (
     "--endpoint http://127.0.0.1:8000/v1 --judge-model Qwen3-VL-235B",
 )
 EXAMPLES = (SCORE_EXAMPLES[0], *PREFER_EXAMPLES)
-_ADVICE = "run the same command again to go on; what was answered is kept"
+ADVICE = "run the same command again to go on; what was answered is kept"
 
 app = typer.Typer(
     help="Have a language model judge reasoning traces.",
@@ -273,7 +273,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 @contextmanager
 def _progress(stage: str) -> Iterator[_Progress]:
-    with stoppable(_ADVICE), Reporter(Console(stderr=True)) as reporter:
+    with stoppable(ADVICE), Reporter(Console(stderr=True)) as reporter:
         yield _Progress(stage, reporter)
 
 
@@ -315,7 +315,7 @@ def _print_traces(report: TraceReport, to: Console) -> None:
         ]
         line += "".join(f"; {count} {words}" for count, words in notes if count)
         to.print(line, soft_wrap=True, highlight=False, markup=False)
-    traces = f"{report.scored} of {report.traces} scored"
+    traces = f"{report.scored} of {report.traces} scored; {report.samples} samples in the set"
     if report.without_rubric:
         traces += f"; {report.without_rubric} without a rubric"
     rows = [

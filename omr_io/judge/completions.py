@@ -159,7 +159,12 @@ def _row(line: str, where: Where) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
-        raise DataError("the line is not JSON", where=where, mend=mend) from None
+        torn = not line.endswith("\n")
+        raise DataError(
+            "the line is not JSON",
+            where=where,
+            mend="It ends in the middle: let `omr-io eval` go on to its end" if torn else mend,
+        ) from None
     if not isinstance(found, dict):
         raise DataError("the line is no JSON object", where=where, mend=mend)
     if found.get("header") is True:

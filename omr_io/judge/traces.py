@@ -72,6 +72,7 @@ class TraceReport:
         judge_model, endpoint: who judged.
         score: mean TraceScore with its 95% interval by cluster; None: no trace has one.
         axes: perception, knowledge, rationale.
+        samples: in the set; fewer traces mean that not all were evaluated.
         traces: completions in the file (of variant "plain").
         scored: of these, with a TraceScore.
         without_rubric: of these, whose record has no rubric unit.
@@ -90,6 +91,7 @@ class TraceReport:
     endpoint: str
     score: Interval | None
     axes: dict[Axis, AxisSummary]
+    samples: int
     traces: int
     scored: int
     without_rubric: int
@@ -165,6 +167,7 @@ def score_traces(
         endpoint=judge.endpoint.label,
         score=_interval([one.score for one in scores], clusters, seed, resamples),
         axes={axis: _axis(axis, scores, results, clusters, seed, resamples) for axis in AXES},
+        samples=len(shards),
         traces=len(scores),
         scored=sum(one.score is not None for one in scores),
         without_rubric=sum(not own for own in results),

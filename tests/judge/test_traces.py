@@ -5,13 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from omr_io import cli
+from omr_io.cli.judge import ADVICE
 from omr_io.errors import ConfigError, DataError, SourceError
 from omr_io.index import ShardSet
 from omr_io.judge import estimate_traces, read_completions, score_traces
@@ -21,6 +26,8 @@ from omr_io.train.statistics import cluster_bootstrap
 from tests.judge.conftest import KEY, TRACES, rubric_unit, write_lines
 from tests.judge.judge_server import Asked, Say, scores
 from tests.shard_sets import encoded, record, write
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # What the judge says of each claim; p30 and k30 get no verdict.
 SAID = {
@@ -119,7 +126,7 @@ def test_the_report(run):
     assert [getattr(rationale, name) for name in counts] == [2, 1, 3, 0, 2, 0]
     assert rationale.presence == 0.25
     assert (report.traces, report.scored, report.without_rubric, report.left_out) == (5, 3, 1, 2)
-    assert (report.units, report.errors) == (11, 2)
+    assert (report.samples, report.units, report.errors) == (5, 11, 2)
     assert report.error_share == 2 / 11
     named = [(error.key, error.asked) for error in report.named_errors]
     assert named == [
@@ -236,6 +243,7 @@ def test_a_dry_run_sends_nothing(run, judge_of):
 
 BAD_LINES = {
     "not JSON": ("{", DataError, "not JSON"),
+    "torn": ('{"key": "K", "mod', DataError, "ends in the middle"),
     "a list": ("[]", DataError, "no JSON object"),
     "no key": ('{"model": "m", "completion": "x"}', DataError, "no field 'key'"),
     "a number": ('{"key": "K", "model": "m", "completion": 5}', DataError, "'completion' is"),
@@ -340,6 +348,39 @@ def test_the_command(omr_io, place, serve, tmp_path):
     assert len(server.asked) == 9
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
+
+
+def test_a_run_that_is_stopped_goes_on(place, serve, tmp_path):
+    """As a process of its own, by Ctrl-C while the judge is at work."""
+    server = serve(lambda asked: Say(stall=60) if asked.claim in ("k31", "r10") else scores(2, 1))
+    command = [
+        sys.executable, "-c", "from omr_io.cli import main; main()", "judge", "score",
+        place.completions, place.shards, "--endpoint", server.url, "--judge-model", "j",
+        "--cache", tmp_path / "cache", "--json",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 30
+    # Seven answered and kept, two under way.
+    while len(list((tmp_path / "cache").glob("*/[0-9a-f]*"))) < 7 or len(server.asked) < 9:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.02)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert time.monotonic() - begin < 10
+    assert (process.returncode, out) == (130, "")
+    assert err == f"stopped by SIGINT: {ADVICE}\n"
+    assert not list(place.completions.parent.glob("trace-scores*"))
+
+    server.script = lambda asked: scores(2, 1)
+    before = len(server.asked)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["usage"]["cached"] == 7
+    assert {asked.claim for asked in server.asked[before:]} == {"k31", "r10"}
 
 
 def test_the_command_when_the_judge_fails(omr_io, place, serve, tmp_path):
