@@ -82,6 +82,14 @@ def test_tries_end_and_are_a_judge_error(serve, judge_of):
     assert len(server.asked) == 8
 
 
+def test_a_cut_body_is_no_answer_even_if_it_reads_like_one(serve, judge_of):
+    whole = scores(2, 1).body()
+    server = serve(lambda asked: Say(raw=whole + b" " * 100, cut=len(whole)))
+    with judge_of(server) as judge:
+        assert "closed in the middle of the answer" in judge.ask(question()).error
+    assert len(server.asked) == 4
+
+
 def test_the_deadline_is_over_all_tries(serve, judge_of):
     server = serve(lambda asked: Say("busy", 429, {"Retry-After": "1000"}))
     policy = RetryPolicy(tries=100, first_wait=0.01, max_wait=60, timeout=5)

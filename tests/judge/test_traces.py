@@ -216,6 +216,22 @@ def test_two_runs_of_an_item_share_a_cluster(place, serve, judge_of):
     assert report.score.low < 1.0  # unseen clusters may differ
 
 
+def test_equal_images_are_one_cluster(tmp_path, serve, judge_of):
+    units = (rubric_unit("knowledge", "k"),)
+    one, other = encoded(1), encoded(2)
+    images = ([one], [one], [other], [one, other], [], [])
+    records = [record(number, own, rubric=units) for number, own in enumerate(images)]
+    write(tmp_path / "s", records)
+    server = serve(lambda asked: scores(2, 1))
+    with judge_of(server) as judge, ShardSet.open(tmp_path / "s") as shards:
+        keys = [shards.key(number) for number in range(len(shards))]
+        lines = [{"key": key, "model": "m", "completion": key} for key in keys]
+        found = read_completions(write_lines(tmp_path / "c.jsonl", lines), shards)
+        report = score_traces(judge, shards, found)
+    assert (report.score.n, report.score.clusters) == (6, 5)
+    assert found.items[0].cluster == found.items[1].cluster
+
+
 def test_a_dry_run_sends_nothing(run, judge_of):
     place, server, scored = run
     with judge_of(server) as judge, ShardSet.open(place.shards) as shards:
