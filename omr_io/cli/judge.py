@@ -102,6 +102,13 @@ PriceIn = Annotated[
     float | None, typer.Option(min=0, help="Of a million prompt tokens, in any currency.")
 ]
 PriceOut = Annotated[float | None, typer.Option(min=0, help="Of a million completion tokens.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Rows with equal values of it (the study) are not independent; default: equal images.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be asked and cost, and send nothing.")
 ]
@@ -142,6 +149,7 @@ def score(
     price_out: PriceOut = None,
     model: OfModel = None,
     set_name: OfSet = None,
+    cluster: Cluster = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -159,7 +167,9 @@ def score(
         deadline, keep_going, cache, cache_bytes,
     )  # fmt: skip
     with asker, ShardSet.open(shards) as opened:
-        found = read_completions(completions, opened, model=model, set_name=set_name)
+        found = read_completions(
+            completions, opened, model=model, set_name=set_name, cluster=cluster
+        )
         if dry_run:
             _finish_dry_run(as_json, estimate_traces(asker, opened, found), prices)
             return
@@ -194,6 +204,7 @@ def prefer(
     price_in: PriceIn = None,
     price_out: PriceOut = None,
     set_name: OfSet = None,
+    cluster: Cluster = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -212,7 +223,9 @@ def prefer(
         deadline, keep_going, cache, cache_bytes,
     )  # fmt: skip
     with asker, ShardSet.open(shards) as opened:
-        one, other = (read_completions(path, opened, set_name=set_name) for path in (a, b))
+        one, other = (
+            read_completions(path, opened, set_name=set_name, cluster=cluster) for path in (a, b)
+        )
         if dry_run:
             estimate = estimate_preference(asker, opened, one, other, images=images)
             _finish_dry_run(as_json, estimate, prices)

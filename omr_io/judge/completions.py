@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Completion:
     number: int
     """Of its sample in the shard set."""
     cluster: str
-    """Completions to the same images, or to the same sample, share it."""
+    """What is not independent shares it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,12 @@ class Completions:
 
 
 def read_completions(
-    path: Path, shards: ShardSet, *, model: str | None = None, set_name: str | None = None
+    path: Path,
+    shards: ShardSet,
+    *,
+    model: str | None = None,
+    set_name: str | None = None,
+    cluster: str | None = None,
 ) -> Completions:
     """Read a file of completions and find each one's sample.
 
@@ -61,12 +66,15 @@ def read_completions(
         path: JSON lines.
         shards: the set that was answered.
         model, set_name: which lines to take of a file that holds several models or sets.
+        cluster: the column (of `Record.extra`) whose equal values are no independent items, the
+            study for one. None: samples that share an image, also through others.
 
     Raises:
         SourceError: the file cannot be read.
         DataError: a line is not of this form; a completion comes twice; a key is not in the set,
             or its answer there is another.
-        ConfigError: several models or sets and no choice among them; nothing to judge.
+        ConfigError: several models or sets and no choice among them; nothing to judge; a record
+            without the column.
     """
     rows = list(_rows(path))
     taken = [row for row in rows if row["variant"] == PLAIN]
@@ -75,30 +83,42 @@ def read_completions(
     left_out = sum(row["variant"] != PLAIN for row in rows)
     numbers = {shards.key(i): i for i in range(len(shards))}
     seen: set[tuple[str, int | str]] = set()
-    items = []
+    found: list[int] = []
     for row in taken:
-        key, run, where = row["key"], row["run"], Where(source=str(path), row=row["line"])
-        if (key, run) in seen:
-            raise DataError(f"run {run} of key {key} comes twice", where=where)
-        seen.add((key, run))
-        number = numbers.get(key)
-        if number is None:
-            raise DataError(
-                f"the shard set has no key {short(key)}",
-                where=where,
-                mend="Give the set that was evaluated",
-            )
-        if row["answer"] is not None and row["answer"] != shards.answer(number):
-            raise DataError(
-                f"the right answer to key {key} is {short(str(row['answer']))} here and "
-                f"{short(shards.answer(number))} in the shard set",
-                where=where,
-                mend="Give the set that was evaluated",
-            )
-        items.append(
-            Completion(key, run, row["completion"], number, cluster_of(shards, number, key))
+        where = Where(source=str(path), row=row["line"])
+        if (row["key"], row["run"]) in seen:
+            raise DataError(f"run {row['run']} of key {row['key']} comes twice", where=where)
+        seen.add((row["key"], row["run"]))
+        found.append(_number(row, shards, numbers, where))
+    clusters = (
+        image_clusters(shards, found)
+        if cluster is None
+        else [_value(shards, number, cluster) for number in found]
+    )
+    items = tuple(
+        Completion(row["key"], row["run"], row["completion"], number, label)
+        for row, number, label in zip(taken, found, clusters, strict=True)
+    )
+    return Completions(path, found_model, found_set, items, left_out)
+
+
+def _number(
+    row: Mapping[str, Any], shards: ShardSet, numbers: Mapping[str, int], where: Where
+) -> int:
+    """Of the sample that a line is about."""
+    mend, key = "Give the set that was evaluated", row["key"]
+    number = numbers.get(key)
+    if number is None:
+        raise DataError(f"the shard set has no key {short(key)}", where=where, mend=mend)
+    right = shards.answer(number)
+    if row["answer"] is not None and row["answer"] != right:
+        raise DataError(
+            f"the right answer to key {key} is {short(row['answer'])} here and {short(right)} in "
+            "the shard set",
+            where=where,
+            mend=mend,
         )
-    return Completions(path, found_model, found_set, tuple(items), left_out)
+    return number
 
 
 def image_hashes(shards: ShardSet, number: int) -> tuple[str, ...]:
@@ -107,12 +127,39 @@ def image_hashes(shards: ShardSet, number: int) -> tuple[str, ...]:
     return tuple(shards.image_hashes[place].tobytes().hex() for place in range(begin, end))
 
 
-def cluster_of(shards: ShardSet, number: int, key: str) -> str:
-    """What items that are not independent share: all their images, or their key if there is none.
+def image_clusters(shards: ShardSet, numbers: Sequence[int]) -> list[str]:
+    """A label for each sample: those that share an image, also through others, share it.
 
-    Crops of one image and images of one study are not caught so.
+    Images are the same if their encoded bytes are; crops and other images of a study are not found
+    so. A sample without images is alone with its key.
     """
-    return "+".join(image_hashes(shards, number)) or f"key:{key}"
+    linked: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while (above := linked.setdefault(name, name)) != name:
+            linked[name] = linked[above]
+            name = above
+        return name
+
+    hashes = [image_hashes(shards, number) for number in numbers]
+    for own in hashes:
+        for one in own:
+            linked[top(one)] = top(own[0])
+    return [
+        top(own[0]) if own else f"key:{shards.key(number)}"
+        for own, number in zip(hashes, numbers, strict=True)
+    ]
+
+
+def _value(shards: ShardSet, number: int, column: str) -> str:
+    extra = shards.read_record(number, images=False).extra
+    if column not in extra:
+        raise ConfigError(
+            f"the record has no column {column!r}",
+            where=Where(key=shards.key(number)),
+            mend=f"It has {', '.join(sorted(extra)) or 'none'}",
+        )
+    return str(extra[column])
 
 
 def file_name(text: str) -> str:

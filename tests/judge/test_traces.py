@@ -216,7 +216,7 @@ def test_two_runs_of_an_item_share_a_cluster(place, serve, judge_of):
     assert report.score.low < 1.0  # unseen clusters may differ
 
 
-def test_equal_images_are_one_cluster(tmp_path, serve, judge_of):
+def test_what_shares_an_image_is_one_cluster(tmp_path, serve, judge_of):
     units = (rubric_unit("knowledge", "k"),)
     one, other = encoded(1), encoded(2)
     images = ([one], [one], [other], [one, other], [], [])
@@ -228,8 +228,12 @@ def test_equal_images_are_one_cluster(tmp_path, serve, judge_of):
         lines = [{"key": key, "model": "m", "completion": key} for key in keys]
         found = read_completions(write_lines(tmp_path / "c.jsonl", lines), shards)
         report = score_traces(judge, shards, found)
-    assert (report.score.n, report.score.clusters) == (6, 5)
-    assert found.items[0].cluster == found.items[1].cluster
+        by_study = read_completions(found.path, shards, cluster="study")
+        with pytest.raises(ConfigError, match="no column 'patient'"):
+            read_completions(found.path, shards, cluster="patient")
+    assert (report.score.n, report.score.clusters) == (6, 3)  # the fourth links the third
+    assert len({item.cluster for item in found.items[:4]}) == 1
+    assert [item.cluster for item in by_study.items] == [f"s{number}" for number in range(6)]
 
 
 def test_a_dry_run_sends_nothing(run, judge_of):
