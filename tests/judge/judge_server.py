@@ -81,6 +81,11 @@ def scores(presence: object, correctness: object, **more: object) -> Say:
 Script = Callable[[Asked], Say]
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # with 5, connections of a busy machine are refused
+    daemon_threads = True
+
+
 class JudgeServer:
     """`url`: the base to give as an endpoint. `asked`: all requests, in order."""
 
@@ -92,8 +97,7 @@ class JudgeServer:
         self._seen: dict[str, int] = {}
         self._lock = threading.Lock()
         self.over = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from omr_io import cli
-from omr_io.cli.judge import ADVICE
+from omr_io.cli.judge import ADVICE, PREFER_EXAMPLES, SCORE_EXAMPLES
+from omr_io.cli.judge import app as judge_app
 from omr_io.errors import ConfigError, DataError, SourceError
 from omr_io.index import ShardSet
 from omr_io.judge import estimate_traces, read_completions, score_traces
@@ -204,6 +207,24 @@ def test_an_image_that_exif_turns_goes_upright(tmp_path, serve, judge_of):
     assert (seen.format, seen.size) == ("PNG", (stored.size[1], stored.size[0]))
 
 
+def test_an_image_that_cannot_be_sent_is_a_judge_error(tmp_path, serve, judge_of):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encoded(3, "JPEG", exif=exif, size=(64, 64))
+    units = (rubric_unit("perception", "p"), rubric_unit("knowledge", "k"))
+    cut = record(0, [whole[: len(whole) // 2]], rubric=units)
+    write(tmp_path / "s", [cut], check="header", keep_metadata=True)
+    server = serve(lambda asked: scores(2, 1))
+    with judge_of(server) as judge, ShardSet.open(tmp_path / "s") as shards:
+        line = {"key": shards.key(0), "model": "m", "completion": "trace"}
+        path = write_lines(tmp_path / "c.jsonl", [line])
+        report = score_traces(judge, shards, read_completions(path, shards))
+    assert [asked.claim for asked in server.asked] == ["k"]
+    assert "its image cannot be sent" in report.named_errors[0].why
+    assert (report.errors, report.score) == (1, None)
+    assert report.axes["knowledge"].score.mean == 1.0
+
+
 def test_two_runs_of_an_item_share_a_cluster(place, serve, judge_of):
     traces = [f"{trace}." for trace in TRACES]
     lines = [*place.lines("m", traces), *place.lines("m", traces, run=1)]
@@ -344,6 +365,18 @@ def omr_io(monkeypatch, capsys, tmp_path):
         return code, out, err
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"), [("score", SCORE_EXAMPLES), ("prefer", PREFER_EXAMPLES)]
+)
+def test_examples_parse(name, examples):
+    command = typer.main.get_command(judge_app).commands[name]
+    for example in examples:
+        program, group, own, *arguments = shlex.split(example)
+        assert (program, group, own) == ("omr-io", "judge", name)
+        command.make_context(name, arguments)  # raises for what does not parse
+        assert example in command.epilog
 
 
 def test_the_command(omr_io, place, serve, tmp_path):
