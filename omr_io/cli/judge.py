@@ -115,6 +115,8 @@ DryRun = Annotated[
 OfModel = Annotated[
     str | None, typer.Option(help="Whose completions, where the file holds several models'.")
 ]
+ModelA = Annotated[str | None, typer.Option(help="Whose in A, where it holds several models'.")]
+ModelB = Annotated[str | None, typer.Option(help="Whose in B; A and B may be one file.")]
 OfSet = Annotated[
     str | None, typer.Option("--set-name", help="Of which set, where the file holds several.")
 ]
@@ -203,6 +205,8 @@ def prefer(
     cache_bytes: CacheBytes = 1 << 30,
     price_in: PriceIn = None,
     price_out: PriceOut = None,
+    model_a: ModelA = None,
+    model_b: ModelB = None,
     set_name: OfSet = None,
     cluster: Cluster = None,
     dry_run: DryRun = False,
@@ -224,7 +228,8 @@ def prefer(
     )  # fmt: skip
     with asker, ShardSet.open(shards) as opened:
         one, other = (
-            read_completions(path, opened, set_name=set_name, cluster=cluster) for path in (a, b)
+            read_completions(path, opened, model=model, set_name=set_name, cluster=cluster)
+            for path, model in ((a, model_a), (b, model_b))
         )
         if dry_run:
             estimate = estimate_preference(asker, opened, one, other, images=images)

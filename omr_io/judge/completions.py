@@ -240,7 +240,9 @@ def _only(
         raise ConfigError(
             f"the file holds completions of several {field}s: {', '.join(map(short, names[:5]))}",
             where=where,
-            mend=f"Choose one by --{'model' if field == 'model' else 'set-name'}",
+            mend="Choose one: --model (prefer: --model-a, --model-b)"
+            if field == "model"
+            else "Choose one: --set-name",
         )
     name = names[0] if chosen is None else chosen
     if name not in names:

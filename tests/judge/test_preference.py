@@ -174,3 +174,19 @@ def test_the_command(omr_io, run, place, files, tmp_path):  # noqa: F811
     assert "first in both orders 1, second 0; the first place got 71.4% of all choices" in out
     code, out, err = omr_io(*asked, "--json")
     assert json.loads(out)["usage"]["requests"] == 0
+    both = write_lines(
+        tmp_path / "both.jsonl",
+        [json.loads(line) for path in files for line in path.read_text().splitlines()],
+    )
+    asked = ("judge", "prefer", both, both, *asked[4:])
+    code, out, err = omr_io(*asked)
+    assert code == 2
+    assert "Choose one: --model (prefer: --model-a, --model-b)" in err
+    code, out, err = omr_io(*asked, "--model-a", "model/a", "--model-b", "b", "--json")
+    told = json.loads(out)
+    assert (told["a"], told["b"], told["pairs"], told["usage"]["requests"]) == (
+        "model/a",
+        "b",
+        5,
+        0,
+    )
