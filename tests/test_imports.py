@@ -30,6 +30,7 @@ FLOORS = (
     ("blend", "checks of shards"),
     ("doctor", "energon", "gallery", "lint", "loader", "publish"),
     ("integrations", "stages", "train"),
+    ("judge",),
     ("cli",),
 )
 FLOOR = {stage: floor for floor, stages in enumerate(FLOORS) for stage in stages}
@@ -106,6 +107,7 @@ def test_only_the_command_line_and_the_terminal_draw(graph):
         ("import omr_io.publish", {"huggingface_hub", "rich", "torch"}),
         ("import omr_io.gallery", {"rich", "torch"}),
         ("import omr_io.conversion", {"rich", "typer", "torch"}),
+        ("import omr_io.judge.preference", {"rich", "torch", "PIL"}),
     ],
 )
 def test_what_is_heavy_is_loaded_when_it_is_used(command, heavy):

@@ -21,6 +21,7 @@ PACKAGES = (
     "omr_io.gallery",
     "omr_io.images",
     "omr_io.images.families",
+    "omr_io.judge",
     "omr_io.lint",
     "omr_io.loader",
     "omr_io.packing",

@@ -27,6 +27,7 @@ from omr_io.cli.eval import evaluate
 from omr_io.cli.index import CODES as INDEX_CODES
 from omr_io.cli.index import EXAMPLES as INDEX_EXAMPLES
 from omr_io.cli.index import index
+from omr_io.cli.judge import app as judge
 from omr_io.cli.lint import CODES as LINT_CODES
 from omr_io.cli.lint import EXAMPLES as LINT_EXAMPLES
 from omr_io.cli.lint import lint
@@ -118,3 +119,5 @@ for _name, _command, _examples, _codes in (
     ("completion", completion, COMPLETION_EXAMPLES, "Exit codes: 0 done; 2 usage."),
 ):
     app.command(_name, epilog=epilog(*_examples, codes=_codes))(_command)
+
+app.add_typer(judge, name="judge")

@@ -115,37 +115,51 @@ class Connections:
     def _send(
         self, origin: Origin, url: str, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
-        parts = urlsplit(url)
-        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-        if parts.query:
-            target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
-        proxy = _proxy(origin)
-        extra = {"Accept-Encoding": "identity", "User-Agent": f"omr_io/{__version__}"}
-        if proxy is not None and origin[0] == "http":  # a proxy takes the whole URL
-            target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
-            extra |= {"Host": parts.netloc.rpartition("@")[2], **_proxy_authorization(proxy)}
+        target, extra = request_target(url)
         connection = self._open.get(origin)
         if connection is None:
             while len(self._open) >= _MAX_OPEN:
                 self._drop(next(iter(self._open)))
-            connection = self._open[origin] = self._connect(origin, proxy)
+            connection = self._open[origin] = connect(url, self._timeout)
         connection.request("GET", target, headers={**extra, **headers})
         return connection.getresponse()
 
-    def _connect(self, origin: Origin, proxy: SplitResult | None) -> http.client.HTTPConnection:
-        scheme, host, port = origin
-        if proxy is not None:
-            at = proxy.hostname or "", proxy.port or _PORTS.get(proxy.scheme, 80)
-            if scheme == "http":
-                return http.client.HTTPConnection(*at, timeout=self._timeout)
-            tls = ssl.create_default_context()
-            tunnel = http.client.HTTPSConnection(*at, timeout=self._timeout, context=tls)
-            tunnel.set_tunnel(host, port, _proxy_authorization(proxy))
-            return tunnel
+
+def request_target(url: str) -> tuple[str, dict[str, str]]:
+    """What a request for a URL names on its connection (see `connect`), and its first headers."""
+    parts, origin = urlsplit(url), origin_of(url)
+    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+    if parts.query:
+        target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+    headers = {"Accept-Encoding": "identity", "User-Agent": f"omr_io/{__version__}"}
+    proxy = _proxy(origin)
+    if proxy is not None and origin[0] == "http":  # a proxy takes the whole URL
+        host = parts.netloc.rpartition("@")[2]
+        target = f"http://{host}{target}"
+        headers |= {"Host": host, **_proxy_authorization(proxy)}
+    return target, headers
+
+
+def connect(url: str, timeout: float) -> http.client.HTTPConnection:
+    """A connection, not yet opened, to a URL's host, by the proxy of the environment if any.
+
+    Args:
+        timeout: seconds that it may be silent.
+    """
+    scheme, host, port = origin = origin_of(url)
+    proxy = _proxy(origin)
+    if proxy is not None:
+        at = proxy.hostname or "", proxy.port or _PORTS.get(proxy.scheme, 80)
         if scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=self._timeout)
+            return http.client.HTTPConnection(*at, timeout=timeout)
         tls = ssl.create_default_context()
-        return http.client.HTTPSConnection(host, port, timeout=self._timeout, context=tls)
+        tunnel = http.client.HTTPSConnection(*at, timeout=timeout, context=tls)
+        tunnel.set_tunnel(host, port, _proxy_authorization(proxy))
+        return tunnel
+    if scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+    tls = ssl.create_default_context()
+    return http.client.HTTPSConnection(host, port, timeout=timeout, context=tls)
 
 
 def _next(url: str, location: str, source: str) -> str:

@@ -37,11 +37,19 @@ class AxisScore:
 
 @dataclass(frozen=True, slots=True)
 class TraceScore:
-    """The three axes of one trace; `score` is None without any judged unit."""
+    """The three axes of one trace.
+
+    Attributes:
+        axes: those with a judged unit.
+        score: the mean of the axes; None without any judged unit, and where `unjudged` names one.
+        judge_errors: units whose judge failed.
+        unjudged: axes that have units, of which the judge failed on every one.
+    """
 
     axes: Mapping[Axis, AxisScore]
     score: float | None
     judge_errors: int
+    unjudged: tuple[Axis, ...] = ()
 
 
 def trace_score(units: Sequence[JudgedUnit]) -> TraceScore:
@@ -55,7 +63,9 @@ def trace_score(units: Sequence[JudgedUnit]) -> TraceScore:
     - Nothing present (all p = 0): correctness is 0/0 and reported as None; the axis scores 0,
       since its presence is 0 whatever correctness were.
     - An axis without units does not exist for this trace: the mean is over the other axes.
-    - A unit whose judge failed (p is None, or p >= 1 and c is None) is left out and counted.
+    - A unit whose judge failed (p is None, or p >= 1 and c is None) is left out and counted. If
+      that leaves an axis that has units without any, the trace has no score: a mean over the other
+      axes would not compare with that of traces which were judged on all.
     """
     judged = [unit for unit in units if not _judge_failed(unit)]
     axes: dict[Axis, AxisScore] = {}
@@ -63,8 +73,13 @@ def trace_score(units: Sequence[JudgedUnit]) -> TraceScore:
         own = [unit for unit in judged if unit.axis == axis]
         if own:
             axes[axis] = _axis_score(own)
-    total = sum(axis.score for axis in axes.values()) / len(axes) if axes else None
-    return TraceScore(axes, total, len(units) - len(judged))
+    unjudged = tuple(
+        axis for axis in AXES if axis not in axes and any(unit.axis == axis for unit in units)
+    )
+    total = None
+    if axes and not unjudged:
+        total = sum(axis.score for axis in axes.values()) / len(axes)
+    return TraceScore(axes, total, len(units) - len(judged), unjudged)
 
 
 def _judge_failed(unit: JudgedUnit) -> bool:
