@@ -101,8 +101,8 @@ class DataLoader:
             Triton is installed, and C++ elsewhere.
         pixel_dtype: of pixel_values: float32, or bfloat16 or float16, which hold the float32 values
             rounded to the nearest and are half the bytes. Not part of the order.
-        pin_memory: patches are written into page-locked memory, so that `Batch.pin_memory` need not
-            copy them; None: where CUDA is available.
+        pin_memory: batches on the host lie in page-locked memory, from which `Batch.to` sends them
+            as they are; None: where CUDA is available.
 
     Raises:
         ConfigError: an option that cannot be right.
