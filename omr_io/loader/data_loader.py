@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder, make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import options, state
+from omr_io.loader.arguments import checked
 from omr_io.loader.engine import Engine
 from omr_io.loader.lengths import Truncation, measure, truncate_lengths
 from omr_io.loader.making import BatchMaker, Made
@@ -105,7 +106,7 @@ class DataLoader:
             as they are; None: where CUDA is available.
 
     Raises:
-        ConfigError: an option that cannot be right.
+        ConfigError: an option of another type, or that cannot be right.
         SourceError, IntegrityError: the shard set cannot be opened.
         TokenizerError: the tokenizer is missing or lacks a token.
         SampleTooLongError: a sample has more tokens than seq_len.
@@ -125,7 +126,7 @@ class DataLoader:
         rank: int | None = None,
         world_size: int | None = None,
         packs_per_batch: int | None = None,
-        samples: Int64Array | None = None,
+        samples: Int64Array | Sequence[int] | None = None,
         window: int | None = None,
         too_long: TooLong = "error",
         truncate: Truncate = "refuse",
@@ -140,30 +141,33 @@ class DataLoader:
         pixel_dtype: torch.dtype = torch.float32,
         pin_memory: bool | None = None,
     ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
-        self._layout = Layout.of(packs_per_step, rank, world_size, packs_per_batch)
-        self._arguments |= {"rank": self.rank, "world_size": self.world_size}
+        given = checked({name: value for name, value in locals().items() if name != "self"})
+        seq_len, seed, window = (given[name] for name in ("seq_len", "seed", "window"))
+        numbers: Int64Array | None = given["samples"]
+        self._layout = Layout.of(
+            given["packs_per_step"], given["rank"], given["world_size"], given["packs_per_batch"]
+        )
+        self._arguments = given | {"rank": self.rank, "world_size": self.world_size}
         options.check_plan_options(seq_len, too_long, truncate)
-        self._depth = Depth(num_threads, prefetch, prefetch_bytes)
+        self._depth = Depth(given["num_threads"], given["prefetch"], given["prefetch_bytes"])
         self.vision, self.seq_len = vision, seq_len
         self._device = options.check_device(device)
         pack = pack_implementation(implementation, self._device)
         self._chat = options.choose_chat(chat, tokenizer, vision)
-        self._opened = open_blend(as_blend(shards, samples), remote)
+        self._opened = open_blend(as_blend(shards, numbers), remote)
         self._shards = self._opened.samples
         self._owns_decoder = isinstance(decoder, str)
         self._decoder = self._make_decoder(decoder) if isinstance(decoder, str) else decoder
         options.check_decoder_device(self._decoder.device, self._device)
         kept = Cache.of("lengths") if cache else None
         self.lengths = measure(self._shards, self._chat, vision, kept, check_images=False)
-        self._selection = Selection(self._opened, self.lengths, samples, seed)
+        self._selection = Selection(self._opened, self.lengths, numbers, seed)
         self.truncation: Truncation | None = None
         """What was cut (`truncate`); None where nothing may be."""
         if truncate == "completion":
             self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
         self._plan_epochs(seed, window, too_long)
-        if pin_memory is None:
-            pin_memory = torch.cuda.is_available()
+        pinned = options.check_pinned(pin_memory)
         self._encoder = SampleEncoder(
             self._shards,
             self._chat,
@@ -179,10 +183,10 @@ class DataLoader:
             pack,
             seq_len=seq_len,
             device=self._device,
-            keep=prefetch + num_threads + 2,
+            keep=self.prefetch + self.num_threads + 2,
             most_positions=self.packs_per_batch * seq_len,
-            num_threads=num_threads,
-            pin_memory=pin_memory,
+            num_threads=self.num_threads,
+            pin_memory=pinned,
             rank=self.rank,
         )
         self._pad_id = self._maker.pad_id
