@@ -42,6 +42,7 @@ from omr_io.loader.quarantine import FailureBudget, Quarantine
 from omr_io.loader.samples import SampleEncoder
 from omr_io.loader.selection import Selection, as_blend
 from omr_io.loader.state import Position
+from omr_io.loader.step_counts import StepCounts
 from omr_io.ops import pack_implementation
 from omr_io.packing import TooLong
 from omr_io.packing.epoch import EpochPlan
@@ -86,8 +87,9 @@ class DataLoader:
         truncate: "completion" first cuts the end of completions (and the token that closes them)
             where that makes a sample fit seq_len; `truncation` says what. Prompts and images are
             never cut: where they alone are too long, `too_long` decides. "refuse" cuts nothing.
-        cache: keep the lengths of texts between runs, so that the next start reads no text: in
-            ~/.cache/omr_io/lengths, or where OMR_IO_CACHE_DIR says (see `omr_io.cache`).
+        cache: keep the lengths of texts between runs, so that the next start reads no text, and the
+            steps of epochs that take long to count: in ~/.cache/omr_io/lengths and steps, or where
+            OMR_IO_CACHE_DIR says (see `omr_io.cache`).
         remote: how what a URL names is read ahead, tried again, and kept in a local cache.
         num_threads: that read, decode and encode; they share the samples of a batch. 0 does it all
             in the consumer's thread.
@@ -166,7 +168,7 @@ class DataLoader:
         """What was cut (`truncate`); None where nothing may be."""
         if truncate == "completion":
             self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
-        self._plan_epochs(seed, window, too_long)
+        self._plan_epochs(seed, window, too_long, Cache.of("steps") if cache else None)
         pinned = options.check_pinned(pin_memory)
         self._encoder = SampleEncoder(
             self._shards,
@@ -202,7 +204,12 @@ class DataLoader:
         largest = int(heights.max(initial=0)), int(widths.max(initial=0))
         return make_decoder(name, self.vision, str(self._device), largest=largest)
 
-    def _plan_epochs(self, seed: int, window: int | None, too_long: TooLong) -> None:
+    def _plan_epochs(
+        self, seed: int, window: int | None, too_long: TooLong, kept: Cache | None
+    ) -> None:
+        def counts(epoch: int) -> StepCounts:
+            return StepCounts(kept or Cache(None), lambda: self._fingerprint, epoch)
+
         self._order = Order(
             self.lengths,
             self._selection.of,
@@ -212,6 +219,7 @@ class DataLoader:
             window=window,
             too_long=too_long,
             keys=state.Keys(self._shards),
+            kept=counts,
         )
         planning = {
             "seed": seed,
