@@ -66,7 +66,7 @@ class Block:
         if end > len(self._memory):
             raise ValueError(f"no room for {end - start} bytes at {start} of {len(self._memory)}")
         self._used = end
-        return self._memory[start:end].view(dtype).view(tuple(shape))
+        return _apart(self._memory[start:end].view(dtype).view(tuple(shape)))
 
     def put(self, values: NDArray[Any] | Tensor) -> Tensor:
         """A copy of an array or a host tensor in the block; errors as of `empty`."""
@@ -88,12 +88,12 @@ class Block:
         if not array.nbytes or not inside or not array.flags.c_contiguous:
             return self.put(array)
         flat = self._memory[start : start + array.nbytes]
-        return flat.view(_dtype(array)).view(array.shape)
+        return _apart(flat.view(_dtype(array)).view(array.shape))
 
     def send(self, device: torch.device) -> None:
-        """Copy all that is laid out to the device, on the current stream; the host does not wait.
+        """Copy all that is laid out to the device; on the CPU nothing is copied.
 
-        On the CPU nothing is copied.
+        To a GPU it goes on the current stream, and the host does not wait.
         """
         if self._there is None:
             self._there = copied(self._memory[: self._used], device)
@@ -105,8 +105,11 @@ class Block:
 
 
 def copied(run: Tensor, device: torch.device) -> Tensor:
-    """The one copy: a run of bytes on another device; itself if it is there."""
-    return run.to(device, non_blocking=True)
+    """The one copy: a run of bytes on another device; itself if it is there.
+
+    Only CUDA's allocator of page-locked memory waits for copies before it lends memory again.
+    """
+    return run.to(device, non_blocking=device.type == "cuda")
 
 
 def send(arrays: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
@@ -206,11 +209,20 @@ def _end(tensor: Tensor) -> int:
 def _seen(there: Tensor, first: int, tensor: Tensor) -> Tensor:
     """In a copy of a run of bytes that began at `first` of its storage: what `tensor` is there."""
     if not tensor.numel():
-        return there[:0].view(tensor.dtype).view(tensor.shape)
+        return _apart(there[:0].view(tensor.dtype).view(tensor.shape))
     start = int(tensor.storage_offset()) * tensor.itemsize - first
     end = _end(tensor) - first
     flat = there[start:end].view(tensor.dtype)
-    return flat.as_strided(tensor.shape, tensor.stride(), flat.storage_offset())
+    return _apart(flat.as_strided(tensor.shape, tensor.stride(), flat.storage_offset()))
+
+
+def _apart(view: Tensor) -> Tensor:
+    """The same memory, of which autograd does not know that others look into its neighbourhood.
+
+    Views of one tensor share a count of changes: labels that are masked in place between forward
+    and backward would make pixels, which were saved, look changed.
+    """
+    return view.data
 
 
 def _dtype(array: NDArray[Any]) -> torch.dtype:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from omr_io.errors import ConfigError
+
 if TYPE_CHECKING:
     from omr_io.remote_storage import RemoteOptions
+
+_URL = re.compile(r"(hf|s3|gs|https?):/", re.IGNORECASE)
 
 SET_HELP = "A shard set: a folder, or a URL (hf://, s3://, gs://, http(s)://)."
 
@@ -41,3 +46,17 @@ def remote_options(cache: Path | None, cache_bytes: int | None) -> RemoteOptions
     from omr_io.remote_storage import RemoteOptions
 
     return RemoteOptions(cache="default" if cache is None else cache, cache_bytes=cache_bytes)
+
+
+def only_folders(*folders: Path) -> None:
+    """Refuse URLs where a set's own folder is written to, or all of it is read.
+
+    Raises:
+        ConfigError: one is a URL (as a Path, which keeps one of its slashes).
+    """
+    for folder in folders:
+        if _URL.match(str(folder)) and not folder.exists():
+            raise ConfigError(
+                "this command takes folders, not URLs",
+                mend="Copy the set here, and name the copy",
+            )

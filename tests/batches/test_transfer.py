@@ -194,6 +194,24 @@ def test_its_bytes_are_seen_through_the_copy(batch):
         assert copied[name].data_ptr() != tensor.data_ptr() or not tensor.numel()
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_labels_may_be_changed_between_forward_and_backward(batch, moved):
+    """Memory is shared, the changes that autograd counts are not."""
+    if moved:
+        named = {str(i): tensor for i, tensor in enumerate(batch.tensors())}
+        copied = by_block(named, torch.clone)
+        place = [id(tensor) for tensor in batch.tensors()]
+        labels = copied[str(place.index(id(batch.labels)))]
+        pixels = copied[str(place.index(id(batch.pixel_values)))]
+    else:
+        labels, pixels = batch.labels, batch.pixel_values
+    weight = torch.ones(pixels.shape[1], 1, requires_grad=True)
+    loss = (pixels @ weight).sum()
+    labels.fill_(-100)
+    loss.backward()
+    torch.testing.assert_close(weight.grad[:, 0], pixels.sum(0))
+
+
 def test_what_shares_no_block_goes_by_itself(batch, plain):
     for changed, count in [
         (dataclasses.replace(batch, labels=batch.labels.clone()), 2),

@@ -197,6 +197,13 @@ def test_a_url_that_names_no_set(omr_io, server):  # noqa: F811
     assert "no URL that omr_io reads" in err
 
 
+@pytest.mark.parametrize("command", [["energon"], ["card"], ["push", "hf://datasets/me/set"]])
+def test_commands_that_write_into_a_set_say_that_they_take_folders(omr_io, url, command):  # noqa: F811
+    code, _, err = omr_io(command[0], url, *command[1:])
+    assert code == 2
+    assert "takes folders, not URLs. Copy the set here" in err
+
+
 def test_the_bound_of_the_cache_is_kept(omr_io, url, tmp_path):  # noqa: F811
     options = ["--remote-cache", tmp_path / "cache", "--remote-cache-bytes"]
     assert omr_io("info", url, *options, 0)[0] == 0
