@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 
 from omr_io.batches.labels import label_rows
+from omr_io.batches.transfer import Block
 from omr_io.errors import ConfigError
 from omr_io.types import IGNORE_INDEX, SPAN_FIELDS, IdType, Int32Array, PackedTensors, SpanTable
 
@@ -111,8 +112,8 @@ class Uploaded:
 
     Attributes:
         buffer: (L,) int32: the head; for each block and one past the last, its first span and the
-            first step of the search; the spans; cu_seqlens; the tokens; label_rows as int64. All
-            begin at 16 bytes.
+            first step of the search; the spans; cu_seqlens; the tokens; label_rows as int64. It
+            begins at a multiple of 64 bytes, all of them at one of 16.
         cu_seqlens: (S + 1,) int32, a view of it.
         label_rows: (R,) int64, a view of it.
         table: where it comes from.
@@ -124,12 +125,16 @@ class Uploaded:
     table: SpanTable
 
 
-def upload(table: SpanTable, device: torch.device) -> Uploaded:
+def upload(table: SpanTable, device: torch.device, block: Block | None = None) -> Uploaded:
     """Bring a span table to a device in one transfer, which the host does not wait for.
 
-    The buffer is pinned where the device is a GPU; torch's allocator keeps it until the transfer on
-    the current stream is over.
+    Args:
+        block: what the buffer is laid into, to be sent with all else that lies there; None: one of
+            its own, pinned where the device is a GPU. torch's allocator keeps it until the transfer
+            on the current stream is over.
 
+    Raises:
+        ValueError: the block has no room, or is sent already.
     """
     num_positions = table.num_packs * table.seq_len
     blocks = _blocks(table.spans[:, 0], num_positions, _stride(num_positions))
@@ -140,15 +145,16 @@ def upload(table: SpanTable, device: torch.device) -> Uploaded:
     # Under 2^31 words, since there are at most as many spans as MAX_PACKED_TOKENS.
     starts = np.cumsum([0, *(-(-part.size // 4) * 4 for part in parts)])
     head[:3] = table.pad_id, starts[2], starts[4]
-    pinned = device.type == "cuda"
     # The kernel also fills what stands between N and R, from what follows the tokens.
     words = int(starts[-1]) + _ALIGNMENT
-    staging = torch.empty(words, dtype=torch.int32, pin_memory=pinned)
+    block = block or Block.of_size(4 * words, device)
+    staging = block.empty((words,), torch.int32)
     host_L = staging.numpy()
     host_L[-_ALIGNMENT:] = 0
     for part, start in zip(parts, starts, strict=False):
         host_L[start : start + part.size] = part
-    buffer = staging.to(device, non_blocking=True)
+    block.send(device)
+    buffer = block.sent(staging)
     cu_seqlens = buffer[int(starts[3]) : int(starts[3]) + table.cu_seqlens.size]
     rows_R = buffer[int(starts[5]) : int(starts[5]) + 2 * rows.size].view(torch.int64)
     return Uploaded(buffer, cu_seqlens, rows_R, table)

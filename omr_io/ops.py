@@ -22,9 +22,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from omr_io.batches import as_tensors
+from omr_io.batches import Block, as_tensors
 from omr_io.batches.spans import pack as _cpu_pack
 from omr_io.batches.spans import span_table
+from omr_io.batches.transfer import ALIGNMENT
 from omr_io.errors import ConfigError
 from omr_io.images.cpu_patches import patches as _cpu_patches
 from omr_io.packing.refusals import check_options
@@ -53,9 +54,26 @@ class Pack(Protocol):
         image_token_id: int,
         merge_size: int,
         dtype: IdType = "int64",
+        block: Block | None = None,
     ) -> PackedTensors:
-        """Lay each pack's samples into one row of seq_len tokens."""
+        """Lay each pack's samples into one row of seq_len tokens.
+
+        Args:
+            block: what the device gets is laid into it, behind what lies there; then all of it is
+                sent, in one copy, and what was laid before is there too (`Block.sent`). None: a
+                block of its own. `batch_room` says how much is needed.
+        """
         ...
+
+
+def batch_room(positions: int, samples: int, packs: int, images: int) -> int:
+    """Bytes of a block that hold a batch's integers and grids, by any implementation.
+
+    Seven ids of 8 bytes, segment and weight of 4 each, at most one row of labels of 8 bytes for
+    each position; a bound of a segment; a grid of 3 x 8 bytes an image. What the kernel takes, at
+    most a span of 40 bytes, a token of 4 and a row of labels for each position, is less.
+    """
+    return positions * 72 + (samples + packs + 1) * 4 + images * 24 + 16 * ALIGNMENT
 
 
 def _host_pack(
@@ -68,8 +86,10 @@ def _host_pack(
     image_token_id: int,
     merge_size: int,
     dtype: IdType = "int64",
+    block: Block | None = None,
 ) -> PackedTensors:
     """An implementation on the host; its tensors then go to the device."""
+    within = {"block": block} if make is _cpu_pack else {}  # the reference's are put there after
     arrays = make(
         packs,
         seq_len=seq_len,
@@ -77,8 +97,9 @@ def _host_pack(
         image_token_id=image_token_id,
         merge_size=merge_size,
         dtype=dtype,
+        **within,
     )
-    return as_tensors(arrays, device)
+    return as_tensors(arrays, device, block)
 
 
 def _triton_pack(
@@ -90,6 +111,7 @@ def _triton_pack(
     image_token_id: int,
     merge_size: int,
     dtype: IdType = "int64",
+    block: Block | None = None,
 ) -> PackedTensors:
     """The span table by C++ on the host, one transfer, one launch."""
     from omr_io.kernels.pack import pack_spans, upload
@@ -102,7 +124,7 @@ def _triton_pack(
         image_token_id=image_token_id,
         merge_size=merge_size,
     )
-    made: PackedTensors = pack_spans(upload(table, device), dtype=dtype)
+    made: PackedTensors = pack_spans(upload(table, device, block), dtype=dtype)
     return made
 
 

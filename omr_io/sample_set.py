@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from omr_io.index import ShardSet
     from omr_io.shards.layout import Part
@@ -60,3 +60,22 @@ class SampleSet(Protocol):
     def storage_stats(self) -> StorageStats: ...
     def locate(self, i: int) -> tuple[ShardSet, int]: ...
     def close(self) -> None: ...
+
+
+_AHEAD = 1024  # samples that storage is told of at a time
+
+
+def in_turn(samples: SampleSet, numbers: Sequence[int], *, images: bool) -> Iterator[int]:
+    """The numbers of samples that are read one after the other, in this order.
+
+    The storage is told of each some thousand before it comes, so that what is far away is there.
+
+    Args:
+        images: whether images are read, or texts alone.
+    """
+    if len(numbers):
+        samples.will_read(numbers[:_AHEAD], images=images)
+    for place, number in enumerate(numbers):
+        if place % _AHEAD == 0:
+            samples.will_read(numbers[place + _AHEAD : place + 2 * _AHEAD], images=images)
+        yield number

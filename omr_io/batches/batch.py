@@ -6,7 +6,7 @@ Legend: B packs, T seq_len, S segments, R labels, P patches, D patch width, N im
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from omr_io.batches.boundaries import HostBoundaries, pack_boundaries
-from omr_io.batches.transfer import send
+from omr_io.batches.transfer import Block, by_block, move, send
 from omr_io.batches.vision_tower import VISION_BOUNDARIES, Grid, vision_arrays
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, DataError, Where
 from omr_io.images.pixel_values import as_tensor
-from omr_io.types import EncodedSample, PackedArrays, PackedTensors, PixelValues
+from omr_io.types import EncodedSample, Int64Array, PackedArrays, PackedTensors, PixelValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,9 @@ class Failure:
 class Batch:
     """Packs of one micro step on one rank.
 
-    All tensors are on one device; some may be views of one allocation. Ids, labels, positions and
-    token types are int64 as the loader makes them; `omr_io.ops` can give int32.
+    All tensors are on one device, and may be views of one allocation: in a loader's batch all are,
+    so whoever keeps one keeps the memory of all (`.clone()` keeps it alone). Ids, labels, positions
+    and token types are int64 as the loader makes them; `omr_io.ops` can give int32.
 
     Attributes:
         input_ids: (B, T) int64; packs of whole samples, the tail is padding.
@@ -197,58 +198,65 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The batch with all tensors on `device`.
 
-        To a CUDA device, and non-blocking, nothing waits: integers on the host go joined in one
-        page-locked copy, pixels in one, from where they are if they are pinned (as the loader's
-        are where there is CUDA), else they are copied into page-locked memory first.
+        Tensors that share a block, as all of a loader's batch do, go in one copy, and are views of
+        one allocation there. To a CUDA device, and non-blocking, nothing waits: what is page-locked
+        (as the loader's batches are where there is CUDA) is sent from where it is, all else is
+        joined in page-locked memory first.
         """
         target = torch.device(device)
-        if target.type != "cuda" or not non_blocking:
-            return self._map(lambda tensor: tensor.to(target, non_blocking=non_blocking))
-        fields = (field.name for field in dataclasses.fields(self))
-        values = {name: getattr(self, name) for name in fields if name != "pixel_values"}
-        pageable = {
-            name: value.numpy()
-            for name, value in values.items()
-            if isinstance(value, Tensor) and value.is_cpu and not value.is_pinned()
-        }
-        sent: dict[str, Any] = {**send(pageable, target)} if pageable else {}
-        there = dataclasses.replace(self, **sent)
-        return there._map(
-            lambda tensor: (tensor.pin_memory() if tensor.is_cpu else tensor).to(
-                target, non_blocking=True
-            )
-        )
+        sent: dict[str, Any] = {**move(self._named(), target, non_blocking=non_blocking)}
+        return dataclasses.replace(self, **sent)
 
     def pin_memory(self) -> Batch:
         """The batch with all tensors in page-locked memory; needs a CUDA device.
 
         Tensors that are on a device already stay there.
         """
-        return self._map(lambda tensor: tensor.pin_memory() if tensor.is_cpu else tensor)
+        pinned: dict[str, Any] = {
+            **by_block(self._named(), lambda run: run.pin_memory() if run.is_cpu else run)
+        }
+        return dataclasses.replace(self, **pinned)
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the batch."""
+        return list(self._named().values())
+
+    def _named(self) -> dict[str, Tensor]:
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: value for name, value in values if isinstance(value, Tensor)}
+
+    def __getstate__(self) -> list[Any]:
+        """For pickle and copies: tensors without the block that they are views of.
+
+        torch writes the whole storage of a tensor, so a batch would be written a dozen times.
+        """
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return [value for value in values if isinstance(value, Tensor)]
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors: dict[str, Any] = {
-            field.name: change(value)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
+        return [_by_itself(value) if isinstance(value, Tensor) else value for value in values]
 
 
-def as_tensors(arrays: PackedArrays, device: torch.device | None = None) -> PackedTensors:
+def _by_itself(tensor: Tensor) -> Tensor:
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def as_tensors(
+    arrays: PackedArrays, device: torch.device | None = None, block: Block | None = None
+) -> PackedTensors:
     """The same as tensors: sharing memory on the CPU, by copies on another device.
 
-    To a CUDA device they go in one copy through pinned memory, and the host does not wait for it.
+    To another device they go in one copy, and the host does not wait for it.
+
+    Args:
+        block: where they are, or are put, and which is then sent with all else that it holds.
     """
+    device = device or torch.device("cpu")
     names = [field.name for field in dataclasses.fields(PackedTensors)]
     values = {name: getattr(arrays, name) for name in names}
-    sent = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    return PackedTensors(**(values | send(sent, device or torch.device("cpu"))))
+    there = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    if block is None:
+        return PackedTensors(**(values | send(there, device)))
+    laid = {name: block.tensor(array) for name, array in there.items()}
+    block.send(device)
+    return PackedTensors(**(values | {name: block.sent(laid[name]) for name in laid}))
 
 
 def make_batch(
@@ -263,6 +271,7 @@ def make_batch(
     failures: Sequence[Failure] = (),
     pixel_dtype: torch.dtype = torch.float32,
     pixel_values: Tensor | None = None,
+    image_grid_thw: Tensor | None = None,
 ) -> Batch:
     """Wrap packs and what was assembled from them as a batch; shares their memory.
 
@@ -273,25 +282,27 @@ def make_batch(
     Args:
         pixel_dtype: of the dummy's values; images have theirs.
         pixel_values: (P, D), the patches of all samples in order, on the host or where the integers
-            are; None: the samples hold them.
+            are; None: the samples hold them. Where no sample has an image: none, or the dummy's.
+        image_grid_thw: (N, 3) int64, what `image_grids` gives, where the integers are; None: it
+            follows from the samples.
 
     Raises:
         DataError: the patches are not as many as the grids ask for.
     """
     samples = [sample for pack in packs for sample in pack]
-    grids_N3 = np.concatenate([np.empty((0, 3), np.int64), *(s.image_grid_thw for s in samples)])
-    if pixel_values is None:
+    grids_N3, has_dummy_image = image_grids(samples, vision)
+    if pixel_values is None and not has_dummy_image:
         pixel_values = as_tensor(join_patches(samples))
-    elif len(pixel_values) != int(grids_N3.prod(axis=1).sum()):
+    elif pixel_values is None or (has_dummy_image and not len(pixel_values)):
+        shape = (dummy_patches(vision), vision.patch_width)
+        pixel_values = torch.zeros(shape, dtype=pixel_dtype)
+    if len(pixel_values) != int(grids_N3.prod(axis=1).sum()):
         raise DataError(
             f"image_grid_thw asks for {grids_N3.prod(axis=1).sum()} patches, pixel_values has "
             f"{len(pixel_values)}"
         )
-    has_dummy_image = not len(grids_N3)
-    if has_dummy_image:
-        side = 2 * vision.merge_size
-        pixel_values = torch.zeros((side * side, vision.patch_width), dtype=pixel_dtype)
-        grids_N3 = np.asarray([[1, side, side]], np.int64)
+    if image_grid_thw is None:
+        image_grid_thw = torch.from_numpy(grids_N3)
     packed = as_tensors(arrays) if isinstance(arrays, PackedArrays) else arrays
     device = packed.input_ids.device
     batch = Batch(
@@ -304,7 +315,7 @@ def make_batch(
         cu_seqlens=packed.cu_seqlens,
         max_seqlen=packed.max_seqlen,
         pixel_values=pixel_values,
-        image_grid_thw=torch.from_numpy(grids_N3),
+        image_grid_thw=image_grid_thw,
         mm_token_type_ids=packed.mm_token_type_ids,
         has_dummy_image=has_dummy_image,
         grids=tuple((frames, rows, columns) for frames, rows, columns in grids_N3.tolist()),
@@ -323,6 +334,20 @@ def make_batch(
         vision=vision,
     )
     return batch.to(device)
+
+
+def image_grids(samples: Sequence[EncodedSample], vision: VisionConfig) -> tuple[Int64Array, bool]:
+    """(N, 3) int64, the grids of all samples in order; of a dummy (and True) where none has any."""
+    grids_N3 = np.concatenate([np.empty((0, 3), np.int64), *(s.image_grid_thw for s in samples)])
+    if len(grids_N3):
+        return grids_N3, False
+    side = 2 * vision.merge_size
+    return np.asarray([[1, side, side]], np.int64), True
+
+
+def dummy_patches(vision: VisionConfig) -> int:
+    """Patches of the dummy image that a batch without images gets: 2 x 2 merged ones."""
+    return (2 * vision.merge_size) ** 2
 
 
 def join_patches(samples: Sequence[EncodedSample]) -> PixelValues:

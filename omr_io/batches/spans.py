@@ -12,6 +12,7 @@ import numpy as np
 
 from omr_io import _C
 from omr_io.batches.labels import label_rows
+from omr_io.batches.transfer import Block
 from omr_io.packing.refusals import check_options, mismatch, too_long, wrong
 from omr_io.types import EncodedSample, IdType, PackedArrays, SpanTable
 
@@ -49,18 +50,25 @@ def span_table(
     )
 
 
-def pack_spans(table: SpanTable, *, dtype: IdType = "int64") -> PackedArrays:
+def pack_spans(
+    table: SpanTable, *, dtype: IdType = "int64", block: Block | None = None
+) -> PackedArrays:
     """Write the integers of a batch from its span table.
 
     Ids and positions are views of one array, so that a batch costs three allocations.
 
+    Args:
+        block: where the large ones are written; None: memory of their own.
+
     Raises:
-        ValueError: the table does not cover all positions in order, or leaves its tokens.
+        ValueError: the table does not cover all positions in order, or leaves its tokens; or the
+            block has no room.
     """
     shape = (table.num_packs, table.seq_len)
-    ids_7BT: Any = np.empty((7, *shape), dtype)
-    segment_ids_BT = np.empty(shape, np.int32)
-    loss_weights_BT = np.empty(shape, np.float32)
+    empty: Any = np.empty if block is None else block.array
+    ids_7BT: Any = empty((7, *shape), dtype)
+    segment_ids_BT = empty(shape, np.int32)
+    loss_weights_BT = empty(shape, np.float32)
     _C.pack_spans(
         table.tokens,
         table.spans,
@@ -92,8 +100,13 @@ def pack(
     image_token_id: int,
     merge_size: int,
     dtype: IdType = "int64",
+    block: Block | None = None,
 ) -> PackedArrays:
-    """Lay packs out; arguments, result and errors as of `omr_io.reference.pack.pack`."""
+    """Lay packs out; arguments, result and errors as of `omr_io.reference.pack.pack`.
+
+    Args:
+        block: where the integers are written, as far as they are large; see `pack_spans`.
+    """
     check_options(len(packs), seq_len, pad_id, image_token_id, merge_size, dtype)
     table = span_table(
         packs,
@@ -102,4 +115,4 @@ def pack(
         image_token_id=image_token_id,
         merge_size=merge_size,
     )
-    return pack_spans(table, dtype=dtype)
+    return pack_spans(table, dtype=dtype, block=block)

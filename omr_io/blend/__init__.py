@@ -2,6 +2,7 @@
 
 from omr_io.blend.columns import IndexColumns
 from omr_io.blend.drawing import Drawing, Drawn
+from omr_io.blend.files import read_blend
 from omr_io.blend.joined import JoinedSets
 from omr_io.blend.opening import OpenBlend, open_blend
 from omr_io.blend.sources import Blend, Source
@@ -15,4 +16,5 @@ __all__ = [
     "OpenBlend",
     "Source",
     "open_blend",
+    "read_blend",
 ]

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from omr_io.cli.common import AsJson, finish
+from omr_io.cli.remote_options import only_folders
 from omr_io.terminal import Reporter, table
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def energon(
     whole to cookers of your own. `energon lint` then passes. The shards stay as they are.
     """
     from omr_io.energon import write_energon_metadata
+
+    only_folders(folder)
 
     with Reporter(Console(stderr=True)) as reporter:
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -22,15 +21,19 @@ Row = tuple[str, list[str]]
 Section = tuple[str, list[Row]]
 
 
-def info_text(folders: Sequence[Path], sets: Sequence[Description]) -> Text:
-    """All facts, aligned; lines are never cut, so that pipes and logs get them whole."""
+def info_text(called: Sequence[str], sets: Sequence[Description]) -> Text:
+    """All facts, aligned; lines are never cut, so that pipes and logs get them whole.
+
+    Args:
+        called: what each set is called, above its column where there are several.
+    """
     sections = _sections(sets)
     left = max(cell_len(name) for _, rows in sections for name, _ in rows) + 4
     text = Text()
     if len(sets) == 1:
         widths = [0]
     else:
-        names = [printable(folder.resolve().name) for folder in folders]
+        names = [printable(name) for name in called]
         cells = [names, *(values for _, rows in sections for _, values in rows)]
         widths = [
             max(cell_len(line) for row in cells for line in row[column].split("\n"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from omr_io.cli.common import AsJson, finish
+from omr_io.cli.remote_options import SET_HELP, RemoteCache, RemoteCacheBytes, remote_options
 from omr_io.terminal import Reporter, table
 from omr_io.text import counted, printable
 
@@ -23,14 +23,17 @@ EXAMPLES = (
     "omr-io lint shards/train --against shards/test",
     "omr-io lint shards/train --against shards/test --pixels --json > lint.json",
     "omr-io lint shards/train --strict --ignore answer-bias",
+    "omr-io lint s3://bucket/train --against s3://bucket/test",
 )
 
 
 def lint(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shard set.")],
+    folder: Annotated[str, typer.Argument(metavar="SET", help=SET_HELP)],
     against: Annotated[
-        list[Path] | None,
-        typer.Option(help="A shard set of another split: nothing may be in both; repeatable."),
+        list[str] | None,
+        typer.Option(
+            metavar="SET", help="Another split, likewise: nothing may be in both; repeatable."
+        ),
     ] = None,
     pixels: Annotated[
         bool,
@@ -42,6 +45,8 @@ def lint(
     max_reasoning_bytes: Annotated[int, typer.Option(min=1, help="Name longer ones.")] = 64 << 10,
     min_side: Annotated[int, typer.Option(min=1, help="Name images with a shorter side.")] = 28,
     max_aspect: Annotated[float, typer.Option(min=1, help="Refuse narrower images.")] = 200,
+    remote_cache: RemoteCache = None,
+    remote_cache_bytes: RemoteCacheBytes = None,
     as_json: AsJson = False,
 ) -> None:
     """Look for what is wrong with the content: leaks, duplicates, biased answers, broken traces.
@@ -67,7 +72,8 @@ def lint(
         def progress(stage: str, done: int, total: int) -> None:
             reporter.update(stage, done, total, f"{done} of {total} samples")
 
-        report = run(folder, against or (), options, progress)
+        remote = remote_options(remote_cache, remote_cache_bytes)
+        report = run(folder, against or (), options, progress, remote)
     finish(as_json, report, _print_lint)
     if not report.ok:
         raise typer.Exit(1)

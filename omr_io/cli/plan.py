@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,18 @@ import typer
 from rich.console import Console
 
 from omr_io.cli.common import AsJson, choices, finish
+from omr_io.cli.plan_text import print_plan
+from omr_io.cli.remote_options import SET_HELP, RemoteCache, RemoteCacheBytes, remote_options
 from omr_io.errors import ConfigError, OmrWarning
-from omr_io.terminal import Reporter, table
-from omr_io.text import counted, printable
+from omr_io.terminal import Reporter
+from omr_io.text import printable
 
 if TYPE_CHECKING:
+    from omr_io.blend import Blend, Drawn, OpenBlend
     from omr_io.chat import ChatFormat
     from omr_io.config import VisionConfig
     from omr_io.loader.lengths import Truncation
     from omr_io.packing import CostModel, PlanSummary
-    from omr_io.packing.summary import Balance, Percentiles
 
 EXAMPLES = (
     "omr-io plan shards/train --model Qwen2.5-VL-7B-Instruct/ --seq-len 8192 --packs-per-step 64",
@@ -31,6 +33,9 @@ EXAMPLES = (
     "--packs-per-step 64 --world-size 8 --world-size 16 --packs-per-batch 2",
     "omr-io plan shards/train --model Qwen3-VL-8B/ --seq-len 2048 --packs-per-step 128 "
     "--truncate completion --too-long drop --json > plan.json",
+    "omr-io plan --blend blend.yaml --model Qwen3-VL-8B/ --seq-len 8192 --packs-per-step 64",
+    "omr-io plan s3://bucket/train more-shards/ --remote-cache /local/ssd --model Qwen3-VL-8B/ "
+    "--seq-len 8192 --packs-per-step 64",
 )
 CODES = (
     "Exit codes: 0 done; 1 a sample is longer than seq_len, or nothing is left to plan; 2 usage, "
@@ -39,15 +44,27 @@ CODES = (
 )
 
 _FAMILIES = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}  # and their patch sizes
-_LENGTHS = {"tokens": "a sample", "text": "text", "images": "images", "labels": "labels"}
 
 
 def plan(
-    shards: Annotated[str, typer.Argument(metavar="SHARDS", help="A shard set.")],
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens of a pack.")],
     packs_per_step: Annotated[
         int, typer.Option(min=1, help="Packs of an optimiser step over all ranks.")
     ],
+    shards: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SET", help=f"{SET_HELP} Of several, each sample comes once an epoch."
+        ),
+    ] = None,
+    blend: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of SET: a YAML or JSON file of sources, each with shards and, as in "
+            "Source, repeat, weight, balance_answers, name; and samples_per_epoch.",
+        ),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -101,6 +118,8 @@ def plan(
     cache: Annotated[
         bool, typer.Option(help="Keep the lengths of texts for the next run, and use kept ones.")
     ] = True,
+    remote_cache: RemoteCache = None,
+    remote_cache_bytes: RemoteCacheBytes = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan an epoch and say what it comes to: steps, packing efficiency, tokens, balance of ranks.
@@ -110,9 +129,10 @@ def plan(
     """
     import numpy as np
 
+    from omr_io.blend import open_blend
     from omr_io.cache import Cache
-    from omr_io.index import ShardSet
     from omr_io.loader.lengths import measure, truncate_lengths
+    from omr_io.loader.selection import Selection
     from omr_io.loader.state import Keys
     from omr_io.packing import CostModel, EpochPlan, summarize
 
@@ -126,8 +146,13 @@ def plan(
     if vision_frozen:
         cost = cost.with_frozen_vision()
     chat = _chat(vision, tokenizer or model)
-    with ShardSet.open(shards) as opened, Reporter(Console(stderr=True)) as reporter:
-        lengths = measure(opened, chat, vision, Cache.of("lengths") if cache else None)
+    sources = _blend(shards, blend)
+    remote = remote_options(remote_cache, remote_cache_bytes)
+    kept = Cache.of("lengths") if cache else None
+    with open_blend(sources, remote) as opened, Reporter(Console(stderr=True)) as reporter:
+        told = reporter.update
+        lengths = measure(opened.samples, chat, vision, kept, check_images=False, progress=told)
+        selection = Selection(opened, lengths, None, seed)
         cut: Truncation | None = None
         if truncate == "completion":
             lengths, cut = truncate_lengths(lengths, chat, seq_len)
@@ -140,19 +165,19 @@ def plan(
             window=window,
             too_long="drop" if too_long == "drop" else "error",
             cost=cost,
-            keys=Keys(opened),
+            keys=Keys(opened.samples),
+            samples=selection.of(epoch),
         )
         summary = summarize(
             made,
             lengths,
             world_sizes=world_size or (),
             packs_per_batch=packs_per_batch,
-            progress=lambda done, total: reporter.update(
-                "plan", done, total, f"{done} of {total} windows"
-            ),
+            progress=lambda done, total: told("plan", done, total, f"{done} of {total} windows"),
         )
+        planned = _planned(opened, selection.counts(epoch))
     report = PlanReport(
-        shards=shards,
+        sources=planned,
         seed=seed,
         window=window,
         cost=cost,
@@ -161,7 +186,7 @@ def plan(
         cut_tokens=0 if cut is None else int(np.sum(cut.tokens)),
         plan=summary,
     )
-    finish(as_json, report, _print_plan)
+    finish(as_json, report, print_plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +194,14 @@ class PlanReport:
     """What `omr-io plan` prints.
 
     Attributes:
-        shards, seed, window: as given.
+        sources: the sets, and what the epoch takes of each.
+        seed, window: as given.
         cost, cost_of: what packs are balanced by, and the model that it was made for.
         cut_samples, cut_tokens: completions cut by --truncate completion.
         plan: see `omr_io.packing.PlanSummary`.
     """
 
-    shards: str
+    sources: tuple[PlannedSource, ...]
     seed: int
     window: int | None
     cost: CostModel
@@ -183,6 +209,56 @@ class PlanReport:
     cut_samples: int
     cut_tokens: int
     plan: PlanSummary
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSource:
+    """A source, and what the epoch takes of it.
+
+    Attributes:
+        name: in keys and errors, where there are several.
+        shards: the folder, or the URL without its secrets.
+        samples: of the set that the source takes.
+        drawn: of the epoch, with repetition; too long ones included.
+        strata: where answers are balanced: the same for each letter.
+    """
+
+    name: str
+    shards: str
+    samples: int
+    drawn: int
+    strata: tuple[Drawn, ...]
+
+
+def _blend(shards: Sequence[str] | None, file: Path | None) -> Blend:
+    from omr_io.blend import Blend, Source, read_blend
+
+    if bool(shards) == (file is not None):
+        raise ConfigError(
+            "give shard sets or --blend FILE" + (", not both" if shards else ""),
+            mend="See omr-io plan --help",
+        )
+    if file is not None:
+        return read_blend(file)
+    return Blend([Source(one) for one in shards or ()])
+
+
+def _planned(opened: OpenBlend, counts: Sequence[Drawn]) -> tuple[PlannedSource, ...]:
+    from omr_io.remote.urls import place_of
+
+    planned = []
+    for name, source in zip(opened.names, opened.blend.sources, strict=True):
+        mine = [one for one in counts if one.source == name]
+        planned.append(
+            PlannedSource(
+                name=name,
+                shards=str(place_of(str(source.shards))),
+                samples=sum(one.samples for one in mine),
+                drawn=sum(one.drawn for one in mine),
+                strata=tuple(one for one in mine if one.stratum),
+            )
+        )
+    return tuple(planned)
 
 
 def _vision(model: Path | None, family: str | None, budget: dict[str, int | None]) -> VisionConfig:
@@ -219,51 +295,3 @@ def _told() -> Iterator[None]:
             print(f"warning: {printable(str(one.message))}", file=sys.stderr)
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-
-
-def _print_plan(report: PlanReport, to: Console) -> None:
-    made = report.plan
-    share = made.samples / max(made.packs, 1)
-    least, mean, most = made.step_label_tokens
-    rows = [
-        ("steps", f"{made.steps:,} of {counted(made.packs_per_step, 'pack')}"),
-        ("windows", f"{made.windows:,}"),
-        ("packs", f"{made.packs:,}, {share:.1f} samples each; {made.empty_packs:,} left empty"),
-        ("packing efficiency", f"{made.efficiency:.2%} of {made.seq_len:,} tokens"),
-        ("samples", f"{made.samples:,}"),
-        ("dropped", f"{made.dropped:,} longer than {made.seq_len:,} tokens"),
-        ("cut", f"{counted(report.cut_samples, 'completion')} by {report.cut_tokens:,} tokens"),
-        ("tokens", f"{made.tokens:,}"),
-        ("  text", _part(made.text_tokens, made.tokens)),
-        ("  images", _part(made.image_tokens, made.tokens)),
-        ("  with a label", _part(made.label_tokens, made.tokens)),
-        ("labels a step", f"{mean:,.0f} ({least:,} to {most:,})"),
-    ]
-    rows += [(f"tokens, {_LENGTHS[name]}", _spread(made.lengths[name])) for name in _LENGTHS]
-    rows += [_balance(balance) for balance in made.balance]
-    to.print(table(rows), soft_wrap=True, highlight=False)
-    to.print(
-        "\nx / y / z (a to b): 5% of samples are below x, half below y, 5% above z; a least, b most"
-        f"\nFLOPs (of {printable(report.cost_of)}): the dearest rank's of a step / the mean rank's",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
-
-
-def _part(count: int, of: int) -> str:
-    return f"{count:,} ({count / max(of, 1):.1%})"
-
-
-def _spread(of: Percentiles) -> str:
-    return f"{of.p5:,} / {of.p50:,} / {of.p95:,} ({of.least:,} to {of.most:,}), mean {of.mean:,.0f}"
-
-
-def _balance(of: Balance) -> tuple[str, str]:
-    ranks = counted(of.world_size, "rank")
-    text = f"FLOPs {of.mean:.4f} mean, {of.worst:.4f} worst"
-    if of.worst_full is not None and of.worst_full != of.worst:
-        text += f" ({of.worst_full:.4f} without steps that are filled up)"
-    packs, batches = counted(of.packs_a_rank, "pack"), counted(of.batches_a_step, "batch")
-    batches = batches.replace("batchs", "batches")
-    return ranks, f"{packs} in {batches} a step; {text}"

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from omr_io.cli.common import EXIT_CODES, AsJson, finish
+from omr_io.cli.remote_options import only_folders
 from omr_io.terminal import Reporter, table
 from omr_io.text import counted, human_bytes, printable
 
@@ -52,6 +53,8 @@ def card(
 ) -> None:
     """Write the dataset card (README.md) of shard sets, with the YAML that the Hub reads."""
     from omr_io.publish import CardOptions, write_card
+
+    only_folders(*folders)
 
     options = CardOptions(license=license_, title=title, overwrite=overwrite)
     finish(as_json, write_card(folders, out, options), _print_card)
@@ -97,6 +100,8 @@ def push(
     """Push a shard set to the Hugging Face Hub; go on with a push that was stopped."""
     from omr_io.publish import PushOptions
     from omr_io.publish import push as run
+
+    only_folders(folder)
 
     options = PushOptions(
         create=create, private=private, overwrite=overwrite, verify=verify, dry_run=dry_run,

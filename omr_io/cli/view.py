@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from omr_io.cli.common import AsJson, choices, finish
+from omr_io.cli.remote_options import SET_HELP, RemoteCache, RemoteCacheBytes, remote_options
 from omr_io.terminal import Reporter, table
 from omr_io.text import human_bytes
 
@@ -25,11 +26,12 @@ EXAMPLES = (
     "omr-io view shards/ -o page.html --limit 50 --seed 7 --overwrite",
     "omr-io view shards/ -o odd.html --filter options=5,6 --filter answer=E,F",
     "omr-io view shards/ -o png.html --filter format=png --filter text=fracture",
+    "omr-io view hf://datasets/OWNER/NAME/test -o page.html --limit 20",
 )
 
 
 def view(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shard set.")],
+    folder: Annotated[str, typer.Argument(metavar="SET", help=SET_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")],
     limit: Annotated[int, typer.Option(min=1, help="Show at most this many samples.")] = 200,
     seed: Annotated[int, typer.Option(help="Decides which, when there are more.")] = 0,
@@ -45,6 +47,8 @@ def view(
     ] = None,
     max_mib: Annotated[int, typer.Option(min=1, help="The page's largest size.")] = 20,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    remote_cache: RemoteCache = None,
+    remote_cache_bytes: RemoteCacheBytes = None,
     as_json: AsJson = False,
 ) -> None:
     """Write an HTML page that shows samples: images, question, options, reasoning, rubric.
@@ -60,7 +64,8 @@ def view(
         def progress(stage: str, done: int, total: int) -> None:
             reporter.update(stage, done, total, f"{done} of {total} samples")
 
-        summary = write_gallery(folder, out, options, progress)
+        remote = remote_options(remote_cache, remote_cache_bytes)
+        summary = write_gallery(folder, out, options, progress, remote)
     finish(as_json, summary, _print_view)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from omr_io.errors import ConfigError
 from omr_io.index import ShardSet
+from omr_io.sample_set import in_turn
 from omr_io.types import Record
 
 Mask = NDArray[np.bool_]
@@ -193,7 +194,7 @@ def _passing(
     progress: Progress | None,
 ) -> list[int]:
     passing = []
-    for done, i in enumerate(samples):
+    for done, i in enumerate(in_turn(shards, samples, images=False)):
         record = shards.read_record(i, images=False)
         if all(passes(record) for passes in filters):
             passing.append(i)

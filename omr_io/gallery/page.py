@@ -15,6 +15,9 @@ from omr_io.gallery.script import SCRIPT
 from omr_io.gallery.style import STYLE
 from omr_io.index import ShardSet
 from omr_io.markup import Markup, document, element, join
+from omr_io.remote.urls import last_part
+from omr_io.remote_storage import RemoteOptions
+from omr_io.sample_set import in_turn
 from omr_io.storage import write_atomically, writing
 from omr_io.text import human_bytes
 from omr_io.types import ImageFailure
@@ -77,19 +80,21 @@ def write_gallery(
     out: str | Path,
     options: GalleryOptions | None = None,
     progress: Progress | None = None,
+    remote: RemoteOptions | None = None,
 ) -> GallerySummary:
     """Write a page that shows samples of a shard set.
 
     Every string of the data is escaped, hidden characters are shown as their codes, nothing is
     loaded from anywhere, and a content security policy allows only the page's own style sheet and
-    script, by their hashes. The bytes are a pure function of the set's content, its folder's name
+    script, by their hashes. The bytes are a pure function of the set's content, its name
     and the options (and Pillow's version, for the thumbnails).
 
     Args:
-        folder: a shard set.
+        folder: a shard set: a folder or a URL.
         out: the page; its folder must exist.
         options: what to show.
         progress: called with ("filter" or "view", samples done, samples in all).
+        remote: how what a URL names is read.
 
     Raises:
         ConfigError: `out` is there already, or an option or filter cannot be right.
@@ -107,7 +112,7 @@ def write_gallery(
     if is_folder or (there and not settings.overwrite):
         mend = "Name a file" if is_folder else "Choose another name, or pass --overwrite"
         raise ConfigError(f"{target} is there already", mend=mend)
-    with ShardSet.open(folder) as shards:
+    with ShardSet.open(folder, remote) as shards:
         choice = choose(
             shards,
             limit=settings.limit,
@@ -116,7 +121,7 @@ def write_gallery(
             progress=(lambda done, total: progress("filter", done, total)) if progress else None,
         )
         cards, counts = _cards(shards, choice, settings, progress)
-        page = _page(Path(folder).resolve().name, shards, choice, settings, cards, counts.shown)
+        page = _page(last_part(folder), shards, choice, settings, cards, counts.shown)
     data = page.encode("utf-8")
     write_atomically(target, data)
     return GallerySummary(
@@ -141,7 +146,7 @@ def _cards(
     room = settings.max_bytes - _FRAME_BYTES
     most = max(_LEAST_IMAGE_BYTES, int(room * _IMAGE_SHARE * 3 / 4 / max(num_images, 1)))
     cards: list[Markup] = []
-    for place, i in enumerate(choice.samples, 1):
+    for place, i in enumerate(in_turn(shards, choice.samples, images=True), 1):
         shown = _look_at(shards, i, most)
         made = card(shown)
         room -= len(made.encode("utf-8"))

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from omr_io.images.decode import CpuDecoder
 from omr_io.index import ShardSet
 from omr_io.lint.equal import DIGEST, also_in, group_equal
 from omr_io.lint.findings import MAX_EXAMPLES, Example, Finding, Tally, finding
+from omr_io.sample_set import in_turn
 from omr_io.types import ImageFailure, Int64Array, UInt8Array
 
 _SAMPLES_A_ROUND = 64
@@ -159,8 +162,10 @@ def pixel_digests(
 
     found = bytearray()
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        told = in_turn(shards, range(len(shards)), images=True)
         for start in range(0, len(shards), _SAMPLES_A_ROUND):
             samples = range(start, min(start + _SAMPLES_A_ROUND, len(shards)))
+            deque(islice(told, len(samples)), maxlen=0)
             for sample, of_sample in zip(samples, pool.map(digests, samples), strict=True):
                 for image in of_sample:
                     if isinstance(image, ImageFailure):

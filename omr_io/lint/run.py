@@ -25,6 +25,9 @@ from omr_io.lint.equal import DIGEST, also_in, as_digests, group_equal
 from omr_io.lint.findings import MAX_EXAMPLES, RULES, Example, Finding, Tally, finding
 from omr_io.lint.letters import LetterBias, biases
 from omr_io.lint.texts import answer_text, question_digest, text_findings
+from omr_io.remote.urls import place_of
+from omr_io.remote_storage import RemoteOptions
+from omr_io.sample_set import in_turn
 from omr_io.types import Int64Array, UInt8Array
 
 Progress = Callable[[str, int, int], None]
@@ -67,7 +70,7 @@ class LintReport:
     """What `lint` found.
 
     Attributes:
-        folder, against: the sets.
+        folder, against: the sets: folders, or URLs without their secrets.
         samples, images: of the set.
         findings: errors first, then by the number found.
         letters: the answers' letters by number of options, whether biased or not.
@@ -78,8 +81,8 @@ class LintReport:
         seconds: wall clock.
     """
 
-    folder: Path
-    against: tuple[Path, ...]
+    folder: Path | str
+    against: tuple[Path | str, ...]
     samples: int
     images: int
     findings: tuple[Finding, ...]
@@ -101,14 +104,16 @@ def lint(
     against: Iterable[str | Path] = (),
     options: LintOptions | None = None,
     progress: Progress | None = None,
+    remote: RemoteOptions | None = None,
 ) -> LintReport:
     """Look for what is wrong with the content of a shard set (`RULES` has what is looked for).
 
     Args:
-        folder: the shard set.
+        folder: the shard set: a folder or a URL.
         against: shard sets of other splits, with which it must share no image, question or id.
         options: see `LintOptions`.
         progress: called with (stage, samples done, samples).
+        remote: how what URLs name is read.
 
     Raises:
         SourceError: a folder is no shard set.
@@ -118,10 +123,11 @@ def lint(
     start = time.monotonic()
     options = options or LintOptions()
     report = progress or (lambda stage, done, total: None)
-    splits = tuple(map(Path, against))
+    given = tuple(against)
+    splits = tuple(map(place_of, given))
     with ExitStack() as stack:
-        shards = stack.enter_context(ShardSet.open(folder))
-        others = [stack.enter_context(ShardSet.open(split)) for split in splits]
+        shards = stack.enter_context(ShardSet.open(folder, remote))
+        others = [stack.enter_context(ShardSet.open(split, remote)) for split in given]
         for other in others:
             if other.fingerprint == shards.fingerprint:
                 raise ConfigError(
@@ -142,7 +148,7 @@ def lint(
             findings += _pixels(shards, list(zip(splits, others, strict=True)), options, report)
         kept = [item for item in findings if item.rule not in options.ignore]
         return LintReport(
-            folder=Path(folder),
+            folder=place_of(folder),
             against=splits,
             samples=len(shards),
             images=len(shards.image_widths),
@@ -170,7 +176,7 @@ class _Texts:
         self._tally = Tally()
         answers: dict[int, Counter[str]] = {}
         questions, rights = bytearray(), bytearray()
-        for i in range(len(shards)):
+        for i in in_turn(shards, range(len(shards)), images=False):
             record = shards.read_record(i, images=False)
             found = [*text_findings(record), *self._long_texts(i, options)]
             for rule, detail in found:
@@ -262,7 +268,7 @@ def _leaked_questions(
     if not len(here) or not len(there):
         return []
     digests = []
-    for done, i in enumerate(there.tolist(), 1):
+    for done, i in enumerate(in_turn(other, there.tolist(), images=False), 1):
         digests.append(question_digest(other.read_record(i, images=False), b""))
         progress("texts of the other split", done, len(there))
     found = also_in(questions[here], as_digests(digests))
@@ -292,7 +298,7 @@ def _pairs(
 
 def _pixels(
     shards: ShardSet,
-    others: Sequence[tuple[Path, ShardSet]],
+    others: Sequence[tuple[Path | str, ShardSet]],
     options: LintOptions,
     progress: Progress,
 ) -> list[Finding]:
@@ -318,7 +324,7 @@ def _pixels(
     return found
 
 
-def _into(split: Path, leak: Finding) -> Finding:
+def _into(split: Path | str, leak: Finding) -> Finding:
     """A leak with the set that it goes into: there may be several."""
     detail = f"into {split}: {leak.detail}" if leak.detail else f"into {split}"
     return dataclasses.replace(leak, detail=detail)

@@ -1,4 +1,4 @@
-"""Memory for the patches of batches, used again when nobody can see it any more.
+"""Memory for batches, used again when nobody can see it any more.
 
 The first touch of memory costs 1.3 us for 4 KiB on a virtual machine: four times what it takes to
 compute the patches that go there. So a block is kept when the last tensor or array that looks into
@@ -23,7 +23,7 @@ from omr_io.types import UInt8Array
 _HUGE_PAGE = 2 << 20
 
 
-class PixelBuffers:
+class BatchBuffers:
     """Lends memory. Calls from several threads are safe, and so are calls in the child of a fork.
 
     Args:
@@ -42,23 +42,22 @@ class PixelBuffers:
         # of `take`: so no lock, but a deque, whose append and pop are atomic.
         self._returned: deque[mmap.mmap] = deque()
 
-    def take(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """(rows, width) of that dtype, not initialised.
+    def take(self, size: int) -> Tensor:
+        """(size,) uint8, not initialised, from a multiple of 64 bytes on.
 
         Its memory is lent again when the last tensor and array that shares it is gone.
         """
         if self._pinned:
-            return torch.empty((rows, width), dtype=dtype, pin_memory=True)
-        size = rows * width * dtype.itemsize
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         if size < _HUGE_PAGE:  # malloc keeps such memory well by itself
-            return torch.empty((rows, width), dtype=dtype)
+            return torch.empty(size, dtype=torch.uint8)
         block = self._block(size)
         # NumPy's view of a view has this array as its base, since its own base is no array; and
         # torch's storage holds it. So it lives exactly as long as anything that sees the memory.
         start = -np.frombuffer(block, np.uint8, 1).ctypes.data % _HUGE_PAGE
         lease = cast(UInt8Array, np.frombuffer(block, np.uint8, size, start))
         weakref.finalize(lease, _give_back, self._returned, block).atexit = False
-        return torch.from_numpy(lease).view(dtype).view(rows, width)
+        return torch.from_numpy(lease)
 
     def _block(self, size: int) -> mmap.mmap:
         """The block that came back last, if there is one that is large enough; else a new one."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder, make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import options, state
+from omr_io.loader.arguments import checked
 from omr_io.loader.engine import Engine
 from omr_io.loader.lengths import Truncation, measure, truncate_lengths
 from omr_io.loader.making import BatchMaker, Made
@@ -41,6 +42,7 @@ from omr_io.loader.quarantine import FailureBudget, Quarantine
 from omr_io.loader.samples import SampleEncoder
 from omr_io.loader.selection import Selection, as_blend
 from omr_io.loader.state import Position
+from omr_io.loader.step_counts import StepCounts
 from omr_io.ops import pack_implementation
 from omr_io.packing import TooLong
 from omr_io.packing.epoch import EpochPlan
@@ -85,8 +87,9 @@ class DataLoader:
         truncate: "completion" first cuts the end of completions (and the token that closes them)
             where that makes a sample fit seq_len; `truncation` says what. Prompts and images are
             never cut: where they alone are too long, `too_long` decides. "refuse" cuts nothing.
-        cache: keep the lengths of texts between runs, so that the next start reads no text: in
-            ~/.cache/omr_io/lengths, or where OMR_IO_CACHE_DIR says (see `omr_io.cache`).
+        cache: keep the lengths of texts between runs, so that the next start reads no text, and the
+            steps of epochs that take long to count: in ~/.cache/omr_io/lengths and steps, or where
+            OMR_IO_CACHE_DIR says (see `omr_io.cache`).
         remote: how what a URL names is read ahead, tried again, and kept in a local cache.
         num_threads: that read, decode and encode; they share the samples of a batch. 0 does it all
             in the consumer's thread.
@@ -101,11 +104,11 @@ class DataLoader:
             Triton is installed, and C++ elsewhere.
         pixel_dtype: of pixel_values: float32, or bfloat16 or float16, which hold the float32 values
             rounded to the nearest and are half the bytes. Not part of the order.
-        pin_memory: patches are written into page-locked memory, so that `Batch.pin_memory` need not
-            copy them; None: where CUDA is available.
+        pin_memory: batches on the host lie in page-locked memory, from which `Batch.to` sends them
+            as they are; None: where CUDA is available.
 
     Raises:
-        ConfigError: an option that cannot be right.
+        ConfigError: an option of another type, or that cannot be right.
         SourceError, IntegrityError: the shard set cannot be opened.
         TokenizerError: the tokenizer is missing or lacks a token.
         SampleTooLongError: a sample has more tokens than seq_len.
@@ -125,7 +128,7 @@ class DataLoader:
         rank: int | None = None,
         world_size: int | None = None,
         packs_per_batch: int | None = None,
-        samples: Int64Array | None = None,
+        samples: Int64Array | Sequence[int] | None = None,
         window: int | None = None,
         too_long: TooLong = "error",
         truncate: Truncate = "refuse",
@@ -140,30 +143,33 @@ class DataLoader:
         pixel_dtype: torch.dtype = torch.float32,
         pin_memory: bool | None = None,
     ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
-        self._layout = Layout.of(packs_per_step, rank, world_size, packs_per_batch)
-        self._arguments |= {"rank": self.rank, "world_size": self.world_size}
+        given = checked({name: value for name, value in locals().items() if name != "self"})
+        seq_len, seed, window = (given[name] for name in ("seq_len", "seed", "window"))
+        numbers: Int64Array | None = given["samples"]
+        self._layout = Layout.of(
+            given["packs_per_step"], given["rank"], given["world_size"], given["packs_per_batch"]
+        )
+        self._arguments = given | {"rank": self.rank, "world_size": self.world_size}
         options.check_plan_options(seq_len, too_long, truncate)
-        self._depth = Depth(num_threads, prefetch, prefetch_bytes)
+        self._depth = Depth(given["num_threads"], given["prefetch"], given["prefetch_bytes"])
         self.vision, self.seq_len = vision, seq_len
         self._device = options.check_device(device)
         pack = pack_implementation(implementation, self._device)
         self._chat = options.choose_chat(chat, tokenizer, vision)
-        self._opened = open_blend(as_blend(shards, samples), remote)
+        self._opened = open_blend(as_blend(shards, numbers), remote)
         self._shards = self._opened.samples
         self._owns_decoder = isinstance(decoder, str)
         self._decoder = self._make_decoder(decoder) if isinstance(decoder, str) else decoder
         options.check_decoder_device(self._decoder.device, self._device)
         kept = Cache.of("lengths") if cache else None
         self.lengths = measure(self._shards, self._chat, vision, kept, check_images=False)
-        self._selection = Selection(self._opened, self.lengths, samples, seed)
+        self._selection = Selection(self._opened, self.lengths, numbers, seed)
         self.truncation: Truncation | None = None
         """What was cut (`truncate`); None where nothing may be."""
         if truncate == "completion":
             self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
-        self._plan_epochs(seed, window, too_long)
-        if pin_memory is None:
-            pin_memory = torch.cuda.is_available()
+        self._plan_epochs(seed, window, too_long, Cache.of("steps") if cache else None)
+        pinned = options.check_pinned(pin_memory)
         self._encoder = SampleEncoder(
             self._shards,
             self._chat,
@@ -179,10 +185,10 @@ class DataLoader:
             pack,
             seq_len=seq_len,
             device=self._device,
-            keep=prefetch + num_threads + 2,
+            keep=self.prefetch + self.num_threads + 2,
             most_positions=self.packs_per_batch * seq_len,
-            num_threads=num_threads,
-            pin_memory=pin_memory,
+            num_threads=self.num_threads,
+            pin_memory=pinned,
             rank=self.rank,
         )
         self._pad_id = self._maker.pad_id
@@ -198,7 +204,12 @@ class DataLoader:
         largest = int(heights.max(initial=0)), int(widths.max(initial=0))
         return make_decoder(name, self.vision, str(self._device), largest=largest)
 
-    def _plan_epochs(self, seed: int, window: int | None, too_long: TooLong) -> None:
+    def _plan_epochs(
+        self, seed: int, window: int | None, too_long: TooLong, kept: Cache | None
+    ) -> None:
+        def counts(epoch: int) -> StepCounts:
+            return StepCounts(kept or Cache(None), lambda: self._fingerprint, epoch)
+
         self._order = Order(
             self.lengths,
             self._selection.of,
@@ -208,6 +219,7 @@ class DataLoader:
             window=window,
             too_long=too_long,
             keys=state.Keys(self._shards),
+            kept=counts,
         )
         planning = {
             "seed": seed,

@@ -40,7 +40,7 @@ from omr_io.images import (
 )
 from omr_io.loader.turn import Tell, turn
 from omr_io.packing import Lengths
-from omr_io.sample_set import SampleSet
+from omr_io.sample_set import SampleSet, in_turn
 from omr_io.types import Int32Array, Int64Array, Record
 
 LENGTHS_FORMAT = "lengths/2"
@@ -51,7 +51,6 @@ Progress = Callable[[str, int, int | None, str], None]
 
 _QUIET_SECONDS = 2.0  # work that takes less is not worth a line
 _TELL_SECONDS = 0.1
-_AHEAD = 1024  # samples whose texts the storage is told of at a time
 _BLOCK = 1 << 20  # samples whose image tokens are computed at a time, to bound what that takes
 
 
@@ -231,12 +230,7 @@ def _records(samples: SampleSet, tell: Sequence[Tell]) -> Iterator[Record]:
     """All records without their images; the storage and `tell` are told how far they are."""
     count = len(samples)
     due = time.monotonic() + _TELL_SECONDS
-    samples.will_read(range(min(_AHEAD, count)), images=False)
-    for i in range(count):
-        if i % _AHEAD == 0:
-            samples.will_read(
-                range(min(i + _AHEAD, count), min(i + 2 * _AHEAD, count)), images=False
-            )
+    for i in in_turn(samples, range(count), images=False):
         if i % 64 == 0 and time.monotonic() >= due:
             due = time.monotonic() + _TELL_SECONDS
             for one in tell:

@@ -1,4 +1,6 @@
-"""A batch made: its samples read and encoded in units, its integers laid out, all of it sent.
+"""A batch made: its samples read and encoded in units, its integers laid out behind the pixels.
+
+All of a batch lies in one block of host memory, which goes to a GPU in one copy.
 
 Legend: B packs, T seq_len, P patches, D patch width.
 """
@@ -13,22 +15,23 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from omr_io.batches import Batch, Failure, make_batch
-from omr_io.loader.buffers import PixelBuffers
+from omr_io.batches import Batch, Block, Failure, dummy_patches, image_grids, make_batch
+from omr_io.batches.transfer import aligned
+from omr_io.loader.buffers import BatchBuffers
 from omr_io.loader.device import SideStream
 from omr_io.loader.order import Place
 from omr_io.loader.samples import SampleEncoder
-from omr_io.ops import Pack
+from omr_io.ops import Pack, batch_room
 from omr_io.packing import Lengths
 from omr_io.types import EncodedSample
 
 _UNIT_PATCHES = 8192  # of a unit that threads share: about 10 ms of work
 _LONE_PATCHES = 32768  # where one thread does all: fewer steps in Python
 _UNIT_SAMPLES = 64  # of a unit at most: without images a sample takes 50 us
-_POSITION_BYTES = 7 * 8 + 4 + 4  # of a token: ids, labels, positions, types, segments, weights
 _LOOKAHEAD = 4  # batches that storage is told of before they are begun
 
 
@@ -58,10 +61,10 @@ class BatchMaker:
         pack: the implementation of the assembly, for `device`.
         seq_len: T.
         device: where the batches go.
-        keep: buffers for pixels that may lie idle.
+        keep: blocks of memory that may lie idle.
         most_positions: B x T of the batches.
         num_threads: that share the units of a batch.
-        pin_memory: pixels on the host are page-locked.
+        pin_memory: batches on the host, and what is sent from there, are page-locked.
         rank: for errors.
     """
 
@@ -86,10 +89,13 @@ class BatchMaker:
         self.seq_len = seq_len
         self.device = device
         self.pad_id = encoder.chat.pad_token_id
-        # Every token of a batch may be an image's, of merge_size x merge_size patches.
+        # Every token of a batch may be an image's, of merge_size x merge_size patches; or a sample.
         patches = most_positions * encoder.vision.merge_size**2
-        most_bytes = patches * encoder.vision.patch_width * encoder.pixel_dtype.itemsize
-        self.buffers = PixelBuffers(keep, most_bytes, pinned=pin_memory)
+        most_bytes = aligned(patches * self.patch_bytes)
+        most_bytes += batch_room(most_positions, most_positions, most_positions, most_positions)
+        # A GPU copies from page-locked memory alone without the host's waiting.
+        pinned = pin_memory or device.type == "cuda"
+        self.buffers = BatchBuffers(keep, most_bytes, pinned=pinned)
         self.stream = SideStream(device) if device.type == "cuda" else None
         self.on_gpu = encoder.decoder.device != "cpu"
         self.unit_patches = _UNIT_PATCHES if num_threads > 1 else _LONE_PATCHES
@@ -112,24 +118,40 @@ class BatchMaker:
         """What a thread works within: on a GPU the side stream."""
         return nullcontext() if self.stream is None else self.stream.current()
 
-    def pixels(self, num_patches: int) -> Tensor:
-        """(P, D) for the patches of a batch: from the pool, or on the decoder's GPU."""
-        width, dtype = self.encoder.vision.patch_width, self.encoder.pixel_dtype
-        if self.on_gpu:
-            return torch.empty((num_patches, width), dtype=dtype, device=self.device)
-        return self.buffers.take(num_patches, width, dtype)
+    @property
+    def patch_bytes(self) -> int:
+        """Of one patch."""
+        return self.encoder.vision.patch_width * self.encoder.pixel_dtype.itemsize
 
-    def assemble(self, job: BatchJob, samples: list[EncodedSample], pixels_PD: Tensor) -> Made:
-        """The batch of samples that are encoded, in the order of their packs."""
+    def memory(self, job: BatchJob) -> tuple[Block, Tensor]:
+        """A batch's block of host memory, and in it (P, D) for the patches, first of all.
+
+        Patches of a decoder on a GPU are there instead. A batch without images gets its dummy's.
+        """
+        block = Block(self.buffers.take(job.host_bytes))
+        shape = job.pixel_rows, self.encoder.vision.patch_width
+        dtype = self.encoder.pixel_dtype
+        if self.on_gpu:
+            pixels_PD = torch.empty(shape, dtype=dtype, device=self.device)
+        else:
+            pixels_PD = block.empty(shape, dtype)
+        return block, pixels_PD if job.num_patches else pixels_PD.zero_()
+
+    def assemble(
+        self, job: BatchJob, samples: list[EncodedSample], block: Block, pixels_PD: Tensor
+    ) -> Made:
+        """The batch of samples that are encoded, in the order of their packs; sends its block."""
         vision = self.encoder.vision
         rest = iter(samples)
         packs = [[next(rest) for _ in pack] for pack in job.place.packs]
+        grids_N3 = block.put(image_grids(samples, vision)[0])
         arrays = self.pack(
             packs,
             seq_len=self.seq_len,
             pad_id=self.pad_id,
             image_token_id=self.encoder.chat.image_token_id,
             merge_size=vision.merge_size,
+            block=block,
         )
         source, position = self.encoder.shard_set, job.place.position
         batch = make_batch(
@@ -146,7 +168,8 @@ class BatchMaker:
                 if sample.failure is not None
             ],
             pixel_dtype=self.encoder.pixel_dtype,
-            pixel_values=pixels_PD,
+            pixel_values=pixels_PD if self.on_gpu else block.sent(pixels_PD),
+            image_grid_thw=block.sent(grids_N3),
         )
         bytes_read = sum(part.size for number in job.numbers for part in source.parts(number))
         ready = None if self.stream is None else self.stream.record()
@@ -166,29 +189,36 @@ class BatchJob:
         patches = maker.lengths.patches[self.numbers].tolist()
         self.num_patches = sum(patches)
         self._units = _units(patches, maker.unit_patches)
-        width, dtype = maker.encoder.vision.patch_width, maker.encoder.pixel_dtype
-        positions = len(place.packs) * maker.seq_len
-        self.num_bytes = self.num_patches * width * dtype.itemsize + positions * _POSITION_BYTES
         self.num_units = len(self._units)
-        self._pixels_PD: Tensor | None = None
+        # Without images the vision tower gets a dummy: see `make_batch`.
+        self.pixel_rows = self.num_patches or dummy_patches(maker.encoder.vision)
+        offsets = maker.encoder.shard_set.image_offsets
+        rows = np.asarray(self.numbers, np.int64)
+        images = int((offsets[rows + 1] - offsets[rows]).sum())
+        room = batch_room(
+            len(place.packs) * maker.seq_len, len(self.numbers), len(place.packs), max(images, 1)
+        )
+        self.num_bytes = aligned(self.pixel_rows * maker.patch_bytes) + room
+        self.host_bytes = room if maker.on_gpu else self.num_bytes
+        self._memory: tuple[Block, Tensor] | None = None
 
     def begin(self) -> None:
-        """Take the memory of the pixels."""
-        self._pixels_PD = self._maker.pixels(self.num_patches)
+        """Take the memory of the batch."""
+        self._memory = self._maker.memory(self)
 
     def run(self, unit: int) -> list[EncodedSample]:
         """Read, decode and encode the samples of a unit."""
-        assert self._pixels_PD is not None, "begin comes first"
+        assert self._memory is not None, "begin comes first"
         first, last, start, stop = self._units[unit]
-        return self._maker.encoder.encode_into(
-            self.numbers[first:last], self._pixels_PD[start:stop]
-        )
+        pixels_PD = self._memory[1][start:stop]
+        return self._maker.encoder.encode_into(self.numbers[first:last], pixels_PD)
 
     def finish(self, parts: list[list[EncodedSample]]) -> Made:
         """The batch."""
-        assert self._pixels_PD is not None, "begin comes first"
-        pixels_PD, self._pixels_PD = self._pixels_PD, None
-        return self._maker.assemble(self, [sample for part in parts for sample in part], pixels_PD)
+        assert self._memory is not None, "begin comes first"
+        (block, pixels_PD), self._memory = self._memory, None
+        samples = [sample for part in parts for sample in part]
+        return self._maker.assemble(self, samples, block, pixels_PD)
 
     def describe(self, error: BaseException) -> None:
         """Note the batch's place."""

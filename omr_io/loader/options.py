@@ -113,7 +113,12 @@ def check_device(device: torch.device | str) -> torch.device:
     Raises:
         ConfigError: it cannot be had.
     """
-    checked = torch.device(device)
+    try:
+        checked = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(
+            f"device {device!r} is none that torch knows", mend='Use "cpu", "cuda" or "cuda:0"'
+        ) from None
     if checked.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"device {device}, but no CUDA device is here",
@@ -122,6 +127,21 @@ def check_device(device: torch.device | str) -> torch.device:
     if str(checked) == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return checked
+
+
+def check_pinned(pin_memory: bool | None) -> bool:
+    """Whether memory on the host is page-locked: None where CUDA is available.
+
+    Raises:
+        ConfigError: it shall be, and there is no CUDA.
+    """
+    available = torch.cuda.is_available()
+    if pin_memory and not available:
+        raise ConfigError(
+            "pin_memory, but no CUDA device is here",
+            mend="Leave pin_memory out, or see what `omr-io doctor` says",
+        )
+    return available if pin_memory is None else pin_memory
 
 
 def check_decoder_device(decoder_device: str, device: torch.device) -> None:

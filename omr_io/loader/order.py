@@ -18,7 +18,7 @@ from omr_io.errors import ResumeError
 from omr_io.loader.options import Layout
 from omr_io.loader.state import Position
 from omr_io.packing import Lengths, Plan, TooLong
-from omr_io.packing.epoch import EpochPlan
+from omr_io.packing.epoch import EpochPlan, KeptCounts
 from omr_io.types import Int64Array
 
 SamplesOf: TypeAlias = Callable[[int], Int64Array | None]
@@ -53,6 +53,7 @@ class Order:
         samples_of: which samples an epoch has.
         seed, seq_len, packs_per_step, window, too_long: as for `DataLoader`.
         keys: names for samples in errors, one each.
+        kept: where the steps of an epoch's windows are kept between runs; None: nowhere.
 
     Raises:
         SampleTooLongError: a sample of the first epoch has more tokens than seq_len.
@@ -71,6 +72,7 @@ class Order:
         window: int | None,
         too_long: TooLong,
         keys: Sequence[str],
+        kept: Callable[[int], KeptCounts] | None = None,
     ) -> None:
         self._lengths = lengths
         self._samples_of = samples_of
@@ -80,6 +82,7 @@ class Order:
         self._window = window
         self._too_long: TooLong = too_long
         self._keys = keys
+        self._kept = kept
         self._start_process()
         self.epoch(0)
 
@@ -133,6 +136,7 @@ class Order:
             too_long=self._too_long,
             keys=self._keys,
             samples=self._samples_of(epoch),
+            kept=None if self._kept is None else self._kept(epoch),
         )
 
     def plan_ahead(self, epoch: int, window: int) -> None:

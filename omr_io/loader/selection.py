@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omr_io.blend import Blend, OpenBlend, Source
+from omr_io.blend import Blend, Drawn, OpenBlend, Source
 from omr_io.config import fingerprint
 from omr_io.errors import ConfigError
 from omr_io.index import ShardSet
@@ -70,3 +70,7 @@ class Selection:
         if self._samples is not None or self._drawing.is_everything:
             return self._samples
         return self._drawing.draw(epoch, self._seed)
+
+    def counts(self, epoch: int) -> tuple[Drawn, ...]:
+        """What an epoch holds of each source of the blend, and of each letter that it balances."""
+        return self._drawing.counts(epoch)

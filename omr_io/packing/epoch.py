@@ -9,14 +9,16 @@ Legend: n samples, m samples that are wanted.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
+from typing import Protocol
 
 import numpy as np
 
-from omr_io.errors import DataError
+from omr_io.errors import DataError, IntegrityError
 from omr_io.packing.cost import CostModel
 from omr_io.packing.lengths import Lengths, Rows, chunks
 from omr_io.packing.plan import (
@@ -34,6 +36,19 @@ from omr_io.types import Int64Array
 
 _HELD = 2  # plans kept: the window at work and the one that comes next
 _UNKNOWN = -1
+_LONG_SECONDS = 0.5  # of counting: worth a file
+
+
+class KeptCounts(Protocol):
+    """Where the steps of an epoch's windows are kept from run to run."""
+
+    def load(self, num_windows: int) -> Int64Array | None:
+        """(num_windows,) int64 steps of each window, in the order of the epoch; None: not kept."""
+        ...
+
+    def store(self, counts: Int64Array) -> None:
+        """Keep them."""
+        ...
 
 
 class EpochPlan:
@@ -61,6 +76,7 @@ class EpochPlan:
         samples: (m,) integers, the numbers of the samples to plan, in the order from which windows
             are cut; a number may stand there more than once, and then comes as often. None: every
             sample once, in index order.
+        kept: where the steps of its windows are kept, if counting them takes long. None: nowhere.
 
     Raises:
         ConfigError: an option that cannot be right.
@@ -81,6 +97,7 @@ class EpochPlan:
         cost: CostModel | None = None,
         keys: Sequence[str] | None = None,
         samples: Int64Array | None = None,
+        kept: KeptCounts | None = None,
     ) -> None:
         check_options(epoch, seq_len, packs_per_step, window, too_long)
         self.epoch = epoch
@@ -98,6 +115,7 @@ class EpochPlan:
         self._num_windows = 1 if window is None else -(-self._wanted // window)
         self._places = RandomWords(seed, epoch, "windows").order(self._num_windows)
         self._steps = np.full(self._num_windows, _UNKNOWN, np.int64)
+        self._kept = kept
         self._plans: OrderedDict[int, _Slot] = OrderedDict()
         self._lock = Lock()
         if not lengths.mapped:
@@ -120,6 +138,7 @@ class EpochPlan:
             IndexError: the epoch has no such window.
             SampleTooLongError: a sample has more tokens than seq_len (unless it is to be dropped).
             DataError: lengths that cannot be right, or nothing is left of the only window.
+            IntegrityError: its steps were kept, and were others.
         """
         while True:
             slot, mine = self._slot(number)
@@ -156,6 +175,12 @@ class EpochPlan:
         window = self._window(number)
         made = window.plan()
         self._lengths.release(window.rows)
+        if self._steps[number] not in (_UNKNOWN, made.num_steps):
+            raise IntegrityError(
+                f"window {number} of epoch {self.epoch} has {made.num_steps} steps, "
+                f"{self._steps[number]} were kept of an earlier run",
+                mend="Delete the folder steps in omr_io's cache, or start with cache=False",
+            )
         self._steps[number] = made.num_steps
         if self.num_windows == 1 and not made.num_steps:
             raise self._nothing_left()
@@ -234,7 +259,10 @@ class EpochPlan:
         raise IndexError(f"step {step} of an epoch of {self.num_steps}")
 
     def _count(self, stop: int, threads: int) -> int:
+        if self._kept is not None and (self._steps[:stop] == _UNKNOWN).any():
+            self._take(self._kept.load(self.num_windows))
         unknown = np.flatnonzero(self._steps[:stop] == _UNKNOWN).tolist()
+        begun = time.monotonic()
         if threads > 1 and len(unknown) > 1:
             with ThreadPoolExecutor(threads) as pool:
                 for _ in pool.map(self._count_window, unknown):
@@ -242,7 +270,16 @@ class EpochPlan:
         else:
             for number in unknown:
                 self._count_window(number)
+        is_long = bool(unknown) and time.monotonic() - begun >= _LONG_SECONDS
+        if self._kept is not None and is_long and (self._steps != _UNKNOWN).all():
+            self._kept.store(self._steps)
         return int(self._steps[:stop].sum())
+
+    def _take(self, counts: Int64Array | None) -> None:
+        """Take over what is not known yet."""
+        if counts is not None:
+            unknown = self._steps == _UNKNOWN
+            self._steps[unknown] = counts[unknown]
 
     def _count_window(self, number: int) -> int:
         # Two threads may count the same window, and find the same.

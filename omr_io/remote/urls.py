@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -90,6 +91,19 @@ def _redact_url(url: str) -> str:
         return f"{scheme}://{re.sub(r'=[^&;]*', '=***', rest) if '?' in rest else rest}"
     body, mark, _ = rest.partition("#")[0].partition("?")
     return f"{scheme}://{body}{'?***' if mark else ''}"
+
+
+def place_of(path: str | Path) -> Path | str:
+    """Where a set is, to be shown: a path, or a URL without its secrets."""
+    return redact(path) if isinstance(path, str) and is_url(path) else Path(path)
+
+
+def last_part(path: str | Path) -> str:
+    """What a set is called: the last folder of a path or a URL."""
+    place = place_of(path)
+    if isinstance(place, Path):
+        return place.resolve().name
+    return place.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
 def name_of(url: str) -> str:

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from omr_io.errors import ConfigError, OmrError, Where
+from omr_io.errors import ConfigError, IntegrityError, OmrError, SourceError, Where
 from omr_io.index import ShardSet, open_index, shard_storage
+from omr_io.remote.urls import is_url, redact
+from omr_io.remote_storage import RemoteOptions, RemoteStorage
+from omr_io.sample_set import in_turn
 from omr_io.shards.layout import FileDigest, Manifest, read_manifest
 from omr_io.shards.shard_check import Problem, ShardCheck, read_and_compare
 from omr_io.storage import LocalStorage
 
 __all__ = ["Problem", "VerifyReport", "verify"]
 
+_MISSING = "there is no such "  # what `omr_io.remote` says of a file or object that is not there
+
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """The outcome of `verify`: what was read, and every problem found."""
+    """The outcome of `verify`: what was read, and every problem found.
 
-    folder: Path
+    Attributes:
+        folder: the set's, or its URL without secrets.
+        shards, samples, images, bytes: of the set; bytes of all tars.
+        decoded: whether every image was decoded.
+        problems: in the order of the shards.
+    """
+
+    folder: Path | str
     shards: int
     samples: int
     images: int
@@ -45,6 +59,7 @@ def verify(
     decode: bool = False,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
+    remote: RemoteOptions | None = None,
 ) -> VerifyReport:
     """Read every byte of a shard set and check it all.
 
@@ -55,17 +70,25 @@ def verify(
     a tar's hash is not the manifest's, headers, padding and trailer are compared byte by byte with
     what was written, so that damage is named with shard, key, part and offset wherever it lies.
 
+    A set behind a URL is fetched once, past the cache, and every file compared with the manifest by
+    size and SHA-256, which says all of that: the same bytes are the set that was written. Of a
+    shard that differs the parts are then read one by one, and damaged ones named.
+
     Args:
-        folder: the shard set.
+        folder: the shard set: a folder or a URL.
         decode: decode every image too.
         progress: called with (bytes read, bytes of all shards) after each shard.
         threads: shards that are checked at once; None: one a core. The order of the problems does
             not depend on it.
+        remote: how what a URL names is read.
 
     Raises:
-        SourceError: the folder is no shard set, or of an unknown version.
+        SourceError: the folder is no shard set, or of an unknown version; or a network fails.
+        ConfigError: images behind a URL shall be decoded; or the set's tars are elsewhere.
         IntegrityError: the manifest itself is broken, so that nothing can be checked against it.
     """
+    if isinstance(folder, str) and is_url(folder):
+        return _verify_remote(folder, decode, progress, remote)
     root = Path(folder)
     manifest = read_manifest(root)
     problems = _other_files(root, manifest)
@@ -86,6 +109,82 @@ def verify(
         root, len(manifest.shards), counts["samples"], counts["images"], total, decode,
         tuple(problems),
     )  # fmt: skip
+
+
+def _verify_remote(
+    url: str,
+    decode: bool,
+    progress: Callable[[int, int], None] | None,
+    remote: RemoteOptions | None,
+) -> VerifyReport:
+    """Every file by its hash; see `verify`."""
+    if decode:
+        raise ConfigError(
+            "images behind a URL are not decoded",
+            mend="Leave out --decode, or copy the set here and verify the copy",
+        )
+    # Nothing is read twice, so nothing is kept; and what a cache holds is not what is there.
+    options = dataclasses.replace(remote or RemoteOptions(), cache=None)
+    with ShardSet.open(url, options) as shards:
+        manifest, storage = shards.manifest, RemoteStorage(url, options=options)
+        if manifest.foreign is not None:
+            raise ConfigError(
+                "another program wrote the set's tars, elsewhere",
+                mend="Copy them, run `omr-io index` on the copies, and verify those",
+            )
+        with closing(storage):
+            problems, first, done = [], 0, 0
+            total = sum(shard.bytes for shard in manifest.shards)
+            for file in (manifest.index, manifest.rejects):
+                if file is not None:
+                    problems += _fetched(storage, file, Where(source=file.name))
+            for entry in manifest.shards:
+                problems += _fetched(storage, entry.idx, Where(source=entry.idx.name))
+                tar = FileDigest(entry.name, entry.bytes, entry.sha256)
+                found = _fetched(storage, tar, Where(shard=entry.name))
+                problems += found
+                rows = range(first, first + entry.samples)
+                if found:
+                    problems += _damaged(shards, rows)
+                first, done = rows.stop, done + entry.bytes
+                if progress is not None:
+                    progress(done, total)
+    counts = manifest.counts
+    return VerifyReport(
+        redact(url), len(manifest.shards), counts["samples"], counts["images"], total, False,
+        tuple(problems),
+    )  # fmt: skip
+
+
+def _fetched(storage: RemoteStorage, file: FileDigest, where: Where) -> list[Problem]:
+    """What is wrong with a file: all of it is fetched."""
+    try:
+        size, digest = 0, hashlib.sha256()
+        for piece in storage.pieces(file.name):
+            digest.update(piece)
+            size += len(piece)
+    except SourceError as error:
+        if not error.what.startswith(_MISSING):  # no access, no network: nothing can be said
+            raise
+        return [Problem(f"the file cannot be read: {error.what}", where)]
+    if size != file.bytes:
+        return [Problem(f"the file has {size} bytes, the manifest says {file.bytes}", where)]
+    if digest.hexdigest() != file.sha256:
+        return [Problem("the file's SHA-256 is not the manifest's", where)]
+    return []
+
+
+def _damaged(shards: ShardSet, rows: range) -> list[Problem]:
+    """The samples whose parts are not what was written."""
+    problems = []
+    for i in in_turn(shards, rows, images=True):
+        try:
+            shards.read_record(i)
+        except IntegrityError as error:
+            problems.append(Problem(error.what, error.where or Where(shard=shards.shard(i))))
+        except SourceError:
+            return problems  # the shard is gone or cut, which is said already
+    return problems
 
 
 def _checks(

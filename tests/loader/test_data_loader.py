@@ -17,6 +17,7 @@ from rich.console import Console
 from omr_io.chat import ChatFormat
 from omr_io.errors import (
     ConfigError,
+    DataError,
     FailureBudgetError,
     IntegrityError,
     ResumeError,
@@ -549,6 +550,97 @@ def test_implementations_make_the_same_stream(make, implementation):
 def test_options_that_cannot_be_right(make, options, message):
     with pytest.raises(ConfigError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shards": ["a", "b"]}, r"shards is a list\. .*Blend\(\[Source"),
+        ({"shards": None}, "shards is a NoneType"),
+        ({"vision": {"patch_size": 14}}, r"vision is a dict\. .*VisionConfig"),
+        ({"vision": None}, "vision is a NoneType"),
+        ({"seq_len": "160"}, r"seq_len is a str \('160'\)\. Give a whole number"),
+        ({"seq_len": 160.0}, r"seq_len is a float \(160.0\)"),
+        ({"seq_len": None}, "seq_len is a NoneType"),
+        ({"packs_per_step": 2.5}, "packs_per_step is a float"),
+        ({"seed": None}, "seed is a NoneType"),
+        ({"seed": "7"}, "seed is a str"),
+        ({"num_threads": True}, "num_threads is a bool"),
+        ({"num_threads": "2"}, "num_threads is a str"),
+        ({"prefetch": 1.5}, "prefetch is a float"),
+        ({"prefetch_bytes": 1e9}, "prefetch_bytes is a float"),
+        ({"rank": "0", "world_size": 1}, "rank is a str"),
+        ({"rank": 0, "world_size": 1.0}, "world_size is a float"),
+        ({"packs_per_batch": "all"}, "packs_per_batch is a str"),
+        ({"window": 1e5}, "window is a float"),
+        ({"tokenizer": 3}, "tokenizer is a int"),
+        ({"chat": "qwen"}, r"chat is a str \('qwen'\)\. .*ChatFormat"),
+        ({"decoder": None}, r"decoder is a NoneType\. .*nvimgcodec"),
+        ({"decoder": object()}, "decoder is a object"),
+        ({"too_long": ["drop"]}, "too_long is a list"),
+        ({"truncate": None}, "truncate is a NoneType"),
+        ({"cache": "/tmp/cache"}, r"cache is a str.*OMR_IO_CACHE_DIR"),
+        ({"remote": {"cache": None}}, "remote is a dict.*RemoteOptions"),
+        ({"failure_budget": 3}, r"failure_budget is a int \(3\)\. .*FailureBudget"),
+        ({"device": 0}, r"device is a int \(0\)\. .*cuda"),
+        ({"device": "gpu"}, "device 'gpu' is none that torch knows"),
+        ({"implementation": ["cpu"]}, "implementation is a list"),
+        ({"pixel_dtype": "bfloat16"}, r"pixel_dtype is a str.*torch\.bfloat16"),
+        ({"pixel_dtype": np.float32}, "pixel_dtype is a type"),
+        ({"pixel_dtype": torch.float64}, "no patches of torch.float64"),
+        ({"pin_memory": 1}, "pin_memory is a int"),
+        pytest.param(
+            {"pin_memory": True},
+            "pin_memory, but no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+        ({"samples": 3}, r"samples is a int \(3\)\. .*np\.arange"),
+        ({"samples": "1,2"}, "samples is a str"),
+        ({"samples": {1, 2}}, "samples is a set"),
+        ({"samples": [1.0, 2.0]}, "samples has float64"),
+        ({"samples": ["a"]}, "samples has <U1"),
+        ({"samples": [[1, 2], [3]]}, "samples is a list"),
+        ({"samples": [[1, 2], [3, 4]]}, r"of shape \(2, 2\)"),
+        ({"samples": [True, False]}, r"samples has bool.*flatnonzero"),
+        ({"samples": [2**64]}, "samples has "),
+        ({"samples": [2**63]}, "samples has "),
+        ({"samples": [1, 37]}, "outside 0 to 36"),
+        ({"samples": [-1]}, "outside 0 to 36"),
+        ({"samples": [3, 3]}, "twice"),
+    ],
+)
+def test_arguments_of_another_type_say_what_to_give(make, options, message):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list, tuple, torch.tensor, lambda numbers: np.array(numbers, np.uint16),
+        lambda numbers: np.array(numbers, np.int32), lambda numbers: range(3, 15, 4),
+        lambda numbers: [np.int64(number) for number in numbers],
+    ],
+)  # fmt: skip
+def test_samples_of_any_kind_of_row(make, opened, kind):
+    numbers = [3, 7, 11]
+    loader, wanted = make(samples=kind(numbers)), make(samples=np.array(numbers))
+    assert loader.state_dict() == wanted.state_dict()
+    assert_streams_equal(loader, wanted)
+    keys = [key for batch in loader for pack in batch.keys for key in pack]
+    assert sorted(keys) == sorted(opened.key(i) for i in numbers)
+
+
+def test_no_samples_at_all(make):
+    with pytest.raises(DataError, match="no sample"):
+        make(samples=[])
+
+
+def test_numpy_s_numbers_are_numbers(make):
+    numbers = {"seq_len": 160, "packs_per_step": 4, "seed": 3, "window": 9, "packs_per_batch": 2}
+    loader = make(**{name: np.int64(value) for name, value in numbers.items()})
+    assert json.loads(json.dumps(loader.state_dict())) == make(**numbers).state_dict()
+    assert_streams_equal(loader, make(**numbers))
 
 
 def test_a_chat_of_another_tokenizer(make, tokenizer):

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from omr_io.batches import Batch
+from omr_io.batches import transfer as transfer_module
 from omr_io.batches.transfer import send
 from omr_io.errors import ConfigError
 from omr_io.images.decode import CpuDecoder
 from omr_io.loader.options import check_decoder_device
+from tests.batches.test_transfer import Copies, storages
 from tests.loader.loaders import assert_equal
 
 gpu = [
@@ -46,6 +48,76 @@ def test_arrays_sent_together_arrive_as_they_were(device):
         assert send(kept, torch.device("cpu"))["b"].data_ptr() == kept["b"].ctypes.data
 
 
+@pytest.fixture(scope="module")
+def texts_alone(opened_shards):
+    """Numbers of samples without images."""
+    return np.flatnonzero(np.diff(opened_shards.image_offsets) == 0)
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+@pytest.mark.parametrize("images", [True, False])
+def test_a_batch_goes_to_its_device_in_one_copy(make_loader, texts_alone, implementation, images):
+    """On the meta device, which has no bytes: whatever left the host is counted."""
+    options = {} if images else {"samples": texts_alone}
+    loader = make_loader(device="meta", implementation=implementation, **options)
+    assert len(loader) > 1 or not images
+    batches = iter(loader)
+    for plain in make_loader(**options):
+        with Copies() as copies:
+            batch = next(batches)
+        assert len(copies.sizes) == 1
+        total = sum(tensor.nbytes for tensor in batch.tensors())
+        assert total <= copies.sizes[0] <= total + 64 * len(batch.tensors())
+        assert len(storages(batch.tensors())) == 1
+        for mine, theirs in zip(batch.tensors(), plain.tensors(), strict=True):
+            assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+            assert mine.device.type == "meta"
+    assert next(batches, None) is None
+
+
+# Triton's interpreter serves one thread.
+@pytest.mark.parametrize(
+    ("implementation", "threads"),
+    [("cpu", 0), ("cpu", 2), ("reference", 2), ("triton", 0)],
+)
+def test_what_arrives_is_what_was_made(make_loader, monkeypatch, implementation, threads):
+    """The one copy is a stand-in's, whose bytes can be read."""
+    if implementation == "triton":
+        pack = pytest.importorskip("omr_io.kernels.pack")
+        if isinstance(pack.pack_kernel, pytest.importorskip("triton").JITFunction):
+            pytest.skip("needs TRITON_INTERPRET=1")
+    sent = []
+
+    def copied(run, device):
+        assert device.type == "cpu" if implementation == "triton" else device.type == "meta"
+        sent.append(run)
+        arrived = run.clone()
+        run.fill_(0xA5)  # whoever still looks at the host sees nonsense
+        return arrived
+
+    wanted = list(make_loader())
+    # The interpreter runs on the host.
+    device = "cpu" if implementation == "triton" else "meta"
+    monkeypatch.setattr(transfer_module, "copied", copied)
+    options = {"device": device, "implementation": implementation, "num_threads": threads}
+    with make_loader(**options) as loader:
+        found = list(loader)
+    assert len(sent) == len(found) == len(wanted)
+    for left, right in zip(wanted, found, strict=True):
+        assert_equal(left, right)
+        # What the kernel writes is made on the device; all else comes by the copy.
+        assert len(storages(right.tensors())) == (2 if implementation == "triton" else 1)
+
+
+def test_a_batch_on_the_host_is_one_block_that_goes_in_one_copy(make_loader):
+    for batch in make_loader():
+        assert len(storages(batch.tensors())) == 1
+        with Copies() as copies:
+            there = batch.to("meta")
+        assert len(copies.sizes) == 1
+        assert len(storages(there.tensors())) == 1
+
+
 def test_pixels_on_a_gpu_are_for_batches_there():
     check_decoder_device("cpu", torch.device("cuda"))
     check_decoder_device("cuda:0", torch.device("cuda", 0))
@@ -66,6 +138,16 @@ class GpuDecoder(CpuDecoder):
             torch.from_numpy(one).to(self.device) if i % 2 and isinstance(one, np.ndarray) else one
             for i, one in enumerate(made)
         ]
+
+
+def host_to_device(work):
+    """Copies from host to device while `work` runs."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        kept = work()
+        torch.cuda.synchronize()
+    del kept
+    return sum("Memcpy HtoD" in event.name for event in profile.events())
 
 
 class TestOnAGpu:
@@ -118,6 +200,17 @@ class TestOnAGpu:
                     batch.vision_inputs(num_position_embeddings=2304)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.parametrize("implementation", ["auto", "cpu"])
+    @pytest.mark.parametrize("pinned", [False, True])
+    def test_one_copy_a_batch(self, make_loader, implementation, pinned):
+        """What the driver was asked for, by torch's profiler: loader, and `Batch.to`."""
+        with make_loader(device="cuda", implementation=implementation) as loader:
+            count = len(list(loader))  # compiled, and pinned memory is there
+            assert host_to_device(lambda: list(loader)) == count
+        with make_loader(pin_memory=pinned) as loader:
+            batches = list(loader)
+        assert host_to_device(lambda: [batch.to("cuda") for batch in batches]) == count
 
     @pytest.mark.parametrize("pinned", [False, True])
     def test_a_batch_is_sent_without_waiting(self, make_loader, pinned):
