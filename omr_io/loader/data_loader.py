@@ -15,7 +15,7 @@ import dataclasses
 import os
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,7 +43,7 @@ from omr_io.loader.samples import SampleEncoder
 from omr_io.loader.selection import Selection, as_blend
 from omr_io.loader.state import Position
 from omr_io.loader.step_counts import StepCounts
-from omr_io.ops import pack_implementation
+from omr_io.ops import Pack, pack_implementation
 from omr_io.packing import TooLong
 from omr_io.packing.epoch import EpochPlan
 from omr_io.remote_storage import RemoteOptions
@@ -77,7 +77,8 @@ class DataLoader:
             is (on a GPU near the exact pixels, not equal); "auto", the best that is installed
             there; or a `Decoder` (which the caller closes). See `omr_io.images.decode`.
         rank, world_size: of this process; None: torch.distributed's if it is initialised, else 0
-            of 1. Not part of the order: a run may go on with another world size.
+            of 1, which is refused where the environment's WORLD_SIZE says that there are others.
+            Not part of the order: a run may go on with another world size.
         packs_per_batch: B, packs of a batch; divides packs_per_step / world_size; None: all of
             them, one batch a step.
         samples: (m,) numbers of the samples of a shard set to load, each once; None: all of them.
@@ -156,48 +157,57 @@ class DataLoader:
         self._device = options.check_device(device)
         pack = pack_implementation(implementation, self._device)
         self._chat = options.choose_chat(chat, tokenizer, vision)
-        self._opened = open_blend(as_blend(shards, numbers), remote)
-        self._shards = self._opened.samples
         self._owns_decoder = isinstance(decoder, str)
-        self._decoder = self._make_decoder(decoder) if isinstance(decoder, str) else decoder
-        options.check_decoder_device(self._decoder.device, self._device)
-        kept = Cache.of("lengths") if cache else None
-        self.lengths = measure(self._shards, self._chat, vision, kept, check_images=False)
-        self._selection = Selection(self._opened, self.lengths, numbers, seed)
-        self.truncation: Truncation | None = None
-        """What was cut (`truncate`); None where nothing may be."""
-        if truncate == "completion":
-            self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
-        self._plan_epochs(seed, window, too_long, Cache.of("steps") if cache else None)
-        pinned = options.check_pinned(pin_memory)
-        self._encoder = SampleEncoder(
-            self._shards,
-            self._chat,
-            vision,
-            self._decoder,
-            self.lengths,
-            max_tokens=None if truncate == "refuse" else seq_len,
-            pixel_dtype=pixel_dtype,
-        )
-        self._maker = BatchMaker(
-            self._encoder,
-            self.lengths,
-            pack,
-            seq_len=seq_len,
-            device=self._device,
-            keep=self.prefetch + self.num_threads + 2,
-            most_positions=self.packs_per_batch * seq_len,
-            num_threads=self.num_threads,
-            pin_memory=pinned,
-            rank=self.rank,
-        )
-        self._pad_id = self._maker.pad_id
+        with ExitStack() as undone:  # what is refused below leaves nothing open
+            self._opened = open_blend(as_blend(shards, numbers), remote)
+            undone.callback(self._opened.close)
+            self._shards = self._opened.samples
+            self._decoder = self._make_decoder(decoder) if isinstance(decoder, str) else decoder
+            if self._owns_decoder:
+                undone.callback(self._decoder.close)
+            options.check_decoder_device(self._decoder.device, self._device)
+            kept = Cache.of("lengths") if cache else None
+            self.lengths = measure(self._shards, self._chat, vision, kept, check_images=False)
+            self._selection = Selection(self._opened, self.lengths, numbers, seed)
+            self.truncation: Truncation | None = None
+            """What was cut (`truncate`); None where nothing may be."""
+            if truncate == "completion":
+                self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
+            self._plan_epochs(seed, window, too_long, Cache.of("steps") if cache else None)
+            self._make_maker(pack, pixel_dtype, options.check_pinned(pin_memory))
+            undone.pop_all()
         self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
         self._meter = Meter()
         self._position = Position()
         self._engine: Engine[Made] | None = None
         self._live: LiveLine | None = None
         self._active: weakref.ref[Generator[Batch, None, None]] | None = None
+
+    def _make_maker(self, pack: Pack, pixel_dtype: torch.dtype, pin_memory: bool) -> None:
+        """What makes samples and batches."""
+        depth = self._depth
+        self._encoder = SampleEncoder(
+            self._shards,
+            self._chat,
+            self.vision,
+            self._decoder,
+            self.lengths,
+            max_tokens=None if self.truncation is None else self.seq_len,
+            pixel_dtype=pixel_dtype,
+        )
+        self._maker = BatchMaker(
+            self._encoder,
+            self.lengths,
+            pack,
+            seq_len=self.seq_len,
+            device=self._device,
+            keep=depth.prefetch + depth.num_threads + 2,
+            most_positions=self.packs_per_batch * self.seq_len,
+            num_threads=depth.num_threads,
+            pin_memory=pin_memory,
+            rank=self.rank,
+        )
+        self._pad_id = self._maker.pad_id
 
     def _make_decoder(self, name: str) -> Decoder:
         heights, widths = self._shards.image_heights, self._shards.image_widths
@@ -351,11 +361,12 @@ class DataLoader:
                     self._maker.stream.hand_over(made.ready, batch.tensors())
                 self._quarantine.take(batch.failures, batch.num_samples)
                 self._meter.deliver(batch, made.bytes_read)
-                self._position = made.place.after
+                after = made.place.after
                 handed = [batch]
                 del made, batch  # while the consumer works, only the consumer holds the batch
                 if self._live is not None:
-                    self._live.update()
+                    self._live.update()  # may fail: standard error may be closed
+                self._position = after  # last: a batch that is not yielded must not count
                 yield handed.pop()
         finally:
             engine.close()
@@ -365,7 +376,8 @@ class DataLoader:
     def _start(self) -> Engine[Made]:
         ahead = self._depth.num_threads > 0
         places = self._order.places(self._position, self._layout, ahead=ahead)
-        return Engine(self._maker.jobs(places), self._depth, self._maker.around)
+        jobs, around = self._maker.jobs(places), self._maker.around
+        return Engine(jobs, self._depth, around, interrupt=self._shards.close)
 
     # The state
 
@@ -391,6 +403,21 @@ class DataLoader:
         self._order.check(position, self.micro_steps)
         self._stop()
         self._position = position
+
+    def check_ranks(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse ranks that would not share one plan.
+
+        Each rank plans by itself: an old copy of the set on one machine, or another option, would
+        give some samples twice and others never, and nothing else would tell. So before the first
+        batch let the ranks compare: `dist.all_gather_object(states, loader.state_dict())`.
+
+        Args:
+            states: `state_dict()` of all ranks, in their order.
+
+        Raises:
+            ConfigError: they differ; names what, and on which rank.
+        """
+        state.check_same(states, self.world_size)
 
     # What happened, and the end
 
