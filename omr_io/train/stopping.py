@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -42,10 +43,17 @@ class StopSignals:
 
 
 @contextmanager
-def stop_signals(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[StopSignals]:
+def stop_signals(
+    signals: Sequence[signal.Signals] = SIGNALS, *, together_seconds: float = 5.0
+) -> Iterator[StopSignals]:
     """Within the block the first of these signals only sets a flag.
 
     A second one does what it did before the block: as a rule it ends the process at once.
+
+    Args:
+        signals: which.
+        together_seconds: what comes so soon after the first is the same request: a cluster may
+            signal a process that its launcher then signals, too.
 
     Raises:
         ConfigError: not in the main thread, the only one that Python lets handle signals.
@@ -60,9 +68,15 @@ def stop_signals(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[StopSi
             # None: a handler that was not installed from Python, and that it cannot put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    first = 0.0
+
     def handle(number: int, frame: FrameType | None) -> None:
-        stop._name = signal.Signals(number).name
-        restore()
+        nonlocal first
+        if stop._name is None:
+            stop._name, first = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - first >= together_seconds:
+            restore()
+            signal.raise_signal(number)
 
     for number in signals:
         signal.signal(number, handle)

@@ -37,7 +37,7 @@ def test_the_handlers_before_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
     try:
-        with stop_signals() as stop:
+        with stop_signals(together_seconds=0) as stop:
             signal.raise_signal(signal.SIGUSR1)
             assert seen == []
             signal.raise_signal(signal.SIGUSR1)  # the second one
@@ -56,7 +56,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         ready, told = os.pipe()
         child = os.fork()
         if child == 0:
-            with stop_signals() as stop:
+            with stop_signals(together_seconds=0) as stop:
                 os.write(told, b"r")
                 while True:
                     time.sleep(0.001)
@@ -69,6 +69,41 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         os.kill(child, second)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -second
         os.close(ready)
+
+
+def test_signals_that_come_together_are_one() -> None:
+    """As from Slurm and from torchrun: the second must not end what the first asks for."""
+    with stop_signals(together_seconds=60) as stop:
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert stop.name == "SIGUSR1"
+
+
+def test_generating_is_left_between_batches() -> None:
+    from omr_io.train.rollout import generate
+    from tests.train import tiny_models as tiny
+
+    model = tiny.tiny_model("qwen3_vl").eval()
+    prompts = [tiny.tiny_sample([(4, 6)], 5, seed) for seed in range(3)]
+    calls = []
+
+    def between() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyError("left")
+
+    def sample(count: int) -> None:
+        generate(
+            model, prompts[:count], max_new_tokens=2, eos=3, banned=(), group_size=2,
+            batch_size=2, between=between,
+        )  # fmt: skip
+
+    sample(2)
+    assert len(calls) == 2
+    calls.clear()
+    with pytest.raises(KeyError, match="left"):
+        sample(3)
+    assert not model.training
 
 
 def test_only_the_main_thread_can(recwarn: pytest.WarningsRecorder) -> None:
