@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import statistics
@@ -39,16 +40,17 @@ from omr_io.chat import ChatFormat
 from omr_io.config import VisionConfig
 from omr_io.images.decode import make_decoder
 from omr_io.index import ShardSet
+from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
 from omr_io.tokenizer import Tokenizer
 from omr_io.train.model import build_demo_model, label_log_probs
 from omr_io.train.objectives import sft_loss
-from omr_io.train.packed import packed_batches
 from omr_io.train.run import get_token_ids, pack_rollouts
 from omr_io.train.shared_prefix import pack_shared_rollouts
 from omr_io.types import EncodedSample
 
 SEQ_LEN = 8192
+CORPUS = 200  # rows
 PARTS = ("data", "padded", "prefix")
 VISION = VisionConfig()
 RECIPE = """
@@ -96,15 +98,31 @@ class Rows:
     tokens: int
 
 
-def rows_of(encoder: SampleEncoder, count: int, seq_len: int) -> list[Rows]:
-    """The first samples of a corpus by the pack."""
-    samples = encoder.encode_many(range(count))
+def rows_of(
+    corpus: loader_corpus.Corpus, vision: VisionConfig, seq_len: int, count: int
+) -> list[Rows]:
+    """The loader's first batches of one pack, as they are and as padded rows."""
+    tokenizer = Tokenizer.from_pretrained(corpus.tokenizer)
+    chat = ChatFormat.for_family(vision.family, tokenizer)
     made = []
-    for batch, packs in packed_batches(
-        samples, seq_len=seq_len, packs_per_batch=1, step_label_tokens=1, encoder=encoder
+    with (
+        ShardSet.open(corpus.shards) as shards,
+        contextlib.closing(make_decoder("cpu", vision)) as decoder,
+        DataLoader(
+            shards,
+            vision=vision,
+            chat=chat,
+            seq_len=seq_len,
+            packs_per_step=1,
+            decoder=decoder,
+            num_threads=0,
+        ) as loader,
     ):
-        members = [samples[i] for pack in packs for i in pack]
-        made.append(Rows(batch, *pad(members, encoder), batch.num_tokens))
+        number_of = {shards.key(number): number for number in range(len(shards))}
+        encoder = SampleEncoder(shards, chat, vision, decoder)
+        for batch in itertools.islice(loader, count):
+            members = encoder.encode_many([number_of[key] for key in batch.keys[0]])
+            made.append(Rows(batch, *pad(members, encoder), batch.num_tokens))
     return made
 
 
@@ -169,14 +187,9 @@ def step_padded_head(model: Any, rows: Rows) -> float:
 
 
 def padded(corpus: loader_corpus.Corpus, count: int, seq_len: int, rounds: int) -> dict[str, Any]:
-    """Seconds of all packs, and of the same rows padded, in turn."""
+    """Seconds of so many packs, and of the same rows padded, in turn."""
+    made = rows_of(corpus, VISION, seq_len, count)
     tokenizer = Tokenizer.from_pretrained(corpus.tokenizer)
-    chat = ChatFormat.for_family(VISION.family, tokenizer)
-    with (
-        ShardSet.open(corpus.shards) as shards,
-        contextlib.closing(make_decoder("cpu", VISION)) as decoder,
-    ):
-        made = rows_of(SampleEncoder(shards, chat, VISION, decoder), count, seq_len)
     model = build_demo_model(tokenizer.vocab_size, get_token_ids(tokenizer), seed=0)
     usual = padded_model(model)
     sides: dict[str, Callable[[Rows], float]] = {
@@ -293,7 +306,7 @@ def _row(name: str, measured: float, bound: float, *, at_most: bool = False) -> 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
     """The options of this benchmark alone."""
     parser.add_argument("--train-parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--train-rows", type=int, default=32, help="packed and padded")
+    parser.add_argument("--train-packs", type=int, default=3, help="packed and padded")
     parser.add_argument("--train-steps", type=int, default=100, help="from the loader")
 
 
@@ -303,10 +316,10 @@ def report(given: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "corpus"
-        loader_corpus.make(folder, max(200, given.train_rows))
+        loader_corpus.make(folder, CORPUS)
         options = {
             "data": ["--steps", str(given.train_steps)],
-            "padded": ["--rows", str(given.train_rows), "--rounds", str(given.rounds)],
+            "padded": ["--packs", str(given.train_packs), "--rounds", str(given.rounds)],
             "prefix": ["--rounds", str(given.rounds)],
         }
         results = {
@@ -316,7 +329,7 @@ def report(given: argparse.Namespace) -> None:
             for part in given.train_parts
         }
     whole = set(given.train_parts) == set(PARTS)
-    settings = {"rows": given.train_rows, "seq_len": SEQ_LEN, "model": "demo, float32"}
+    settings = {"packs": given.train_packs, "seq_len": SEQ_LEN, "model": "demo, float32"}
     rows = table(results)
     name = "train" if whole else f"train_{'_'.join(given.train_parts)}"
     write(name, {"settings": settings, "table": rows} | results)
@@ -330,7 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("folder", type=Path, help="of loader_corpus.py")
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--packs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
@@ -339,7 +352,7 @@ def main() -> None:
     if given.part == "data":
         result = data(corpus, given.steps)
     elif given.part == "padded":
-        result = padded(corpus, given.rows, SEQ_LEN, given.rounds)
+        result = padded(corpus, given.packs, SEQ_LEN, given.rounds)
     else:
         result = prefix(given.rounds)
     print(json.dumps(result))
