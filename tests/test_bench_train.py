@@ -92,12 +92,13 @@ def test_the_data_part_is_of_the_example_itself(corpus, monkeypatch, tmp_path):
 def test_targets_are_judged_by_their_bounds():
     results = {
         "data": {"wait_share": 0.021, "times_replayed": 1.05},
-        "padded": {"packed_is_faster_by": {"padded": 1.8, "padded, head on labels": 1.6}},
+        "padded": {"small": {"packed_is_faster_by": {"padded": 1.8, "head on labels": 1.6}}},
         "prefix": {"shared_is_faster_by": 2.9},
     }
     rows = bench_train.table(results)
     assert [row["met"] for row in rows] == [False, True, True, False, True]
     assert rows[0]["bound"] == "at most 0.02"
+    assert rows[3]["row"] == "packs to head on labels, small"
 
 
 def test_sides_take_turns():
