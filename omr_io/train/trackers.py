@@ -109,6 +109,7 @@ class MLflow:
             return str(run.info.run_id)
 
         self._run = _kept(self._folder, "mlflow", begin)
+        self._client.update_run(self._run, status="RUNNING")  # a resumed one was finished
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """All metrics in one request."""

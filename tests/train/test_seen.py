@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ import train_example
 from omr_io.errors import ConfigError
 from omr_io.train.history import read_history
 from omr_io.train.recipe import load_recipe, recipe_fields
+from omr_io.train.report import sections
 from omr_io.train.seen import Synthetic
 
 RECIPE = """
@@ -135,3 +137,15 @@ def test_what_only_shows_a_run_may_change_when_it_goes_on(recipe):
     recipe.write_text(text.replace("peak_tflops: 7", "peak_tflops: 0"))
     with pytest.raises(ConfigError, match="peak_tflops is 0"):
         load_recipe(recipe)
+
+
+def test_the_report_draws_entropy_and_utilisation():
+    history = [
+        {"phase": phase, "step": step, metric: 0.1 * step}
+        for phase, metric in (("rl", "entropy"), ("sft", "mfu"))
+        for step in (1, 2, 3)
+    ]
+    page = str(sections.curves(SimpleNamespace(history=history)))
+    assert page.count("<figure") == 2
+    assert "RL entropy, nats per token" in page
+    assert "SFT model FLOPs utilisation" in page

@@ -58,9 +58,9 @@ class Report:
         rewards: mean reward before and after RL by set of prompts ("prompts of RL's own",
             "held-out prompts"): what RL trained on, and what carries over; {} without RL.
         history: lines of the metrics log. A chart is drawn for each of these that has two points
-            or more: sft loss, held_out_accuracy, tokens_per_second, packing_efficiency,
+            or more: sft loss, held_out_accuracy, tokens_per_second, mfu, packing_efficiency,
             data_wait_share, gradient_norm; rl reward, accuracy, held_out_accuracy,
-            completion_tokens, gradient_norm.
+            completion_tokens, entropy, gradient_norm.
         throughput: of the run.
         config: the run configuration as text (YAML).
         examples: see `choose_items`.

@@ -49,10 +49,12 @@ CURVES = (
     CurveStyle("rl", "accuracy", "RL accuracy of rollouts", True, 1.0),
     CurveStyle("rl", "held_out_accuracy", "RL held-out accuracy", True, 1.0),
     CurveStyle("sft", "tokens_per_second", "SFT real tokens per second"),
+    CurveStyle("sft", "mfu", "SFT model FLOPs utilisation", True),
     CurveStyle("sft", "packing_efficiency", "SFT packing efficiency", True, 1.0),
     CurveStyle("sft", "data_wait_share", "SFT time waiting for data", True),
     CurveStyle("sft", "gradient_norm", "SFT gradient norm"),
     CurveStyle("rl", "completion_tokens", "RL tokens per completion"),
+    CurveStyle("rl", "entropy", "RL entropy, nats per token"),
     CurveStyle("rl", "gradient_norm", "RL gradient norm"),
 )
 
