@@ -37,7 +37,8 @@ def shards(write_shards: Any, make_records: Any) -> Path:
 
 def start(path: Path, ranks: int, stop_at: int, *options: str) -> subprocess.CompletedProcess[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    script = str(Path(__file__).with_name("reinforce_by_rule.py"))
+    torchrun = torchrun if ranks > 1 else []
+    script = [str(Path(__file__).with_name("reinforce_by_rule.py")), str(path), str(stop_at)]
     return subprocess.run(
         [
             sys.executable,
