@@ -68,7 +68,7 @@ def plain_gspo(
     *,
     clip: tuple[float, float],
 ) -> float:
-    """GSPO's as a loss (equations 5 and 7): a completion's geometric mean ratio, clipped."""
+    """GSPO as a loss (equations 5, 7): a completion's geometric mean of ratios, clipped."""
     losses = []
     for i, advantage in enumerate(advantages):
         total = math.fsum(a - b for a, b in zip(new[i], old[i], strict=True))

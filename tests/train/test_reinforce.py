@@ -12,6 +12,7 @@ import torch
 
 import train_example
 from omr_io.train.rewards import Reward
+from tests.train.reinforce_by_rule import by_rule
 
 RECIPE = """
 name: {name}
@@ -31,13 +32,6 @@ evaluation: {{max_new_tokens: 2, samples: 2, shown: 2}}
 def shards(write_shards: Any, make_records: Any) -> Path:
     path: Path = write_shards([r for r in make_records(40) if len(r.images) == 1])
     return path
-
-
-def by_rule(text: str, _record: Any) -> Reward:
-    """Right if an even number of characters are no letters; in form by the length."""
-    accuracy = float(sum(not c.isalpha() for c in text) % 2 == 0)
-    form = float(len(text) % 3 == 0)
-    return Reward(accuracy, form, accuracy + 0.5 * form)
 
 
 def run(folder: Path, name: str, shards: Path, options: str, *, resume: bool = False) -> None:
