@@ -122,5 +122,5 @@ def test_failures_say_which_set_they_are_of(make, folders, tmp_path):
 def test_numbers_of_samples_beside_a_blend_are_refused(make, folders):
     with pytest.raises(ConfigError, match="beside a Blend"):
         make(Blend([Source(folders[0])]), samples=np.arange(3))
-    with pytest.raises(ConfigError, match="not a path or a ShardSet"):
+    with pytest.raises(ConfigError, match="shards is a int"):
         make(17)

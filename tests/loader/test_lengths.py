@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rich.console
 
+from omr_io import sample_set
 from omr_io.blend import JoinedSets
 from omr_io.cache import ENVIRONMENT, Cache
 from omr_io.chat import ChatFormat
@@ -314,7 +315,7 @@ def test_what_takes_long_is_shown_on_standard_error(
 def test_remote_storage_is_told_of_texts_alone(
     shards, tokenizer, vision, monkeypatch, reads, records
 ):
-    monkeypatch.setattr(lengths_module, "_AHEAD", 8)
+    monkeypatch.setattr(sample_set, "_AHEAD", 8)
     chat = ChatFormat.for_family(vision.family, tokenizer)
     told = []
 
