@@ -339,11 +339,12 @@ class DataLoader:
                     self._maker.stream.hand_over(made.ready, batch.tensors())
                 self._quarantine.take(batch.failures, batch.num_samples)
                 self._meter.deliver(batch, made.bytes_read)
-                self._position = made.place.after
+                after = made.place.after
                 handed = [batch]
                 del made, batch  # while the consumer works, only the consumer holds the batch
                 if self._live is not None:
-                    self._live.update()
+                    self._live.update()  # may fail: standard error may be closed
+                self._position = after  # last: a batch that is not yielded must not count
                 yield handed.pop()
         finally:
             engine.close()
@@ -353,7 +354,8 @@ class DataLoader:
     def _start(self) -> Engine[Made]:
         ahead = self._depth.num_threads > 0
         places = self._order.places(self._position, self._layout, ahead=ahead)
-        return Engine(self._maker.jobs(places), self._depth, self._maker.around)
+        jobs, around = self._maker.jobs(places), self._maker.around
+        return Engine(jobs, self._depth, around, interrupt=self._shards.close)
 
     # The state
 

@@ -5,9 +5,10 @@ earlier jobs first: so one large batch is made by all threads, and several small
 The thread that ends a job's last unit finishes it. Whoever finds no unit waiting begins the next
 job, while the jobs that are begun and not yet taken stay within their number and bytes.
 
-Threads are daemons, so none can keep a process alive, and are stopped and waited for when their
-engine is closed or the process ends: C++ that is still at work then would meet an interpreter that
-is gone.
+Threads are daemons, so none can keep a process alive for ever, and are stopped and waited for when
+their engine is closed or the process ends: C++ that comes back to an interpreter that is gone ends
+the process by an abort. Closing gives up on a thread after a second, the end of a process after 30:
+on a machine with more to do than cores a unit of 10 ms may take seconds.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import atexit
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from omr_io.loader.options import Depth
@@ -27,6 +30,7 @@ Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 
 _PATIENCE = 1.0  # seconds that closing waits for a thread at work; it ends by itself later
+_LAST_PATIENCE = 30.0  # seconds that the end of the process waits for it
 
 
 class Job(Protocol[Result_co]):
@@ -85,6 +89,8 @@ class Engine(Generic[Result]):
             prefetch + 1, and more, up to prefetch + num_threads, only while there is nothing else
             for a thread to do; together at most prefetch_bytes, or one.
         around: what every thread works within.
+        interrupt: called when the process ends with threads at work; who waits for the network
+            need not wait any longer.
     """
 
     def __init__(
@@ -92,11 +98,13 @@ class Engine(Generic[Result]):
         jobs: Iterator[Job[Result]],
         depth: Depth,
         around: Callable[[], AbstractContextManager[Any]],
+        interrupt: Callable[[], None] = lambda: None,
     ) -> None:
         self.pid = os.getpid()
         self._jobs = jobs
         self._depth = depth
         self._around = around
+        self._interrupt = interrupt
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)  # threads wait for units or room
         self._done = threading.Condition(self._lock)  # the consumer waits for a result
@@ -110,12 +118,17 @@ class Engine(Generic[Result]):
             threading.Thread(target=self._run, name=f"omr-io-loader-{number}", daemon=True)
             for number in range(depth.num_threads)
         ]
-        # First of all: a signal's handler may raise while threads are started, and C++ that is at
-        # work when the interpreter goes would end the process by an abort.
+        # First of all: a signal's handler may raise while threads are started. Weakly: a thread
+        # holds its engine for as long as it is at work, and a closed engine is to be freed.
+        self._at_exit = partial(_end, weakref.ref(self))
         if self._threads:
-            atexit.register(self.close)
-        for thread in self._threads:
-            thread.start()
+            atexit.register(self._at_exit)
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # of threads that the system refuses, or of a signal
+            self.close()
+            raise
 
     # The consumer
 
@@ -157,18 +170,35 @@ class Engine(Generic[Result]):
         """Stop the threads. Waits for the units at work, but not for one that hangs."""
         if os.getpid() != self.pid:
             return  # the threads are the parent's, and so may be the lock
+        self._stop()
+        if self._wait(_PATIENCE):
+            atexit.unregister(self._at_exit)  # last: a signal's handler may have raised before
+
+    def end(self) -> None:
+        """Stop the threads for good: the process ends, and C++ must be over before it does."""
+        if os.getpid() != self.pid:
+            return
+        self._stop()
+        if not self._wait(0.0):
+            self._interrupt()
+            self._wait(_LAST_PATIENCE)
+
+    def _stop(self) -> None:
         with self._lock:
             self._is_closed = True
             self._units.clear()
             self._begun.clear()
             self._work.notify_all()
             self._done.notify_all()
-        deadline = time.monotonic() + _PATIENCE
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for the threads; gives whether all have ended."""
+        deadline = time.monotonic() + seconds
         for thread in self._threads:
             # One without ident has not begun, and will find that all is over.
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
-        atexit.unregister(self.close)  # last: a signal's handler may have raised before
+        return not any(thread.is_alive() for thread in self._threads)
 
     # The threads
 
@@ -291,6 +321,12 @@ class Engine(Generic[Result]):
                 self._is_last = True  # what comes after is of no use
             self._done.notify_all()
             self._work.notify_all()
+
+
+def _end(engine: weakref.ref[Engine[Any]]) -> None:
+    found = engine()
+    if found is not None:
+        found.end()
 
 
 class _NoJob:

@@ -430,6 +430,33 @@ def test_a_live_line_moves_with_the_batches(make):
     assert out.getvalue() == seen
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_line_that_cannot_be_written_loses_no_batch(make, threads):
+    """Standard error may be a pipe that was closed; who catches that goes on with all batches."""
+    expected = [batch.keys for batch in make()]
+
+    class Broken:
+        def update(self):
+            if next(updates) == 2:
+                raise BrokenPipeError
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    updates, seen = itertools.count(), []
+    with make(num_threads=threads) as loader, loader.live(Broken()):
+        with pytest.raises(BrokenPipeError):
+            for batch in loader:
+                seen.append(batch.keys)
+        assert len(seen) == 2
+        assert loader.state_dict()["step"] * loader.micro_steps == 2
+        seen += [batch.keys for batch in loader]
+    assert seen == expected
+
+
 def test_only_the_consumer_holds_a_batch(make):
     """So its memory is free when the consumer lets it go, and not a batch later."""
     with make(num_threads=1) as loader:

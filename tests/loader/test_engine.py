@@ -213,6 +213,22 @@ def test_closing_does_not_wait_for_work_that_hangs():
     assert not our_threads()
 
 
+def test_a_thread_that_the_system_refuses_leaves_none_behind(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def refuse(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        engine(jobs(Log()), threads=3)
+    assert len(started) == 2
+    assert not our_threads()
+
+
 def test_nothing_is_kept_after_the_end():
     log = Log()
     working = engine(jobs(log, count=3), threads=1)

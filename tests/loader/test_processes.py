@@ -251,6 +251,44 @@ def test_a_pickled_loader_is_the_same(make_loader):
     assert not [t for t in threading.enumerate() if t.name.startswith("omr-io-loader")]
 
 
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+def test_a_process_ends_after_the_unit_at_work_however_long_that_takes(closed):
+    """On a machine under load: C++ that comes back too late would abort the process."""
+    script = f"""
+        import contextlib, threading, time
+        import numpy as np
+        import torch  # takes a while to go
+        from omr_io import _C
+        from omr_io.loader.engine import Engine
+        from omr_io.loader.options import Depth
+        words, begun, told = np.arange(300_000, dtype=np.uint64), threading.Event(), []
+        class Job:
+            num_bytes, num_units = 1, 1
+            def begin(self): ...
+            def run(self, unit):
+                begun.set()
+                end = time.monotonic() + 2.5
+                while time.monotonic() < end:
+                    _C.shuffled(words)
+                print("done", flush=True)
+            def finish(self, parts): ...
+            def describe(self, error): ...
+        engine = Engine(
+            iter([Job()]), Depth(2, 1, 10), contextlib.nullcontext,
+            interrupt=lambda: print("interrupted", flush=True),
+        )
+        begun.wait()
+        if {closed}:
+            engine.close()
+        print("over", flush=True)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["over", "interrupted", "done"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.02, 0.06, 0.1, 0.15, 0.2, 0.3])
 def test_a_process_may_end_while_the_next_epoch_is_planned(wait):
