@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from omr_io.errors import IntegrityError, Where
 from omr_io.remote.urls import is_url, redact
+from omr_io.shards import index_columns
 from omr_io.shards.index_check import arrow_fault, impossible_image, misplaced_part
 from omr_io.shards.layout import (
     INDEX_NAME,
@@ -77,23 +78,23 @@ class ShardSet:
         if fault is not None:
             where = Where(source=INDEX_NAME)
             raise IntegrityError(f"the index is broken: {fault}", where=where, mend=_MEND)
-        columns = {name: table.column(name).combine_chunks() for name in INDEX_SCHEMA.names}
+        columns = {name: index_columns.joined(table.column(name)) for name in INDEX_SCHEMA.names}
         self._keys = columns["key"]
         self._answers = columns["answer"]
         self.sample_shards: Int32Array = columns["shard"].to_numpy()
         self.question_bytes: Int32Array = columns["question_bytes"].to_numpy()
         self.reasoning_bytes: Int32Array = columns["reasoning_bytes"].to_numpy()
         self.num_options: Int32Array = columns["num_options"].to_numpy().astype(np.int32)
-        self.image_offsets = _offsets(columns["images"])
+        self.image_offsets = index_columns.offsets(columns["images"])
         images = columns["images"].flatten()
         self.image_widths: Int32Array = images.field("width").to_numpy()
         self.image_heights: Int32Array = images.field("height").to_numpy()
         self.image_orientations: Int32Array = (
             images.field("orientation").to_numpy().astype(np.int32)
         )
-        self.image_hashes = _bytes_matrix(images.field("xxh3_128"))
+        self.image_hashes = index_columns.bytes_matrix(images.field("xxh3_128"))
         self._formats, self._modes = images.field("format"), images.field("mode")
-        self._part_offsets = _offsets(columns["parts"])
+        self._part_offsets = index_columns.offsets(columns["parts"])
         parts = columns["parts"].flatten()
         self._names = parts.field("name")
         self._starts, self._sizes, self._crcs = (
@@ -454,16 +455,3 @@ def _read_index(folder: Path, manifest: Manifest, storage: Storage) -> pa.Table:
     if not table.schema.equals(INDEX_SCHEMA):
         raise IntegrityError("the index has another schema", where=where, mend=_MEND)
     return table
-
-
-def _offsets(lists: pa.ListArray) -> Int64Array:
-    offsets: Int64Array = lists.offsets.to_numpy().astype(np.int64)
-    offsets -= offsets[0]
-    return offsets
-
-
-def _bytes_matrix(column: pa.FixedSizeBinaryArray) -> UInt8Array:
-    width = column.type.byte_width
-    raw = np.frombuffer(column.buffers()[1] or b"", np.uint8)
-    begin = column.offset * width
-    return raw[begin : begin + len(column) * width].reshape(-1, width)

@@ -9,11 +9,15 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from omr_io.blend.columns import IndexColumns
 from omr_io.errors import IntegrityError, OmrError, SourceError
 from omr_io.images import probe
 from omr_io.index import ShardSet
+from omr_io.shards import index_columns
+from omr_io.shards.description import describe
 from omr_io.shards.layout import read_manifest
 from omr_io.types import Record
 from tests.shard_sets import contents, encoded, mixed_records, record, write
@@ -225,3 +229,46 @@ def test_opening_and_reading_change_nothing(folder):
     with ShardSet.open(folder) as shards:
         shards.read_record(0)
     assert contents(folder) == before
+
+
+def test_an_index_whose_texts_32_bits_cannot_count(folder, records, monkeypatch):
+    """Of some 50 million samples: the same, in Arrow's types that count in 64 bits."""
+    combined, wide = index_columns._combined, []
+
+    def overflow(column):
+        if pa.types.is_string(column.type) or pa.types.is_list(column.type):
+            raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+        wide.append(str(column.type))
+        return combined(column)
+
+    usual = ShardSet.open(folder)
+    monkeypatch.setattr(index_columns, "_combined", overflow)
+    with usual, ShardSet.open(folder) as shards:
+        assert {name.partition("<")[0] for name in wide} >= {"large_string", "large_list"}
+        assert shards._names.type == shards._keys.type == pa.large_utf8()
+        for i, expected in enumerate(records):
+            assert shards.read_record(i) == expected
+            assert (shards.key(i), shards.parts(i)) == (usual.key(i), usual.parts(i))
+            assert shards.images(i) == usual.images(i)
+        assert np.array_equal(shards.image_hashes, usual.image_hashes)
+        assert np.array_equal(shards.image_sizes(), usual.image_sizes())
+        everything = [IndexColumns("a", one, None) for one in (usual, shards)]
+        for name in ("answers", "image_formats", "image_modes", "keys"):
+            one, other = (getattr(columns, name) for columns in everything)
+            assert np.array_equal(one, other)
+        assert describe(shards) == describe(usual)
+
+
+@pytest.mark.slow
+def test_texts_of_more_than_two_gigabytes_are_joined():
+    """2.1 GB, made of one chunk that comes many times."""
+    rows = [[{"name": f"{n}" * (1 << 19), "offset": n}] for n in range(100, 132)]
+    part = pa.struct([pa.field("name", pa.utf8()), pa.field("offset", pa.int64())])
+    chunk = pa.array(rows, pa.list_(part))
+    count = (1 << 31) // chunk.nbytes + 2
+    joined = index_columns.joined(pa.chunked_array([chunk] * count))
+    assert len(joined) == count * len(chunk)
+    assert index_columns.offsets(joined).tolist() == list(range(len(joined) + 1))
+    names = joined.flatten().field("name")
+    ends = [names[i].as_py() for i in (0, len(joined) - 1)]
+    assert ends == ["100" * (1 << 19), "131" * (1 << 19)]
