@@ -76,6 +76,11 @@ class Connections:
         for origin in list(self._open):
             self._drop(origin)
 
+    def __del__(self) -> None:
+        """A thread that ended leaves its connections to nobody."""
+        with suppress(Exception):  # at the end of the interpreter anything may be gone
+            self.close()
+
     def interrupt(self) -> None:
         """From another thread: whoever waits for a byte finds the connection closed."""
         for connection in list(self._open.values()):

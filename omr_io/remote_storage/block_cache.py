@@ -71,12 +71,9 @@ class Claim:
         """Give the claim up, and what was written; nothing after a commit."""
         if self._descriptor < 0:
             return
-        with suppress(OSError):
-            self._cache._unfinished(self._key).unlink()
+        self._cache._remove(self._cache._unfinished(self._key), self._reserved)
+        self._reserved = 0
         self._end()
-        if self._reserved:
-            self._cache._give_back(self._reserved)
-            self._reserved = 0
 
     def _end(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -168,9 +165,7 @@ class BlockCache:
     def discard(self, key: str) -> None:
         """Remove an entry that is of no use."""
         with suppress(OSError):
-            size = self.path(key).stat().st_size
-            self.path(key).unlink()
-            self._give_back(size)
+            self._remove(self.path(key), self.path(key).stat().st_size)
 
     def used_bytes(self) -> int:
         """Bytes that the folder holds, as counted; 0 where there is none yet."""
@@ -191,12 +186,15 @@ class BlockCache:
             if used + size > self.max_bytes:
                 _set_count(usage, used)
                 return False
+            os.ftruncate(descriptor, size)  # first: it may fail, and then nothing was taken
             _set_count(usage, used + size)
-            os.ftruncate(descriptor, size)
         return True
 
-    def _give_back(self, size: int) -> None:
+    def _remove(self, path: Path, size: int) -> None:
+        """Remove a file that counts with so many bytes, if it is there."""
+        # Both at once: a scan in between would not see the file, and its bytes would go twice.
         with suppress(OSError), self._usage() as usage:
+            path.unlink()
             used = _as_count(os.pread(usage, 9, 0))
             if used is not None:
                 _set_count(usage, max(used - size, 0))
@@ -293,15 +291,16 @@ def _is_sound(descriptor: int, size: int) -> bool:
 
 
 def _remove_abandoned(path: Path) -> bool:
-    """Remove an unfinished entry that nobody is making; gives whether that was so."""
+    """Remove an unfinished entry that nobody is making; gives whether it is gone by that."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, path):  # else somebody finished it just now
-            path.unlink()  # while it is locked: nobody can take it up now
+        if not _is_at(descriptor, path):  # somebody finished it just now, so it still counts
+            return False
+        path.unlink()  # while it is locked: nobody can take it up now
         return True
     except OSError:
         return False

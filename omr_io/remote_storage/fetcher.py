@@ -238,9 +238,7 @@ class Fetcher:
                 if self._closed or task is None:
                     return
             if isinstance(task, Unit):
-                if task.block:
-                    room = Buffer(self._options.block_bytes) if room is None else room
-                self._fetch(task, room)
+                room = self._fetch(task, room)
             else:
                 self._learn(task)
 
@@ -295,11 +293,14 @@ class Fetcher:
                 self._plan.hints.unpark(parked)
             self._wake(len(parked))
 
-    def _fetch(self, unit: Unit, room: Buffer | None) -> None:
+    def _fetch(self, unit: Unit, room: Buffer | None) -> Buffer | None:
+        """Fetch a unit; gives room for the next block."""
         error: BaseException | None = None
         busy = False
         try:
             if unit.block and self.cache is not None:
+                # Here, where failing is the reader's to hear of: there may be no memory for it.
+                room = Buffer(self._options.block_bytes) if room is None else room
                 busy = self._fetch_block(unit, self.cache, room)
             else:
                 unit.data = self.fetch(unit.name, unit.start, unit.size)
@@ -313,6 +314,7 @@ class Fetcher:
             else:
                 self._finish(unit, error)
             self._wake(1)
+        return room
 
     def _fail_all(self) -> None:
         for unit in self._plan.units.all():
