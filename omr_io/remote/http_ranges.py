@@ -25,7 +25,9 @@ from omr_io.remote.urls import redact
 _PIECE = 1 << 16
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _EXPIRED = (401, 403, 404, 410)
-_CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)", re.IGNORECASE)
+_SIZE = r"\d{1,19}(?!\d)"  # of more digits it is none, and of thousands Python makes no number
+_CONTENT_RANGE = re.compile(rf"bytes\s+(?:({_SIZE})-({_SIZE})|\*)/({_SIZE}|\*)", re.IGNORECASE)
+_DATE = re.compile(r"\w{3,9},? .*\d\d:\d\d:\d\d.*")  # of HTTP, in any of its three forms
 _NETWORK = "Check the network and the server, then run again; or download the file, read the copy"
 
 Explain = Callable[[int, Message, str], SourceError]
@@ -98,9 +100,8 @@ class HttpRanges:
         self._traffic = traffic or Traffic()
         self._final: str | None = None  # where redirects led; asked again when it expires
         self._stat = stat
-        # An ETag is quoted; a date is not.
         tag = "" if stat is None or pinned else stat.tag
-        self._etag, self._modified = (tag, "") if '"' in tag else ("", tag)
+        self._etag, self._modified = ("", tag) if _DATE.fullmatch(tag) else (tag, "")
         self._head = b""
         if stat is None:
             room = Buffer(head)
@@ -179,8 +180,9 @@ class HttpRanges:
     def _request(self, start: int, size: int, out: Buffer) -> None:
         cached = self._final
         headers = {"Range": f"bytes={start}-{start + size - 1}"}
-        if self._etag and not self._etag.startswith("W/") and not self._pinned:
-            headers["If-Match"] = self._etag  # of what is known already; weak ones never match
+        # Of what is known already. Weak ones never match, and those without quotes are none.
+        if self._etag.startswith('"') and not self._pinned:
+            headers["If-Match"] = self._etag
         self._traffic.request()
         response, final = self._connections.get(
             cached or self._url, headers, {} if cached else self._private, self._source

@@ -119,6 +119,7 @@ def test_retry_after_is_kept(server):
     assert 1000 < retry_after(formatdate(time.time() + 2000, usegmt=True)) <= 2000
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert retry_after("soon") is retry_after("") is retry_after("-1") is None
+    assert retry_after("1 Jan 99999999999999999999 00:00:00") is None
     policy = RetryPolicy(tries=2, first_wait=30, max_wait=30, timeout=1)
     server.faults = [status(503, {"Retry-After": "0"})]
     assert read(server.url + "/small", policy) == SMALL
@@ -222,6 +223,13 @@ def test_a_change_told_by_the_date_alone(server):
         server.always = later
         with pytest.raises(SourceError, match="its Last-Modified is another"):
             file.read()
+
+
+@pytest.mark.parametrize("size", ["9" * 20, "9" * 5000])
+def test_a_range_of_a_size_that_no_file_has(server, size):
+    server.always = header("Content-Range", f"bytes 0-9/{size}")
+    with pytest.raises(SourceError, match="without saying which"):
+        read(server.url + "/small")
 
 
 def test_identity_where_the_server_tells_nothing(server):

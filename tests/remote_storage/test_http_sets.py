@@ -292,6 +292,27 @@ def test_a_shard_that_changes_while_it_is_read(server, url, options):
             server.files[name] = before
 
 
+@pytest.mark.parametrize("tag", ["5f3a-1b", 'W/"5f3a"', "Wed", None])
+def test_etags_of_any_form_are_held_to(server, url, options, same, tag):
+    """Many small servers forget the quotes: they are compared as they stand, and not asked for."""
+    tags = {}
+
+    def tagged(request, reply):
+        return header("ETag", tags.get(request.path, tag))(request, reply)
+
+    server.always = tagged
+    with ShardSet.open(url, options(threads=4)) as shards:
+        shards.will_read(range(len(shards)))
+        same(shards)
+    assert not [r for r in server.requests if "if-match" in r.headers]
+    if tag is not None:
+        with ShardSet.open(url, options(cache=None)) as shards:
+            shards.read_record(0)
+            tags[f"/sets/train/{shards.shard(0)}"] = "another"
+            with pytest.raises(SourceError, match="changed while it was read: its ETag is another"):
+                [shards.read_record(i) for i in range(1, len(shards))]
+
+
 def test_an_index_that_is_another(server, url, options):
     whole = server.files["/sets/train/index.arrow"]
     damaged = bytearray(whole)
