@@ -29,7 +29,7 @@ from omr_io.shards.layout import (
 )
 from omr_io.shards.sample_json import decode_record
 from omr_io.storage import LocalStorage, Storage, StorageStats
-from omr_io.types import ImageInfo, Int32Array, Int64Array, Record, UInt8Array
+from omr_io.types import ImageInfo, Int32Array, Int64Array, Record
 
 if TYPE_CHECKING:
     from omr_io.foreign_shards.view import View

@@ -329,6 +329,8 @@ def tiff(data: bytes) -> ImageInfo:
 def _by_pillow(data: bytes, kind: ImageFormat, plugin: Callable[[BytesIO], object]) -> ImageInfo:
     try:
         image = plugin(BytesIO(data))
+    except MemoryError:  # the machine's fault, not the image's
+        raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds for malformed bytes
         raise ImageError(f"the {kind.upper()}'s header cannot be read: {error}") from error
     width, height = image.size  # type: ignore[attr-defined]

@@ -122,6 +122,8 @@ def _decode_by_pillow(
         with plugin(BytesIO(data)) as image:
             image.load()
             rgb = _to_rgb(image)
+    except MemoryError:  # the machine's fault, not the image's
+        raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds for malformed bytes
         _check_support(info.format, error)
         cut = "truncated" in str(error).lower()

@@ -283,3 +283,23 @@ def test_lists_of_unequal_length_are_refused(decoder: Decoder) -> None:
     image = encode(photograph(20, 30), "JPEG")
     with pytest.raises(ValueError, match="zip"):
         decoder.decode([image, image], [probe(image)])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_a_machine_without_memory_is_no_damaged_image(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As a failure it would be blanked, or at conversion refused, though nothing is wrong with it.
+
+    JPEG's decoder raises MemoryError by itself.
+    """
+    data = encode(photograph(30, 40), kind)
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    info = probe(data)
+    assert decode(CpuDecoder(), [data])[0].shape == (30, 40, 3)
+    monkeypatch.setattr(Image.core, "new", refuse)
+    with pytest.raises(MemoryError):
+        CpuDecoder().decode([data], [info])

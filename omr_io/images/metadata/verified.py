@@ -28,10 +28,14 @@ def verified(before: bytes, after: bytes, kind: Literal["bmp", "tiff"]) -> bytes
         return before
     try:
         expected = _pixels(before, kind)
+    except MemoryError:  # the machine's fault, not the image's
+        raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds for malformed bytes
         raise ImageError(f"the {kind} image does not decode: {error}") from error
     try:
         found = _pixels(after, kind)
+    except MemoryError:
+        raise
     except Exception as error:
         raise damaged(f"the {kind} image does not decode without it: {error}") from error
     if found != expected:
