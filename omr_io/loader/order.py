@@ -24,7 +24,6 @@ from omr_io.types import Int64Array
 SamplesOf: TypeAlias = Callable[[int], Int64Array | None]
 """The numbers of an epoch's samples, (m,) int64, one of them as often as it comes; None: all."""
 
-_CHUNK = 1 << 20  # samples looked at together, where lengths are mapped from a file
 _EPOCHS_HELD = 2  # the one that is read and the one that comes next
 
 
@@ -94,16 +93,7 @@ class Order:
 
     def dropped(self, epoch: int) -> int:
         """How many of an epoch's samples are left out because they are longer than seq_len."""
-        if self._too_long == "error":
-            return 0
-        wanted, count = self._samples_of(epoch), 0
-        for start in range(0, len(self._lengths) if wanted is None else len(wanted), _CHUNK):
-            rows = (
-                slice(start, start + _CHUNK) if wanted is None else wanted[start : start + _CHUNK]
-            )
-            tokens = self._lengths.text_tokens[rows] + self._lengths.image_tokens[rows]
-            count += int((tokens > self._seq_len).sum())
-        return count
+        return 0 if self._too_long == "error" else self.epoch(epoch).num_dropped
 
     def epoch(self, number: int) -> EpochPlan:
         """The plan of an epoch; its windows are planned when they are asked for.

@@ -202,8 +202,7 @@ class SampleEncoder:
     def _check_lengths(self, numbers: Sequence[int], counts: Int64Array) -> None:
         if self.lengths is None or not len(numbers):
             return
-        rows = list(numbers)
-        planned = self.lengths.text_tokens[rows] + self.lengths.image_tokens[rows]
+        planned = self.lengths.tokens_of(np.asarray(numbers, np.int64))
         differing = np.flatnonzero(counts != planned)
         if not len(differing):
             return
