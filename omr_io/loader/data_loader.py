@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -75,7 +75,8 @@ class DataLoader:
             is (on a GPU near the exact pixels, not equal); "auto", the best that is installed
             there; or a `Decoder` (which the caller closes). See `omr_io.images.decode`.
         rank, world_size: of this process; None: torch.distributed's if it is initialised, else 0
-            of 1. Not part of the order: a run may go on with another world size.
+            of 1, which is refused where the environment's WORLD_SIZE says that there are others.
+            Not part of the order: a run may go on with another world size.
         packs_per_batch: B, packs of a batch; divides packs_per_step / world_size; None: all of
             them, one batch a step.
         samples: (m,) numbers of the samples of a shard set to load, each once; None: all of them.
@@ -381,6 +382,21 @@ class DataLoader:
         self._order.check(position, self.micro_steps)
         self._stop()
         self._position = position
+
+    def check_ranks(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse ranks that would not share one plan.
+
+        Each rank plans by itself: an old copy of the set on one machine, or another option, would
+        give some samples twice and others never, and nothing else would tell. So before the first
+        batch let the ranks compare: `dist.all_gather_object(states, loader.state_dict())`.
+
+        Args:
+            states: `state_dict()` of all ranks, in their order.
+
+        Raises:
+            ConfigError: they differ; names what, and on which rank.
+        """
+        state.check_same(states, self.world_size)
 
     # What happened, and the end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,4 +172,11 @@ def _world(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
+    others = os.environ.get("WORLD_SIZE", "")  # torchrun's
+    if others.isdecimal() and int(others) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {others}, and torch.distributed is not initialised: each of these "
+            "processes would read all samples",
+            mend="Make the loader after init_process_group, or give rank and world_size",
+        )
     return 0, 1

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from omr_io.chat import ChatFormat
 from omr_io.config import VisionConfig, fingerprint
-from omr_io.errors import ResumeError
+from omr_io.errors import ConfigError, ResumeError
 from omr_io.images.patches import installed_pass_order
 from omr_io.packing import Lengths
 from omr_io.sample_set import SampleSet
@@ -123,6 +123,40 @@ def from_dict(
             mend="Save at the end of a step to go on with another world size or packs_per_batch",
         )
     return position
+
+
+def check_same(states: Sequence[Mapping[str, Any]], world_size: int) -> None:
+    """Refuse the states of ranks that do not share one plan, or stand at different places.
+
+    Args:
+        states: of all ranks, in their order.
+
+    Raises:
+        ConfigError: they differ, or are not as many as there are ranks; names what and where.
+    """
+    if len(states) != world_size:
+        raise ConfigError(f"{len(states)} states of {world_size} ranks")
+    flat = [_flat(state) for state in states]
+    found = [
+        f"{name} (rank 0 {flat[0].get(name, 'absent')}, rank {rank} {one.get(name, 'absent')})"
+        for rank, one in enumerate(flat)
+        for name in {**flat[0], **one}
+        if one.get(name) != flat[0].get(name)
+    ]
+    if found:
+        more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+        raise ConfigError(
+            f"the ranks would not share one plan; what differs: {', '.join(found[:4])}{more}",
+            mend="Give every rank the same shards, tokenizer, options and state; copies of a set "
+            "on several machines must be equal",
+        )
+
+
+def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in state.items():
+        flat |= value if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _check_names(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:

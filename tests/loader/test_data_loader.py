@@ -449,8 +449,7 @@ def test_a_line_that_cannot_be_written_loses_no_batch(make, threads):
     updates, seen = itertools.count(), []
     with make(num_threads=threads) as loader, loader.live(Broken()):
         with pytest.raises(BrokenPipeError):
-            for batch in loader:
-                seen.append(batch.keys)
+            seen.extend(batch.keys for batch in loader)
         assert len(seen) == 2
         assert loader.state_dict()["step"] * loader.micro_steps == 2
         seen += [batch.keys for batch in loader]
@@ -596,6 +595,54 @@ def test_budgets_that_cannot_be_right():
     for options in ({"count": -1}, {"rate": 1.5}):
         with pytest.raises(ConfigError):
             FailureBudget(**options)
+
+
+def test_a_process_of_many_that_does_not_know_it(make, monkeypatch):
+    """Before init_process_group every rank would take itself for the only one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="each of these processes would read all samples"):
+        make()
+    assert make(rank=1, world_size=2).rank == 1
+    assert make(rank=0, world_size=1).world_size == 1
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert make().world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"seed": 8}, r"seed \(rank 0 3, rank 1 8\)"),
+        ({"samples": np.arange(36)}, "samples .*rank 1"),
+        ({"window": 9}, r"window \(rank 0 None, rank 1 9\)"),
+        ({"packs_per_batch": 1}, "packs_per_batch"),
+        ({"world_size": 4}, "world_size"),
+        ({"seq_len": 200, "seed": 1, "window": 5, "packs_per_step": 8}, r"corpus|seq_len .*more"),
+    ],
+)
+def test_ranks_that_do_not_share_one_plan(make, change, what):
+    options = {"seed": 3, "world_size": 2}
+    first, second = make(rank=0, **options), make(rank=1, **options)
+    first.check_ranks([first.state_dict(), second.state_dict()])
+    other = make(rank=1, **options | change)
+    with pytest.raises(ConfigError, match=what):
+        first.check_ranks([first.state_dict(), other.state_dict()])
+    with pytest.raises(ConfigError, match="1 states of 2 ranks"):
+        first.check_ranks([first.state_dict()])
+    next(iter(second))  # one that was resumed, and one that was not
+    with pytest.raises(ConfigError, match=r"step \(rank 0 0, rank 1 1\)"):
+        first.check_ranks([first.state_dict(), second.state_dict()])
+
+
+def test_ranks_with_other_copies_of_a_set(make, write_shards, make_records):
+    records = make_records(20)
+    loaders = [
+        make(shards=write_shards(records[:count]), rank=rank, world_size=2)
+        for rank, count in enumerate((20, 19))
+    ]
+    with pytest.raises(ConfigError, match=r"corpus .*lengths"):
+        loaders[1].check_ranks([loader.state_dict() for loader in loaders])
+    for loader in loaders:
+        loader.close()
 
 
 def test_the_world_of_torch_distributed(make, tmp_path):
