@@ -15,7 +15,7 @@ import dataclasses
 import os
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +41,7 @@ from omr_io.loader.quarantine import FailureBudget, Quarantine
 from omr_io.loader.samples import SampleEncoder
 from omr_io.loader.selection import Selection, as_blend
 from omr_io.loader.state import Position
-from omr_io.ops import pack_implementation
+from omr_io.ops import Pack, pack_implementation
 from omr_io.packing import TooLong
 from omr_io.packing.epoch import EpochPlan
 from omr_io.remote_storage import RemoteOptions
@@ -150,49 +150,57 @@ class DataLoader:
         self._device = options.check_device(device)
         pack = pack_implementation(implementation, self._device)
         self._chat = options.choose_chat(chat, tokenizer, vision)
-        self._opened = open_blend(as_blend(shards, samples), remote)
-        self._shards = self._opened.samples
         self._owns_decoder = isinstance(decoder, str)
-        self._decoder = self._make_decoder(decoder) if isinstance(decoder, str) else decoder
-        options.check_decoder_device(self._decoder.device, self._device)
-        kept = Cache.of("lengths") if cache else None
-        self.lengths = measure(self._shards, self._chat, vision, kept, check_images=False)
-        self._selection = Selection(self._opened, self.lengths, samples, seed)
-        self.truncation: Truncation | None = None
-        """What was cut (`truncate`); None where nothing may be."""
-        if truncate == "completion":
-            self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
-        self._plan_epochs(seed, window, too_long)
-        if pin_memory is None:
-            pin_memory = torch.cuda.is_available()
-        self._encoder = SampleEncoder(
-            self._shards,
-            self._chat,
-            vision,
-            self._decoder,
-            self.lengths,
-            max_tokens=None if truncate == "refuse" else seq_len,
-            pixel_dtype=pixel_dtype,
-        )
-        self._maker = BatchMaker(
-            self._encoder,
-            self.lengths,
-            pack,
-            seq_len=seq_len,
-            device=self._device,
-            keep=prefetch + num_threads + 2,
-            most_positions=self.packs_per_batch * seq_len,
-            num_threads=num_threads,
-            pin_memory=pin_memory,
-            rank=self.rank,
-        )
-        self._pad_id = self._maker.pad_id
+        with ExitStack() as undone:  # what is refused below leaves nothing open
+            self._opened = open_blend(as_blend(shards, samples), remote)
+            undone.callback(self._opened.close)
+            self._shards = self._opened.samples
+            self._decoder = self._make_decoder(decoder) if isinstance(decoder, str) else decoder
+            if self._owns_decoder:
+                undone.callback(self._decoder.close)
+            options.check_decoder_device(self._decoder.device, self._device)
+            kept = Cache.of("lengths") if cache else None
+            self.lengths = measure(self._shards, self._chat, vision, kept, check_images=False)
+            self._selection = Selection(self._opened, self.lengths, samples, seed)
+            self.truncation: Truncation | None = None
+            """What was cut (`truncate`); None where nothing may be."""
+            if truncate == "completion":
+                self.lengths, self.truncation = truncate_lengths(self.lengths, self._chat, seq_len)
+            self._plan_epochs(seed, window, too_long)
+            self._make_maker(pack, pixel_dtype, pin_memory)
+            undone.pop_all()
         self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
         self._meter = Meter()
         self._position = Position()
         self._engine: Engine[Made] | None = None
         self._live: LiveLine | None = None
         self._active: weakref.ref[Generator[Batch, None, None]] | None = None
+
+    def _make_maker(self, pack: Pack, pixel_dtype: torch.dtype, pin_memory: bool | None) -> None:
+        """What makes samples and batches."""
+        depth = self._depth
+        self._encoder = SampleEncoder(
+            self._shards,
+            self._chat,
+            self.vision,
+            self._decoder,
+            self.lengths,
+            max_tokens=None if self.truncation is None else self.seq_len,
+            pixel_dtype=pixel_dtype,
+        )
+        self._maker = BatchMaker(
+            self._encoder,
+            self.lengths,
+            pack,
+            seq_len=self.seq_len,
+            device=self._device,
+            keep=depth.prefetch + depth.num_threads + 2,
+            most_positions=self.packs_per_batch * self.seq_len,
+            num_threads=depth.num_threads,
+            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            rank=self.rank,
+        )
+        self._pad_id = self._maker.pad_id
 
     def _make_decoder(self, name: str) -> Decoder:
         heights, widths = self._shards.image_heights, self._shards.image_widths

@@ -645,6 +645,23 @@ def test_ranks_with_other_copies_of_a_set(make, write_shards, make_records):
         loader.close()
 
 
+def test_what_is_refused_leaves_nothing_open(make, write_shards, make_records, monkeypatch):
+    """Folders' descriptors, a URL's threads, a decoder's handle."""
+    from omr_io.images.decode import CpuDecoder
+    from omr_io.index import ShardSet
+
+    folder, closed = write_shards(make_records(9)), []
+    monkeypatch.setattr(ShardSet, "close", lambda self: closed.append("set"))
+    monkeypatch.setattr(CpuDecoder, "close", lambda self: closed.append("decoder"))
+    with pytest.raises(SampleTooLongError):
+        make(shards=folder, seq_len=4)
+    assert closed == ["decoder", "set"]
+    del closed[:]
+    with pytest.raises(SampleTooLongError), ShardSet.open(folder) as given:
+        make(shards=given, seq_len=4, decoder=CpuDecoder())
+    assert closed == ["set"]  # what the caller gave is the caller's to close
+
+
 def test_the_world_of_torch_distributed(make, tmp_path):
     import torch.distributed as dist
 
