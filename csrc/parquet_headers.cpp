@@ -7,12 +7,22 @@ namespace {
 
 constexpr unsigned bit(std::int32_t id) { return id < 16 ? 1U << static_cast<unsigned>(id) : 0; }
 
-// The structs of a page's own kind: which fields they had, as bits.
-
-unsigned read_data(ThriftReader& reader, PageHeader& header) {
+// Gives each field of a struct to `take`, which reads or skips it; which there were, as bits.
+template <class Take>
+unsigned read_fields(ThriftReader& reader, const Take& take) {
     unsigned seen = 0;
     ThriftField field;
     while ((field = reader.field(field)).type != kThriftStop) {
+        take(field);
+        seen |= bit(field.id);
+    }
+    return seen;
+}
+
+// The structs of a page's own kind.
+
+unsigned read_data(ThriftReader& reader, PageHeader& header) {
+    return read_fields(reader, [&](const ThriftField& field) {
         switch (field.id) {
             case 1: header.num_values = reader.count(field); break;
             case 2: header.encoding = reader.i32(field); break;
@@ -20,29 +30,21 @@ unsigned read_data(ThriftReader& reader, PageHeader& header) {
             case 4: (void)reader.i32(field); break;  // of repetition levels, which are not there
             default: reader.skip(field);
         }
-        seen |= bit(field.id);
-    }
-    return seen;
+    });
 }
 
 unsigned read_dictionary(ThriftReader& reader, PageHeader& header) {
-    unsigned seen = 0;
-    ThriftField field;
-    while ((field = reader.field(field)).type != kThriftStop) {
+    return read_fields(reader, [&](const ThriftField& field) {
         switch (field.id) {
             case 1: header.num_values = reader.count(field); break;
             case 2: header.encoding = reader.i32(field); break;
             default: reader.skip(field);
         }
-        seen |= bit(field.id);
-    }
-    return seen;
+    });
 }
 
 unsigned read_data_v2(ThriftReader& reader, PageHeader& header) {
-    unsigned seen = 0;
-    ThriftField field;
-    while ((field = reader.field(field)).type != kThriftStop) {
+    return read_fields(reader, [&](const ThriftField& field) {
         switch (field.id) {
             case 1: header.num_values = reader.count(field); break;
             case 2:
@@ -58,9 +60,7 @@ unsigned read_data_v2(ThriftReader& reader, PageHeader& header) {
                 break;
             default: reader.skip(field);
         }
-        seen |= bit(field.id);
-    }
-    return seen;
+    });
 }
 
 // Whether the struct that belongs to the kind was there, with all that it must have.
@@ -88,10 +88,9 @@ FoundHeader page_header(std::span<const std::uint8_t> data) noexcept {
     FoundHeader found;
     PageHeader& header = found.header;
     std::int32_t type = -1;
-    unsigned outer = 0;
+    unsigned kinds = 0;
     unsigned inner = 0;
-    ThriftField field;
-    while ((field = reader.field(field)).type != kThriftStop) {
+    const unsigned outer = read_fields(reader, [&](const ThriftField& field) {
         switch (field.id) {
             case 1: type = reader.i32(field); break;
             case 2: header.uncompressed_size = reader.count(field); break;
@@ -101,7 +100,7 @@ FoundHeader page_header(std::span<const std::uint8_t> data) noexcept {
             case 7:
             case 8:
                 reader.expect_struct(field);
-                if ((outer & (bit(5) | bit(7) | bit(8))) != 0) {
+                if (++kinds > 1) {
                     reader.refuse();  // a page is of one kind
                 }
                 inner = field.id == 5   ? read_data(reader, header)
@@ -110,8 +109,7 @@ FoundHeader page_header(std::span<const std::uint8_t> data) noexcept {
                 break;
             default: reader.skip(field);
         }
-        outer |= bit(field.id);
-    }
+    });
     found.state = reader.state();
     if (reader.is_good() && !is_complete(type, outer, inner, header)) {
         found.state = ThriftState::malformed;

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from omr_io.config import ExifPolicy
 from omr_io.errors import ConfigError
-from omr_io.images.decode.batched import BatchDecoder, BatchError, Pixels
-from omr_io.images.decode.dali import check_hardware, make_landing, paddings, upright_array
-from omr_io.images.sizes import MAX_PIXELS
+from omr_io.images.decode.batched import BatchError, Pixels
+from omr_io.images.decode.nvidia import NvidiaDecoder, paddings, upright_array
 from omr_io.types import ImageFailure, ImageInfo
 
 
-class NvimgcodecDecoder(BatchDecoder):
+class NvimgcodecDecoder(NvidiaDecoder):
     """JPEGs by nvImageCodec; see `BatchDecoder` for what goes elsewhere, and failures.
 
     It is what DALI decodes by, without a pipeline around it, and says for each image whether it was
@@ -22,47 +20,16 @@ class NvimgcodecDecoder(BatchDecoder):
     8-bit PNG, WebP and BMP, but not its 16-bit ones, palettes of TIFF and transparency, and it
     does not check a PNG's checksums: all these stay with Pillow.
 
-    Args:
-        hardware: as for `DaliDecoder`.
-        largest: as for `DaliDecoder`.
-        exif, max_pixels, device, num_threads, cpu_threads, max_batch_size: see `BatchDecoder`.
-
-    Raises:
-        ConfigError: nvImageCodec is not installed, or an argument cannot be right.
+    Arguments and errors: see `NvidiaDecoder`.
     """
 
     name = "nvimgcodec"
 
-    def __init__(
-        self,
-        exif: ExifPolicy = "apply",
-        max_pixels: int = MAX_PIXELS,
-        *,
-        device: str = "cpu",
-        num_threads: int = 2,
-        cpu_threads: int | None = None,
-        max_batch_size: int = 32,
-        hardware: float = 0.0,
-        largest: tuple[int, int] = (0, 0),
-    ) -> None:
-        _import_nvimgcodec()  # now, rather than in the middle of an epoch
-        check_hardware(hardware)
-        super().__init__(
-            exif,
-            max_pixels,
-            device=device,
-            num_threads=num_threads,
-            cpu_threads=cpu_threads,
-            max_batch_size=max_batch_size,
-        )
-        self.hardware = hardware
-        self.largest = largest
-        self._landing = make_landing(self.device)
-        self._parameters: Any = None
+    _parameters: Any = None
 
     def describe(self) -> str:
         """What it is, in one line."""
-        version = _import_nvimgcodec().__version__
+        version = self._library().__version__
         return f"nvimgcodec: JPEG by nvImageCodec {version} {self._where(self.hardware)}"
 
     def options(self) -> str:
@@ -77,7 +44,7 @@ class NvimgcodecDecoder(BatchDecoder):
         return " ".join(options)
 
     def _open(self) -> Any:
-        codec = _import_nvimgcodec()
+        codec = self._library()
         kinds = codec.BackendKind
         if self._landing is None:
             backends = [codec.Backend(kinds.CPU_ONLY)]
@@ -120,20 +87,13 @@ class NvimgcodecDecoder(BatchDecoder):
         ]
         return [*self._landing.take(tensors, infos, self.exif, (decoded, images))]
 
-    def close(self) -> None:
-        """See `BatchDecoder.close`."""
-        with self._lock:
-            if self._landing is not None:
-                self._landing.close()
-        super().close()
-
-
-def _import_nvimgcodec() -> Any:
-    try:
-        from nvidia import nvimgcodec
-    except ImportError as error:
-        raise ConfigError(
-            f'decoder="nvimgcodec" needs NVIDIA nvImageCodec: {error}',
-            mend="Install it with `pip install omr_io[nvimgcodec]`, or use decoder='cpu'",
-        ) from error
-    return nvimgcodec
+    @staticmethod
+    def _library() -> Any:
+        try:
+            from nvidia import nvimgcodec
+        except ImportError as error:
+            raise ConfigError(
+                f'decoder="nvimgcodec" needs NVIDIA nvImageCodec: {error}',
+                mend="Install it with `pip install omr_io[nvimgcodec]`, or use decoder='cpu'",
+            ) from error
+        return nvimgcodec
