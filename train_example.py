@@ -174,6 +174,7 @@ def train(
             device=ranks.device,
             pixel_dtype=dtype,
         )
+        loader.check_ranks(ranks.gather(loader.state_dict()))
         recipe = synthetic.with_steps(resolve_steps(recipe, loader), loader)
         model = get_model(recipe, tokenizer, ids, source)
         shard(
@@ -376,7 +377,9 @@ def reinforce(run: Run, history: StepLog, done: int, saved: Saved | None) -> Non
         order.load_state_dict(saved.progress["prompts"])
     reference_model = None
     if rl.beta > 0:
-        reference_model = load_model(run.folder / "sft-model")
+        reference_model = load_model(
+            run.folder / "sft-model", getattr(torch, run.recipe.model.dtype)
+        )
         reference_model.to(run.device)  # type: ignore[arg-type]  # transformers' wrapper hides it
     engine = make_engine(run)
     for step in range(done + 1, rl.steps + 1):
@@ -410,7 +413,7 @@ def reinforce(run: Run, history: StepLog, done: int, saved: Saved | None) -> Non
         with watch("update"):
             for part in parts:
                 updates.append(policy_gradient(run, reference_model, part, exact=engine.exact))
-                loss, keys = updates[-1].totals["loss"], [sample.key for sample in part.asked]
+                loss, keys = updates[-1].loss_here, [sample.key for sample in part.asked]
                 norms.append(update(run, here, optimizer, rl.max_grad_norm, loss, keys))
         metrics = rollout_metrics(drawn)
         metrics |= update_metrics(updates, has_reference=reference_model is not None)
@@ -475,6 +478,7 @@ def old_log_probs(run: Run, part: Rollouts) -> list[torch.Tensor]:
     train_without_dropout(run.model)
     with torch.no_grad():
         for batch, members in rollout_batches(run, part):
+            run.stopping.check()
             labels = label_log_probs(
                 run.model, batch, temperature=rl.temperature, banned=run.ids.banned
             )

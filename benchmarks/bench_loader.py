@@ -205,45 +205,13 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
         now = [side for side in sides if number < SLOW_ROUNDS or side not in SLOW]
         run = {side: setting.measure(side) for side in now}
         runs.append(run | {"floors": setting.run(*floors)})
-
-    def rate(run: dict[str, Any], side: str, clock: str) -> float:
-        one = run[side]
-        return float(one["samples"] / one["cpu_seconds" if clock == "cpu" else "seconds"])
-
-    def fastest(names: list[str], own: str, clock: str) -> float:
-        held = [run for run in runs if all(name in run for name in names)]
-        ratios = [
-            rate(run, own, clock) / max(rate(run, name, clock) for name in names) for run in held
-        ]
-        return statistics.median(ratios)
-
-    def pairs(dtype: str) -> list[dict[str, Any]]:
-        return [pair for run in runs for pair in run["floors"][dtype]]
-
-    rows: list[dict[str, Any]] = [
-        _row(f"share of the floors, {dtype}", _median(pairs(dtype), "share"), 0.85)
-        for dtype in DTYPES
-    ]
-    everyday = [side for side in peers if side.startswith("usual")]
-    alone = [side for side in peers if side not in (*everyday, "spdl-2")]
-    if everyday:
-        rows.append(_row("times the usual way, per core", fastest(everyday, "omr_io", "cpu"), 10))
-    if own_memory := [side for side in alone if "ring" not in side]:
-        found = fastest(own_memory, "omr_io", setting.clock)
-        rows.append(_row("times the fastest peer on one core", found, 2))
-    if "spdl-ring" in alone:
-        found = fastest(["spdl-ring"], "omr_io", setting.clock)
-        rows.append(_row("times SPDL that writes over batches it gave", found, 2))
-    if "spdl-2" in peers:
-        found = fastest(["spdl-2"], "omr_io-2", "wall")
-        rows.append(_row("times SPDL, two threads on two cores", found, 2))
     held = {side: [run for run in runs if side in run] for side in sides}
     result = {
-        "samples_per_second": _medians(held, lambda run, side: rate(run, side, "wall")),
-        "samples_per_cpu_second": _medians(held, lambda run, side: rate(run, side, "cpu")),
+        "samples_per_second": _medians(held, lambda run, side: _rate(run, side, "wall")),
+        "samples_per_cpu_second": _medians(held, lambda run, side: _rate(run, side, "cpu")),
         "floors_microseconds": {
             dtype: {
-                part: _median([pair["floors"]["parts"] for pair in pairs(dtype)], part)
+                part: _median([pair["floors"]["parts"] for pair in _pairs(runs, dtype)], part)
                 / setting.samples
                 * 1e6
                 for part in ("pread", "decode", "kernel")
@@ -254,7 +222,50 @@ def speed(setting: Setting, rounds: int) -> tuple[dict[str, Any], list[dict[str,
         "left_out": left_out,
         "rounds": runs,
     }
-    return result, rows
+    return result, _speed_rows(runs, peers, clock)
+
+
+def _speed_rows(runs: list[dict[str, Any]], peers: list[str], clock: str) -> list[dict[str, Any]]:
+    """How the loader stands against its floors and its peers, with what it should reach."""
+    rows: list[dict[str, Any]] = [
+        _row(f"share of the floors, {dtype}", _median(_pairs(runs, dtype), "share"), 0.85)
+        for dtype in DTYPES
+    ]
+    everyday = [side for side in peers if side.startswith("usual")]
+    alone = [side for side in peers if side not in (*everyday, "spdl-2")]
+    if everyday:
+        found = _times_fastest(runs, everyday, "omr_io", "cpu")
+        rows.append(_row("times the usual way, per core", found, 10))
+    if own_memory := [side for side in alone if "ring" not in side]:
+        found = _times_fastest(runs, own_memory, "omr_io", clock)
+        rows.append(_row("times the fastest peer on one core", found, 2))
+    if "spdl-ring" in alone:
+        found = _times_fastest(runs, ["spdl-ring"], "omr_io", clock)
+        rows.append(_row("times SPDL that writes over batches it gave", found, 2))
+    if "spdl-2" in peers:
+        found = _times_fastest(runs, ["spdl-2"], "omr_io-2", "wall")
+        rows.append(_row("times SPDL, two threads on two cores", found, 2))
+    return rows
+
+
+def _rate(run: dict[str, Any], side: str, clock: str) -> float:
+    """Samples a second of one side in one round."""
+    one = run[side]
+    return float(one["samples"] / one["cpu_seconds" if clock == "cpu" else "seconds"])
+
+
+def _times_fastest(runs: list[dict[str, Any]], names: list[str], own: str, clock: str) -> float:
+    """Our rate by that of the fastest of these sides, round by round; the median."""
+    held = [run for run in runs if all(name in run for name in names)]
+    ratios = [
+        _rate(run, own, clock) / max(_rate(run, name, clock) for name in names) for run in held
+    ]
+    return statistics.median(ratios)
+
+
+def _pairs(runs: list[dict[str, Any]], dtype: str) -> list[dict[str, Any]]:
+    """Loader and floors, measured side by side."""
+    return [pair for run in runs for pair in run["floors"][dtype]]
 
 
 def _medians(held: dict[str, list[dict[str, Any]]], get: Any) -> dict[str, float]:

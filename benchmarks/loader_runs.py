@@ -18,13 +18,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.loader_sides import Side
+from omr_io.batches import Batch
 from omr_io.loader import DataLoader
 
 WARM = 8
@@ -110,22 +113,27 @@ def wait(folder: Path, batches: int) -> dict[str, Any]:
 
     Once the queue is full: the first batch can only be waited for, which `start` measures.
     """
+    if batches <= WARM:
+        raise ValueError(f"{batches} batches, the first {WARM} of which do not count")
     with loader(folder, num_threads=0) as alone:
         begun = time.perf_counter()
-        for number, _ in enumerate(alone):
-            if number + 1 == 10:
-                break
+        for _ in islice(_endless(alone), 10):
+            pass
         step = 1.5 * (time.perf_counter() - begun) / 10
     with loader(folder, num_threads=1) as made:
         first = begun = 0.0
-        for number, _ in enumerate(made):
+        for number, _ in enumerate(islice(_endless(made), batches)):
             if number == WARM:
                 first, begun = made.stats().waited_seconds, time.perf_counter()
             time.sleep(step)
-            if number + 1 == batches:
-                break
         seconds, waited = time.perf_counter() - begun, made.stats().waited_seconds - first
     return {"step_seconds": step, "batches": batches - WARM, "wait_share": waited / seconds}
+
+
+def _endless(made: DataLoader) -> Iterator[Batch]:
+    """Epoch after epoch: a small corpus has few batches."""
+    while True:
+        yield from made
 
 
 def main() -> None:

@@ -143,4 +143,8 @@ def test_the_runs_of_loader(loader_corpus_folder: Path, tmp_path: Path) -> None:
     assert again["seconds"]["in_all"] > 0
     held = loader_runs.held(loader_corpus_folder, 2)
     assert 0 < held["over_imports"] < 2**31
-    assert loader_runs.wait(loader_corpus_folder, 2)["batches"] >= 1
+    waits = loader_runs.wait(loader_corpus_folder, loader_runs.WARM + 3)
+    assert waits["batches"] == 3
+    assert 0 <= waits["wait_share"] < 1
+    with pytest.raises(ValueError, match="do not count"):
+        loader_runs.wait(loader_corpus_folder, loader_runs.WARM)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_decode, gpu_pixels
+from benchmarks import gpu, gpu_decode, gpu_pixels, gpu_stream_order
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError
 from omr_io.images.decode import make_decoder
@@ -150,7 +150,7 @@ def test_the_verdict(after_event: int, reuse: int, reused: int, waiting: int, wo
         "reuse on the stream": {"images": 4096, "wrong": reuse, "reused": reused},
         "reuse after waiting": {"images": 4096, "wrong": waiting, "reused": reused},
     }
-    assert re.match(words, gpu_decode.verdict(counts))
+    assert re.match(words, gpu_stream_order.verdict(counts))
 
 
 def test_an_unknown_backend_is_refused() -> None:

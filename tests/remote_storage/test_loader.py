@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 
 import pytest
 import torch
@@ -58,3 +59,26 @@ def test_a_lost_shard_stops_the_run(server, url, options, tokenizer, vision):
         del server.files["/sets/train/train-000003.tar"]
         with pytest.raises(SourceError, match="no such file on the server"):
             list(loader)
+
+
+def test_a_fork_in_the_middle_goes_on_over_the_network(url, options, tokenizer, vision, tmp_path):
+    """Threads, connections and locks stay with the parent; both make the same batches."""
+    made = DataLoader(
+        url, tokenizer=tokenizer, vision=vision, seq_len=256, packs_per_step=2, num_threads=3,
+        remote=options(cache=tmp_path / "c"),
+    )  # fmt: skip
+    with made as loader:
+        expected = [batch.keys for batch in loader]
+        loader.set_epoch(0)
+        stream = iter(loader)
+        first = next(stream).keys
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                code = [first, *(batch.keys for batch in stream)] != expected
+                loader.close()
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert [first, *(batch.keys for batch in stream)] == expected

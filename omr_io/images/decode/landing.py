@@ -29,7 +29,7 @@ class Landing:
     stream that is current in the calling thread; beside decoding that is little. The library's
     memory is what the copies read, and the library may use it again as soon as it is free, on
     streams of its own, or before its turn (reported for the hardware JPEG decoder of the H100:
-    `benchmarks/gpu_decode.py`, `stream_order`). So everything that owns it is held until an event
+    `benchmarks/gpu_stream_order.py`). So everything that owns it is held until an event
     recorded behind the copies has come about: no memory that is still to be read is ever free.
 
     Not safe to call from several threads at once.
