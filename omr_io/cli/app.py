@@ -21,6 +21,9 @@ from omr_io.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
 from omr_io.cli.doctor import doctor
 from omr_io.cli.energon import EXAMPLES as ENERGON_EXAMPLES
 from omr_io.cli.energon import energon
+from omr_io.cli.eval import CODES as EVAL_CODES
+from omr_io.cli.eval import EXAMPLES as EVAL_EXAMPLES
+from omr_io.cli.eval import evaluate
 from omr_io.cli.index import CODES as INDEX_CODES
 from omr_io.cli.index import EXAMPLES as INDEX_EXAMPLES
 from omr_io.cli.index import index
@@ -106,6 +109,7 @@ for _name, _command, _examples, _codes in (
     ("verify", verify, VERIFY_EXAMPLES, VERIFY_CODES),
     ("lint", lint, LINT_EXAMPLES, LINT_CODES),
     ("plan", plan, PLAN_EXAMPLES, PLAN_CODES),
+    ("eval", evaluate, EVAL_EXAMPLES, EVAL_CODES),
     ("energon", energon, ENERGON_EXAMPLES, WRITE_CODES),
     ("card", card, CARD_EXAMPLES, WRITE_CODES),
     ("push", push, PUSH_EXAMPLES, PUSH_CODES),

@@ -25,6 +25,9 @@ FEW_CLUSTERS = 6
 EXACT_CLUSTERS = 14
 """Up to here `paired_difference` goes through all 2^K sign patterns; beyond, it draws them."""
 
+_MOST_DRAWN = 4_000_000
+"""Random numbers held at a time: 32 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -49,8 +52,10 @@ class PairedDifference:
     p: float
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion, for independent items.
+
+    `successes` need not be whole: an item that is right in 3 of 4 runs counts 0.75.
 
     E. B. Wilson, JASA 22 (1927): with z the normal quantile and p = successes / n,
     (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
@@ -130,13 +135,111 @@ def cluster_bootstrap(
     if num_clusters < FEW_CLUSTERS:
         half = _t_half_width(sums_K, sizes_K, confidence)
         return Interval(mean, max(mean - half, lowest), min(mean + half, highest), n, num_clusters)
-    draws_RK = np.random.default_rng(seed).multinomial(
-        num_clusters, np.full(num_clusters, 1 / num_clusters), size=resamples
-    )
-    means_R = (draws_RK @ sums_K) / (draws_RK @ sizes_K)
+    means_R = _resampled_means(sums_K, sizes_K, resamples, np.random.default_rng(seed))
     tail = _expanded_tail(num_clusters, confidence)
     low, high = (float(end) for end in np.quantile(means_R, (tail, 1 - tail)))
     return Interval(mean, max(low, lowest), min(high, highest), n, num_clusters)
+
+
+def _resampled_means(
+    sums_K: Float64Array, sizes_K: Float64Array, resamples: int, rng: np.random.Generator
+) -> Float64Array:
+    """Means (R,) of K clusters drawn with replacement from K; in parts, so that memory is bounded.
+
+    The draws are those of one call: a generator's rows follow one another.
+    """
+    num_clusters = len(sums_K)
+    shares_K = np.full(num_clusters, 1 / num_clusters)
+    rows = max(1, _MOST_DRAWN // num_clusters)
+    means = []
+    for start in range(0, resamples, rows):
+        draws_rK = rng.multinomial(num_clusters, shares_K, size=min(rows, resamples - start))
+        means.append((draws_rK @ sums_K) / (draws_rK @ sizes_K))
+    return np.concatenate(means)
+
+
+def accuracy_interval(
+    shares: ArrayLike,
+    clusters: Sequence[str] | NDArray[np.generic],
+    *,
+    resamples: int = 2000,
+    seed: int,
+    confidence: float = 0.95,
+) -> Interval:
+    """Interval of an accuracy whose items were answered several times.
+
+    As `proportion_interval`, with each item's share of right runs in place of 0 or 1: the hull of
+    the cluster bootstrap and of Wilson's interval for as many independent items. Runs of an item
+    are never taken for further items. With one run an item the two functions are equal.
+
+    Args:
+        shares: (n,) in 0..1, one an item.
+        clusters, resamples, seed, confidence: as in `cluster_bootstrap`.
+
+    Raises:
+        ConfigError: as `cluster_bootstrap`; a share is outside 0..1.
+    """
+    items = np.asarray(shares, np.float64)
+    boot = cluster_bootstrap(
+        items, clusters, resamples=resamples, seed=seed, confidence=confidence, bounds=(0.0, 1.0)
+    )
+    plain = wilson_interval(min(float(items.sum()), float(len(items))), len(items), confidence)
+    low, high = min(boot.low, plain.low), max(boot.high, plain.high)
+    return Interval(boot.mean, low, high, boot.n, boot.clusters)
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """Items of one of several independent sets: (n,) values and (n,) clusters."""
+
+    values: ArrayLike
+    clusters: Sequence[str] | NDArray[np.generic]
+
+
+def mean_of_sets(
+    strata: Sequence[Stratum],
+    *,
+    resamples: int = 2000,
+    seed: int,
+    confidence: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+) -> PairedDifference:
+    """The unweighted mean of several sets' means: its interval, and p of "it is 0".
+
+    Each set counts the same, whatever its size. The bootstrap resamples clusters within each set
+    (stratified), at percentiles widened for the smallest set as in `cluster_bootstrap`; the p is of
+    the sign-flip test of `paired_difference` over the clusters of all sets together, a cluster's
+    sum weighted as in the mean. It has a meaning for differences only.
+
+    Args:
+        strata: one a set; clusters are never shared between them.
+        resamples, seed, confidence: as in `cluster_bootstrap`.
+        bounds: the interval is cut to them.
+
+    Raises:
+        ConfigError: no set, and as `cluster_bootstrap`.
+    """
+    _check_confidence(confidence)
+    if not strata or resamples < 100:
+        raise ConfigError(f"{len(strata)} sets and {resamples} resamples make no interval")
+    means_R = np.zeros(resamples)
+    mean, n, weighted, fewest, total = 0.0, 0, [], 10**9, 0
+    for number, stratum in enumerate(strata):
+        sums_K, sizes_K = _by_cluster(stratum.values, stratum.clusters)
+        rng = np.random.default_rng((seed, 2, number))
+        means_R += _resampled_means(sums_K, sizes_K, resamples, rng) / len(strata)
+        mean += float(sums_K.sum() / sizes_K.sum()) / len(strata)
+        weighted.append(sums_K / sizes_K.sum() / len(strata))
+        n, total = n + int(sizes_K.sum()), total + len(sums_K)
+        fewest = min(fewest, len(sums_K))
+    lowest, highest = bounds if bounds is not None else (-math.inf, math.inf)
+    if fewest == 1:  # one cluster says nothing about others
+        interval = Interval(mean, lowest, highest, n, total)
+    else:
+        tail = _expanded_tail(fewest, confidence)
+        low, high = (float(end) for end in np.quantile(means_R, (tail, 1 - tail)))
+        interval = Interval(mean, max(low, lowest), min(high, highest), n, total)
+    return PairedDifference(interval, _sign_flip_p(np.concatenate(weighted), resamples, seed))
 
 
 def proportion_interval(
@@ -150,7 +253,8 @@ def proportion_interval(
     """Interval of a clustered proportion: `cluster_bootstrap`, never narrower than Wilson's.
 
     Clusters whose means happen to agree would give a bootstrap interval of no width, so the result
-    is the hull of the bootstrap interval and of Wilson's for as many independent items.
+    is the hull of the bootstrap interval and of Wilson's for as many independent items. It is
+    `accuracy_interval` of one run an item.
 
     Args:
         correct: (n,) of 0 or 1.
@@ -162,12 +266,7 @@ def proportion_interval(
     items = np.asarray(correct, np.float64)
     if not np.isin(items, (0.0, 1.0)).all():
         raise ConfigError("a proportion is made of zeros and ones")
-    boot = cluster_bootstrap(
-        items, clusters, resamples=resamples, seed=seed, confidence=confidence, bounds=(0.0, 1.0)
-    )
-    plain = wilson_interval(int(items.sum()), len(items), confidence)
-    low, high = min(boot.low, plain.low), max(boot.high, plain.high)
-    return Interval(boot.mean, low, high, boot.n, boot.clusters)
+    return accuracy_interval(items, clusters, resamples=resamples, seed=seed, confidence=confidence)
 
 
 def paired_difference(
@@ -268,9 +367,12 @@ def _sign_flip_p(sums_K: Float64Array, resamples: int, seed: int) -> float:
         return float(hits.mean())
     # A stream of its own, so that p and the interval do not share their draws.
     rng = np.random.default_rng((seed, 1))
-    signs = 2.0 * rng.integers(0, 2, size=(resamples, num_clusters)) - 1.0
-    hits = np.abs(signs @ sums_K) >= threshold
-    return float((1 + hits.sum()) / (1 + resamples))
+    rows, hits = max(1, _MOST_DRAWN // num_clusters), 0
+    for start in range(0, resamples, rows):
+        size = (min(rows, resamples - start), num_clusters)
+        signs = 2.0 * rng.integers(0, 2, size=size) - 1.0
+        hits += int((np.abs(signs @ sums_K) >= threshold).sum())
+    return (1 + hits) / (1 + resamples)
 
 
 def _t_half_width(sums_K: Float64Array, sizes_K: Float64Array, confidence: float) -> float:

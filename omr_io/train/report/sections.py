@@ -81,16 +81,16 @@ def lead(evaluation: Evaluation, clusters: str) -> Markup:
 
 def headline(evaluation: Evaluation) -> Markup:
     """The table of the model and its baselines."""
-    rows = [_headline_row("image", "With image", evaluation.accuracy, "")]
+    rows = [score_row("image", "With image", evaluation.accuracy, "")]
     if evaluation.blind is not None:
         over = evaluation.over_blind
         beyond = f"{points(over.interval)}, {p_value(over.p)}" if over else ""
-        rows.append(_headline_row("blind", "Without image (blind)", evaluation.blind, beyond))
+        rows.append(score_row("blind", "Without image (blind)", evaluation.blind, beyond))
     if evaluation.majority is not None:
         over = evaluation.over_majority
         beyond = f"{points(over.interval)}, {p_value(over.p)}" if over else ""
-        rows.append(_headline_row("majority", "Most frequent letter", evaluation.majority, beyond))
-    head = _table_head("Answered", "Accuracy", "95% interval", BEYOND)
+        rows.append(score_row("majority", "Most frequent letter", evaluation.majority, beyond))
+    head = table_head("Answered", "Accuracy", "95% interval", BEYOND)
     unparsed = (
         f"{evaluation.unparsed} of {evaluation.accuracy.n} completions with the image held no "
         "answer; they count as wrong."
@@ -106,7 +106,7 @@ def by_task(evaluation: Evaluation) -> Markup:
     if len(evaluation.by_task) < 2:
         return Markup("")
     rows = [_task_row(task) for task in evaluation.by_task]
-    head = _table_head("Task", "Questions", "With image", "Without image")
+    head = table_head("Task", "Questions", "With image", "Without image")
     caption = element("caption", "Accuracy by task")
     return element("div", element("table", caption, head, element("tbody", *rows)), class_="card")
 
@@ -210,7 +210,9 @@ def configuration(report: Report) -> Markup:
     )
     return join(
         element("h2", "Run"),
-        element("div", _facts(list(report.facts.items())), class_="card") if report.facts else None,
+        element("div", fact_list(list(report.facts.items())), class_="card")
+        if report.facts
+        else None,
         element(
             "details",
             element("summary", "Configuration"),
@@ -224,7 +226,8 @@ def configuration(report: Report) -> Markup:
     )
 
 
-def _table_head(*names: str) -> Markup:
+def table_head(*names: str) -> Markup:
+    """Column heads, and one more for the charts, with its scale of 0 to 100%."""
     scale = element(
         "div", *(element("span", f"{tick}%") for tick in (0, 25, 50, 75, 100)), class_="scale"
     )
@@ -237,7 +240,8 @@ def _key(name: str) -> Markup:
     return element("span", class_=f"key {name}")
 
 
-def _headline_row(name: str, label: str, interval: Interval, beyond: str) -> Markup:
+def score_row(name: str, label: str, interval: Interval, beyond: str) -> Markup:
+    """A row of `table_head`'s table; `name` is the style: image, blind, majority or shuffled."""
     summary = f"{label}: {percent(interval.mean)}, 95% interval {percent_interval(interval)}"
     return element(
         "tr",
@@ -279,7 +283,8 @@ def _score_cell(name: str, label: str, interval: Interval) -> Markup:
     )
 
 
-def _facts(rows: list[tuple[str, str]], kind: str = "facts") -> Markup:
+def fact_list(rows: list[tuple[str, str]], kind: str = "facts") -> Markup:
+    """Names and values, one pair under the other."""
     cells = [join(element("dt", name), element("dd", value)) for name, value in rows]
     return element("dl", *cells, class_=kind)
 
@@ -303,7 +308,7 @@ def _example(example: Example) -> Markup:
             class_="head",
         ),
         element("p", example.question, class_="question"),
-        _facts(facts, "facts short"),
+        fact_list(facts, "facts short"),
         element(
             "pre", item.completion or "(empty)", class_="completion", tabindex="0",
             role="region", aria_label="Completion",

@@ -4,14 +4,14 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f7f8f9; --card: #ffffff; --text: #1c2229; --quiet: #56606b; --rule: #dde1e6;
-  --image: #1c5d99; --blind: #9a5800; --majority: #68717c; --raw: #a9c3dc;
+  --image: #1c5d99; --blind: #9a5800; --majority: #68717c; --shuffled: #7b3fa0; --raw: #a9c3dc;
   --right: #17683a; --right-back: #e4f3ea; --wrong: #a12622; --wrong-back: #fbe9e8;
   --stage: #0e1013;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #13171b; --card: #1b2026; --text: #e4e8ec; --quiet: #a2acb7; --rule: #323a43;
-    --image: #79b4ec; --blind: #e3ac5b; --majority: #9ba5b0; --raw: #3b5a78;
+    --image: #79b4ec; --blind: #e3ac5b; --majority: #9ba5b0; --shuffled: #c79be8; --raw: #3b5a78;
     --right: #7bd3a0; --right-back: #18342a; --wrong: #f39a94; --wrong-back: #412324;
   }
 }
@@ -56,6 +56,7 @@ td small { color: var(--quiet); font-size: 13px; }
 .key.image { background: var(--image); }
 .key.blind { background: var(--blind); }
 .key.majority { background: var(--majority); }
+.key.shuffled { background: var(--shuffled); }
 
 svg { display: block; width: 100%; }
 svg .grid { stroke: var(--rule); stroke-width: 1; fill: none; vector-effect: non-scaling-stroke; }
@@ -72,6 +73,7 @@ svg .grid { stroke: var(--rule); stroke-width: 1; fill: none; vector-effect: non
 .intervals .image { stroke: var(--image); }
 .intervals .blind { stroke: var(--blind); }
 .intervals .majority { stroke: var(--majority); }
+.intervals .shuffled { stroke: var(--shuffled); }
 
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
 figure { margin: 0; display: flex; flex-direction: column; justify-content: space-between; }

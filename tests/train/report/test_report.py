@@ -197,7 +197,7 @@ def test_text_has_contrast_aa_in_light_and_dark() -> None:
                 assert contrast(theme[ink], theme[back]) >= 4.5
         for mark in ("right", "wrong"):
             assert contrast(theme[mark], theme[f"{mark}-back"]) >= 4.5
-        for mark in ("image", "blind", "majority"):
+        for mark in ("image", "blind", "majority", "shuffled"):
             assert contrast(theme[mark], theme["card"]) >= 3
 
 

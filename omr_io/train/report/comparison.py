@@ -1,0 +1,398 @@
+"""Base, SFT and RL side by side: the page and the table of `omr-io eval`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omr_io.markup import Markup, document, element, join
+from omr_io.storage import write_atomically
+from omr_io.train.evaluation.comparison import Comparison
+from omr_io.train.evaluation.figures import ModelDifference, ModelOnSet, Score, SetFacts
+from omr_io.train.evaluation.judged import JudgedPreference
+from omr_io.train.report.format import p_value, percent, percent_interval, points
+from omr_io.train.report.sections import fact_list, score_row, table_head
+from omr_io.train.report.style import STYLE
+from omr_io.train.statistics import Interval, PairedDifference
+from omr_io.types import AXES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+BEYOND = "Plain minus this, points"
+_VARIANTS = {"blind": "without image (blind)", "shuffled": "options in another order"}
+
+
+def render_comparison(made: Comparison) -> str:
+    """The page as text, a pure function; safe as `render_report` is."""
+    title = f"{', '.join(made.figures.models)}: evaluation"
+    return document(title, Markup(STYLE), element("body", *_body(made)))
+
+
+def write_comparison(path: str | Path, made: Comparison) -> Path:
+    """Write the page, atomically.
+
+    Raises:
+        DiskError: the file cannot be written.
+    """
+    target = Path(path)
+    write_atomically(target, render_comparison(made).encode("utf-8"))
+    return target
+
+
+def print_comparison(made: Comparison, to: Console) -> None:
+    """Print a table for each set, then differences, averages, judges' scores and notes."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    for of in made.figures.sets:
+        size = f"{of.items:,} items, {of.clusters:,} clusters"
+        table = Table(title=escape(f"{of.name}: {size}"), title_justify="left")
+        for name in ("", "accuracy", "95% interval", "unparsed", "cut", "plain minus this"):
+            table.add_column(name, justify="left" if name == "" else "right")
+        words = percent(of.majority.mean), percent_interval(of.majority)
+        table.add_row(escape(_majority_label(of)), *words, "", "", "")
+        for score in _of(made.figures.scores, of.name):
+            _add_model(table, score)
+        to.print(table)
+        _print_differences(_pairs(made.figures.differences, of.name), to)
+    for average in made.figures.averages:
+        line = f"mean of {len(average.sets)} sets ({', '.join(average.sets)}), {average.model}: "
+        line += f"{percent(average.accuracy.mean)} ({percent_interval(average.accuracy)})"
+        to.print(line, highlight=False, markup=False, soft_wrap=True)
+    _print_differences(made.figures.average_differences, to)
+    _print_judged(made, to)
+    lines = [
+        f"the paper reports, for orientation: {one.what} "
+        f"{'' if one.before is None else f'{one.before} -> '}{one.after}%"
+        for one in made.paper
+    ]
+    for line in (*lines, *made.notes):
+        to.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+# The terminal
+
+
+def _add_model(table: Table, score: ModelOnSet) -> None:
+    from rich.markup import escape
+
+    def row(label: str, part: Score | None, over: PairedDifference | None) -> None:
+        if part is None:
+            return
+        beyond = f"{points(over.interval)}, {p_value(over.p)}" if over else ""
+        table.add_row(
+            escape(label), percent(part.accuracy.mean), percent_interval(part.accuracy),
+            f"{part.unparsed}", f"{part.cut}", beyond,
+        )  # fmt: skip
+
+    table.add_section()
+    row(score.model, score.plain, None)
+    row(f"  {_VARIANTS['blind']}", score.blind, score.over_blind)
+    row(f"  {_VARIANTS['shuffled']}", score.shuffled, score.over_shuffled)
+    over = score.over_majority
+    table.add_row(
+        "  over the most frequent letter", "", "", "", "",
+        f"{points(over.interval)}, {p_value(over.p)}",
+    )  # fmt: skip
+
+
+def _print_differences(differences: Sequence[ModelDifference], to: Console) -> None:
+    for one in differences:
+        to.print(_difference_words(one), highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_judged(made: Comparison, to: Console) -> None:
+    judged = made.judged
+    for traces in judged.traces:
+        axes = ", ".join(f"{axis} {_mean(value)}" for axis, value in traces.axes.items())
+        line = (
+            f"TraceScore of {traces.model} on {traces.set} by {traces.judge_model}: "
+            f"{_mean(traces.score)}; {axes or 'no axis'}; {traces.scored} of {traces.traces} "
+            f"traces scored, {traces.errors} judge errors"
+        )
+        to.print(line, highlight=False, markup=False, soft_wrap=True)
+    for one in judged.differences:
+        words = f"TraceScore, {_difference_words(one)}"
+        to.print(words, highlight=False, markup=False, soft_wrap=True)
+    for other in judged.preferences:
+        share = "no pair judged" if other.share is None else _share(other.share)
+        p = "" if other.p is None else f", {p_value(other.p)}"
+        line = (
+            f"traces of {other.a} preferred over those of {other.b} on {other.set} by "
+            f"{other.judge_model}: {share}{p}; {other.wins_a} won, {other.ties} tied, "
+            f"{other.wins_b} lost, {other.errors} judge errors"
+        )
+        to.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+# The page
+
+
+def _body(made: Comparison) -> tuple[Markup, Markup, Markup]:
+    names = ", ".join(made.figures.models)
+    header = element(
+        "header",
+        element("p", "omr_io evaluation", class_="eyebrow"),
+        element("h1", names),
+        element("p", f"On {', '.join(of.name for of in made.figures.sets)}", class_="quiet"),
+    )
+    main = element(
+        "main",
+        *(_set_section(made, of) for of in made.figures.sets),
+        _averages(made),
+        _judged(made),
+        _paper(made),
+        _notes(made),
+        _run(made),
+    )
+    note = "Made by omr_io. For research on models; not for clinical use."
+    return header, main, element("footer", element("p", note, class_="after"))
+
+
+def _set_section(made: Comparison, of: SetFacts) -> Markup:
+    scores = _of(made.figures.scores, of.name)
+    said = ", ".join(f"{score.model} {percent(score.plain.accuracy.mean)}" for score in scores)
+    words = f"{of.items:,} questions in {of.clusters:,} clusters; answered correctly: {said}."
+    rows = [score_row("majority", _majority_label(of), of.majority, "")]
+    for score in scores:
+        rows.append(score_row("image", score.model, score.plain.accuracy, ""))
+        for variant, part, over in (
+            ("blind", score.blind, score.over_blind),
+            ("shuffled", score.shuffled, score.over_shuffled),
+        ):
+            if part is not None:
+                label = f"{score.model}, {_VARIANTS[variant]}"
+                beyond = f"{points(over.interval)}, {p_value(over.p)}" if over else ""
+                rows.append(score_row(variant, label, part.accuracy, beyond))
+    head = table_head("Answered", "Accuracy", "95% interval", BEYOND)
+    table = element(
+        "table", element("caption", "Accuracy and baselines"), head, element("tbody", *rows)
+    )
+    counts = element("div", *(_counts(score) for score in scores))
+    cards = [element("div", table, counts, class_="card")]
+    pairs = _pairs(made.figures.differences, of.name)
+    above = [
+        (f"{score.model} minus the most frequent letter", score.over_majority) for score in scores
+    ]
+    rows_of_pairs = [(f"{one.second} minus {one.first}", one.difference) for one in pairs]
+    cards.append(_difference_card("Differences on the same questions", rows_of_pairs + above))
+    return join(
+        element("h2", of.name),
+        element("p", words, class_="quiet"),
+        element("div", *cards, class_="tables"),
+    )
+
+
+def _counts(score: ModelOnSet) -> Markup:
+    parts = []
+    for name, part in (
+        ("plain", score.plain),
+        ("blind", score.blind),
+        ("shuffled", score.shuffled),
+    ):
+        if part is not None:
+            letters = ", ".join(
+                f"{letter or 'none'} {count}" for letter, count in part.letters.items()
+            )
+            parts.append(
+                f"{name}: {part.unparsed} of {part.completions} without an answer (wrong), "
+                f"{part.cut} cut, {part.failed_images} with a broken image; letters {letters}"
+            )
+    return element("p", f"{score.model}. ", "; ".join(parts), ".", class_="quiet after")
+
+
+def _difference_card(caption: str, rows: Sequence[tuple[str, PairedDifference]]) -> Markup:
+    if not rows:
+        return Markup("")
+    cells = [
+        element(
+            "tr",
+            element("th", name, scope="row"),
+            element("td", points(one.interval), class_="numbers", data_label="Points"),
+            element("td", p_value(one.p), class_="numbers"),
+        )
+        for name, one in rows
+    ]
+    names = [element("th", name, scope="col") for name in ("", "Points (95% interval)", "p")]
+    head = element("thead", element("tr", *names))
+    table = element("table", element("caption", caption), head, element("tbody", *cells))
+    return element("div", table, class_="card")
+
+
+def _averages(made: Comparison) -> Markup:
+    averages = made.figures.averages
+    if not averages:
+        return Markup("")
+    rows = [score_row("image", one.model, one.accuracy, "") for one in averages]
+    head = table_head("Answered", "Accuracy", "95% interval", "")
+    caption = element("caption", f"Unweighted mean of {', '.join(averages[0].sets)}")
+    table = element("div", element("table", caption, head, element("tbody", *rows)), class_="card")
+    pairs = [
+        (f"{one.second} minus {one.first}", one.difference)
+        for one in made.figures.average_differences
+    ]
+    return join(
+        element("h2", "Mean of sets"),
+        element("div", table, _difference_card("Differences", pairs), class_="tables"),
+    )
+
+
+def _judged(made: Comparison) -> Markup:
+    judged = made.judged
+    title = element("h2", "Traces, by a judge")
+    if not (judged.traces or judged.preferences):
+        words = "No judge's results lie beside the completions; omr-io judge makes them."
+        return join(title, element("p", words, class_="quiet"))
+    cards = [_trace_card(made)] if judged.traces else []
+    pairs = [
+        (f"{one.second} minus {one.first}, {one.set}", one.difference) for one in judged.differences
+    ]
+    cards.append(_difference_card("TraceScore on the same questions", pairs))
+    if judged.preferences:
+        rows = [
+            score_row(
+                "image", f"{one.a} over {one.b}, {one.set}", one.share,
+                "" if one.p is None else p_value(one.p),
+            )
+            for one in judged.preferences if one.share is not None
+        ]  # fmt: skip
+        head = table_head("Preferred", "Share", "95% interval", "No preference")
+        caption = element("caption", "Traces preferred, ties counting half")
+        told = element(
+            "p", "; ".join(_tally(one) for one in judged.preferences), class_="quiet after"
+        )
+        table = element("table", caption, head, element("tbody", *rows))
+        cards.append(element("div", table, told, class_="card"))
+    return join(title, element("div", *cards, class_="tables"))
+
+
+def _trace_card(made: Comparison) -> Markup:
+    names = ("Model", "Set", "TraceScore", *AXES, "Scored", "Judge errors", "Judge")
+    rows = []
+    for one in made.judged.traces:
+        values = [_mean(one.score), *(_mean(one.axes.get(axis)) for axis in AXES)]
+        cells = [
+            one.set,
+            *values,
+            f"{one.scored} of {one.traces}",
+            f"{one.errors}",
+            one.judge_model,
+        ]
+        labelled = zip(names[1:], cells, strict=True)
+        rows.append(
+            element(
+                "tr",
+                element("th", one.model, scope="row"),
+                *(element("td", cell, data_label=name) for name, cell in labelled),
+            )
+        )
+    head = element("thead", element("tr", *(element("th", name, scope="col") for name in names)))
+    caption = element("caption", "TraceScore, 0 to 1, with 95% intervals")
+    return element("div", element("table", caption, head, element("tbody", *rows)), class_="card")
+
+
+def _paper(made: Comparison) -> Markup:
+    names = ("", "Base", "Trained")
+    rows = [
+        element(
+            "tr",
+            element("th", one.what, scope="row"),
+            element("td", "" if one.before is None else f"{one.before}%", class_="numbers"),
+            element("td", f"{one.after}%", class_="numbers"),
+        )
+        for one in made.paper
+    ]
+    head = element("thead", element("tr", *(element("th", name, scope="col") for name in names)))
+    words = (
+        "For orientation: the authors' figures of their own Qwen2.5-VL-7B on their own sets. Other "
+        "models, prompts, pixel budgets or sets give other figures."
+    )
+    return join(
+        element("h2", "What the paper reports"),
+        element("p", words, class_="quiet"),
+        element("div", element("table", head, element("tbody", *rows)), class_="card"),
+    )
+
+
+def _notes(made: Comparison) -> Markup:
+    if not made.notes:
+        return Markup("")
+    return join(element("h2", "Notes"), *(element("p", note) for note in made.notes))
+
+
+def _run(made: Comparison) -> Markup:
+    method = (
+        "An item counts once: its value is the share of its runs that are right; a completion "
+        "without an answer is wrong. Intervals are cluster bootstraps (items that share an image "
+        "are resampled together), never narrower than Wilson's; p is of a test that flips the sign "
+        "of whole clusters, and is not corrected for the number of comparisons. Blind: each image "
+        "is replaced by a blank of its size. Options in another order: one random order an item, "
+        "the letters mapped back; its difference is over the items that can be reordered."
+    )
+    facts = [
+        (name, f"{about.get('model_path', '')}, weights {about.get('weights', '')}, "
+               f"{about.get('dtype', '')} on {about.get('device', '')}")
+        for name, about in made.models.items()
+    ]  # fmt: skip
+    facts += [(of.name, f"{of.path}, fingerprint {of.fingerprint}") for of in made.figures.sets]
+    facts.append(("omr_io", made.version))
+    config = json.dumps({"options": made.options, "models": made.models}, indent=1, default=str)
+    return join(
+        element("h2", "Run"),
+        element("div", fact_list(facts), class_="card"),
+        element(
+            "details",
+            element("summary", "Configuration"),
+            element("div", element("pre", config), class_="card"),
+        ),
+        element(
+            "details",
+            element("summary", "How these figures are made"),
+            element("div", element("p", method), class_="card"),
+        ),
+    )
+
+
+# Words
+
+
+def _of(scores: Sequence[ModelOnSet], name: str) -> list[ModelOnSet]:
+    return [score for score in scores if score.set == name]
+
+
+def _pairs(differences: Sequence[ModelDifference], name: str) -> list[ModelDifference]:
+    return [one for one in differences if one.set == name]
+
+
+def _majority_label(of: SetFacts) -> str:
+    source = "its own: upper bound" if of.majority_is_upper_bound else "of the train set"
+    return f"Most frequent letter ({source})"
+
+
+def _difference_words(one: ModelDifference) -> str:
+    value = one.difference
+    return (
+        f"{one.second} minus {one.first} on {one.set}: {points(value.interval)} points, "
+        f"{p_value(value.p)}"
+    )
+
+
+def _mean(interval: Interval | None) -> str:
+    if interval is None:
+        return "none"
+    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
+def _share(interval: Interval) -> str:
+    return f"{percent(interval.mean)} ({percent_interval(interval)})"
+
+
+def _tally(one: JudgedPreference) -> str:
+    return (
+        f"{one.a} over {one.b} on {one.set} by {one.judge_model}: {one.wins_a} won, {one.ties} "
+        f"tied, {one.wins_b} lost of {one.judged}, {one.errors} judge errors"
+    )
