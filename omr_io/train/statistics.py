@@ -188,58 +188,73 @@ def accuracy_interval(
     return Interval(boot.mean, low, high, boot.n, boot.clusters)
 
 
-@dataclass(frozen=True, slots=True)
-class Stratum:
-    """Items of one of several independent sets: (n,) values and (n,) clusters."""
+def mean_of_means(parts: Sequence[Interval]) -> Interval:
+    """The unweighted mean of independent means, such as accuracies on several sets.
 
-    values: ArrayLike
+    Each part counts the same, whatever its size. The interval recovers the parts' variances from
+    their own ends (G. Y. Zou and A. Donner, Statistics in Medicine 27 (2008), 1693-1702): with k
+    parts m_i, l_i, u_i, it is m - sqrt(sum (m_i - l_i)²) / k to m + sqrt(sum (u_i - m_i)²) / k.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not parts:
+        raise ConfigError("no means to take the mean of")
+    count = len(parts)
+    mean = sum(part.mean for part in parts) / count
+    below = math.sqrt(sum((part.mean - part.low) ** 2 for part in parts)) / count
+    above = math.sqrt(sum((part.high - part.mean) ** 2 for part in parts)) / count
+    n, clusters = sum(part.n for part in parts), sum(part.clusters for part in parts)
+    return Interval(mean, mean - below, mean + above, n, clusters)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedItems:
+    """The same items answered by two, of one of several independent sets.
+
+    Attributes:
+        a, b: (n,) numbers, paired by position.
+        clusters: (n,) labels.
+    """
+
+    a: ArrayLike
+    b: ArrayLike
     clusters: Sequence[str] | NDArray[np.generic]
 
 
-def mean_of_sets(
-    strata: Sequence[Stratum],
+def mean_paired_difference(
+    sets: Sequence[PairedItems],
     *,
     resamples: int = 2000,
     seed: int,
     confidence: float = 0.95,
     bounds: tuple[float, float] | None = None,
 ) -> PairedDifference:
-    """The unweighted mean of several sets' means: its interval, and p of "it is 0".
+    """The unweighted mean over sets of mean a - b, with p of "a and b do not differ".
 
-    Each set counts the same, whatever its size. The bootstrap resamples clusters within each set
-    (stratified), at percentiles widened for the smallest set as in `cluster_bootstrap`; the p is of
-    the sign-flip test of `paired_difference` over the clusters of all sets together, a cluster's
-    sum weighted as in the mean. It has a meaning for differences only.
+    The interval is `mean_of_means` of the sets' own. For p, the sign-flip test of
+    `paired_difference` flips the clusters of all sets, which are weighted as in the mean: by
+    1 / (items of their set).
 
     Args:
-        strata: one a set; clusters are never shared between them.
-        resamples, seed, confidence: as in `cluster_bootstrap`.
-        bounds: the interval is cut to them.
+        sets: of items; clusters of two sets are different ones even if they are called the same.
+        resamples, seed, confidence, bounds: as in `paired_difference`.
 
     Raises:
-        ConfigError: no set, and as `cluster_bootstrap`.
+        ConfigError: no set, and as `paired_difference`.
     """
-    _check_confidence(confidence)
-    if not strata or resamples < 100:
-        raise ConfigError(f"{len(strata)} sets and {resamples} resamples make no interval")
-    means_R = np.zeros(resamples)
-    mean, n, weighted, fewest, total = 0.0, 0, [], 10**9, 0
-    for number, stratum in enumerate(strata):
-        sums_K, sizes_K = _by_cluster(stratum.values, stratum.clusters)
-        rng = np.random.default_rng((seed, 2, number))
-        means_R += _resampled_means(sums_K, sizes_K, resamples, rng) / len(strata)
-        mean += float(sums_K.sum() / sizes_K.sum()) / len(strata)
-        weighted.append(sums_K / sizes_K.sum() / len(strata))
-        n, total = n + int(sizes_K.sum()), total + len(sums_K)
-        fewest = min(fewest, len(sums_K))
-    lowest, highest = bounds if bounds is not None else (-math.inf, math.inf)
-    if fewest == 1:  # one cluster says nothing about others
-        interval = Interval(mean, lowest, highest, n, total)
-    else:
-        tail = _expanded_tail(fewest, confidence)
-        low, high = (float(end) for end in np.quantile(means_R, (tail, 1 - tail)))
-        interval = Interval(mean, max(low, lowest), min(high, highest), n, total)
-    return PairedDifference(interval, _sign_flip_p(np.concatenate(weighted), resamples, seed))
+    parts, weighted = [], []
+    for one in sets:
+        found = paired_difference(
+            one.a, one.b, one.clusters,
+            resamples=resamples, seed=seed, confidence=confidence, bounds=bounds,
+        )  # fmt: skip
+        difference = np.asarray(one.a, np.float64) - np.asarray(one.b, np.float64)
+        sums_K, sizes_K = _by_cluster(difference, one.clusters)
+        parts.append(found.interval)
+        weighted.append(sums_K / sizes_K.sum())
+    mean = mean_of_means(parts)
+    return PairedDifference(mean, _sign_flip_p(np.concatenate(weighted), resamples, seed))
 
 
 def proportion_interval(

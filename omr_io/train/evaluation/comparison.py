@@ -158,18 +158,22 @@ def _notes(found: Figures, judged: Judged, models: Sequence[Answerer]) -> tuple[
                 "their options in another order, and are not in its shuffled accuracy; "
                 f"{RESULTS} names them."
             )
-    for score in found.scores:
-        for variant, part in (
-            ("", score.plain), (" (blind)", score.blind), (" (shuffled)", score.shuffled),
-        ):  # fmt: skip
-            where = f"{score.model} on {score.set}{variant}"
-            if part is not None and part.failed_images:
-                notes.append(f"{where}: {part.failed_images} prompts had an image that is broken.")
-            if part is not None and part.cut > part.completions // 20:
-                notes.append(
-                    f"{where}: {part.cut} of {part.completions} completions were cut at "
-                    "max_new_tokens, most likely before their answer."
-                )
+    for model in models:
+        parts = [
+            part
+            for score in found.scores
+            for part in (score.plain, score.blind, score.shuffled)
+            if score.model == model.name and part is not None
+        ]
+        total, cut = sum(part.completions for part in parts), sum(part.cut for part in parts)
+        if cut > total // 20:
+            notes.append(
+                f"{model.name}: {cut} of {total} completions were cut at max_new_tokens, most "
+                "likely before their answer; such are wrong. Raise --max-new-tokens."
+            )
+        failed = sum(part.failed_images for part in parts)
+        if failed:
+            notes.append(f"{model.name}: {failed} prompts had an image that cannot be decoded.")
     for name in ("vision", "dtype", "system", "instruction"):
         if len({json.dumps(model.made_by.get(name), sort_keys=True) for model in models}) > 1:
             notes.append(f"The models differ in {name}: see {RESULTS}.")

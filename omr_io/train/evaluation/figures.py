@@ -18,10 +18,11 @@ from omr_io.train.evaluation.options import EvaluationOptions, Variant
 from omr_io.train.statistics import (
     Interval,
     PairedDifference,
-    Stratum,
+    PairedItems,
     accuracy_interval,
     majority_letters,
-    mean_of_sets,
+    mean_of_means,
+    mean_paired_difference,
     paired_difference,
     wilson_interval,
 )
@@ -193,7 +194,10 @@ def figures(
     averages: list[Average] = []
     between: list[ModelDifference] = []
     if len(averaged) > 1:
-        averages, between = _averages(averaged, shares, clusters, options)
+        accuracies: dict[str, dict[str, Interval]] = {name: {} for name in lines}
+        for score in scores:
+            accuracies[score.model][score.set] = score.plain.accuracy
+        averages, between = _averages(averaged, accuracies, shares, clusters, options)
     return Figures(
         tuple(lines), tuple(facts), tuple(scores), tuple(differences), tuple(averages),
         tuple(between),
@@ -317,28 +321,22 @@ def _score(
 
 def _averages(
     sets: tuple[str, ...],
+    accuracies: Mapping[str, Mapping[str, Interval]],
     shares: Mapping[str, Mapping[str, list[float]]],
     clusters: Mapping[str, list[str]],
     options: EvaluationOptions,
 ) -> tuple[list[Average], list[ModelDifference]]:
-    averages = []
-    for model, own in shares.items():
-        strata = [Stratum(own[name], clusters[name]) for name in sets]
-        found = mean_of_sets(
-            strata, seed=options.seed, resamples=options.resamples, bounds=(0.0, 1.0)
-        )
-        averages.append(Average(model, sets, found.interval))
+    averages = [
+        Average(model, sets, mean_of_means([own[name] for name in sets]))
+        for model, own in accuracies.items()
+    ]
     between = []
     for first, second in combinations(shares, 2):
-        strata = [
-            Stratum(
-                [b - a for a, b in zip(shares[first][name], shares[second][name], strict=True)],
-                clusters[name],
-            )
-            for name in sets
+        paired = [
+            PairedItems(shares[second][name], shares[first][name], clusters[name]) for name in sets
         ]
-        found = mean_of_sets(
-            strata, seed=options.seed, resamples=options.resamples, bounds=(-1.0, 1.0)
+        found = mean_paired_difference(
+            paired, seed=options.seed, resamples=options.resamples, bounds=(-1.0, 1.0)
         )
         between.append(ModelDifference(", ".join(sets), first, second, found))
     return averages, between

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omr_io.markup import Markup, document, element, join
 from omr_io.storage import write_atomically
 from omr_io.train.evaluation.comparison import Comparison
-from omr_io.train.evaluation.figures import ModelDifference, ModelOnSet, Score, SetFacts
+from omr_io.train.evaluation.figures import ModelDifference, ModelOnSet, SetFacts
 from omr_io.train.evaluation.judged import JudgedPreference
 from omr_io.train.report.format import p_value, percent, percent_interval, points
 from omr_io.train.report.sections import fact_list, score_row, table_head
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BEYOND = "Plain minus this, points"
-_VARIANTS = {"blind": "without image (blind)", "shuffled": "options in another order"}
+_LONG = {"blind": "without image (blind)", "shuffled": "options in another order"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A model, or one of its baselines. `style` is the page's name for its colour."""
+
+    style: str
+    label: str
+    accuracy: Interval
+    unparsed: int | None
+    over: PairedDifference | None
 
 
 def render_comparison(made: Comparison) -> str:
@@ -45,19 +57,8 @@ def write_comparison(path: str | Path, made: Comparison) -> Path:
 
 def print_comparison(made: Comparison, to: Console) -> None:
     """Print a table for each set, then differences, averages, judges' scores and notes."""
-    from rich.markup import escape
-    from rich.table import Table
-
     for of in made.figures.sets:
-        size = f"{of.items:,} items, {of.clusters:,} clusters"
-        table = Table(title=escape(f"{of.name}: {size}"), title_justify="left")
-        for name in ("", "accuracy", "95% interval", "unparsed", "cut", "plain minus this"):
-            table.add_column(name, justify="left" if name == "" else "right")
-        words = percent(of.majority.mean), percent_interval(of.majority)
-        table.add_row(escape(_majority_label(of)), *words, "", "", "")
-        for score in _of(made.figures.scores, of.name):
-            _add_model(table, score)
-        to.print(table)
+        to.print(_table(of, _of(made.figures.scores, of.name)))
         _print_differences(_pairs(made.figures.differences, of.name), to)
     for average in made.figures.averages:
         line = f"mean of {len(average.sets)} sets ({', '.join(average.sets)}), {average.model}: "
@@ -77,27 +78,32 @@ def print_comparison(made: Comparison, to: Console) -> None:
 # The terminal
 
 
-def _add_model(table: Table, score: ModelOnSet) -> None:
+def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
+    """A set's table, narrow enough for 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
+    from rich.table import Table
 
-    def row(label: str, part: Score | None, over: PairedDifference | None) -> None:
-        if part is None:
-            return
-        beyond = f"{points(over.interval)}, {p_value(over.p)}" if over else ""
-        table.add_row(
-            escape(label), percent(part.accuracy.mean), percent_interval(part.accuracy),
-            f"{part.unparsed}", f"{part.cut}", beyond,
-        )  # fmt: skip
-
-    table.add_section()
-    row(score.model, score.plain, None)
-    row(f"  {_VARIANTS['blind']}", score.blind, score.over_blind)
-    row(f"  {_VARIANTS['shuffled']}", score.shuffled, score.over_shuffled)
-    over = score.over_majority
-    table.add_row(
-        "  over the most frequent letter", "", "", "", "",
-        f"{points(over.interval)}, {p_value(over.p)}",
+    size = f"{of.items:,} items, {of.clusters:,} clusters"
+    source = "its own: upper bound" if of.majority_is_upper_bound else "of the train set"
+    table = Table(
+        title=escape(f"{of.name}: {size}; most frequent letter {source}"),
+        title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
+    for name in ("", "accuracy, %", "unparsed", "plain minus this", "p"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    for score in scores:
+        for row in _rows(score, of):
+            indent = "" if row.style == "image" else "  "
+            table.add_row(
+                escape(indent + row.label),
+                _numbers(row.accuracy),
+                "" if row.unparsed is None else f"{row.unparsed}",
+                points(row.over.interval) if row.over else "",
+                p_value(row.over.p).removeprefix("p").strip(" =\xa0") if row.over else "",
+            )
+        table.add_section()
+    return table
 
 
 def _print_differences(differences: Sequence[ModelDifference], to: Console) -> None:
@@ -157,17 +163,16 @@ def _set_section(made: Comparison, of: SetFacts) -> Markup:
     scores = _of(made.figures.scores, of.name)
     said = ", ".join(f"{score.model} {percent(score.plain.accuracy.mean)}" for score in scores)
     words = f"{of.items:,} questions in {of.clusters:,} clusters; answered correctly: {said}."
-    rows = [score_row("majority", _majority_label(of), of.majority, "")]
+    rows = []
     for score in scores:
-        rows.append(score_row("image", score.model, score.plain.accuracy, ""))
-        for variant, part, over in (
-            ("blind", score.blind, score.over_blind),
-            ("shuffled", score.shuffled, score.over_shuffled),
-        ):
-            if part is not None:
-                label = f"{score.model}, {_VARIANTS[variant]}"
-                beyond = f"{points(over.interval)}, {p_value(over.p)}" if over else ""
-                rows.append(score_row(variant, label, part.accuracy, beyond))
+        for row in _rows(score, of):
+            name = row.label
+            if row.style == "majority":
+                name = _majority_label(of)
+            elif row.style != "image":
+                name = f"{score.model}: {_LONG[row.style]}"
+            beyond = f"{points(row.over.interval)}, {p_value(row.over.p)}" if row.over else ""
+            rows.append(score_row(row.style, name, row.accuracy, beyond))
     head = table_head("Answered", "Accuracy", "95% interval", BEYOND)
     table = element(
         "table", element("caption", "Accuracy and baselines"), head, element("tbody", *rows)
@@ -175,11 +180,8 @@ def _set_section(made: Comparison, of: SetFacts) -> Markup:
     counts = element("div", *(_counts(score) for score in scores))
     cards = [element("div", table, counts, class_="card")]
     pairs = _pairs(made.figures.differences, of.name)
-    above = [
-        (f"{score.model} minus the most frequent letter", score.over_majority) for score in scores
-    ]
     rows_of_pairs = [(f"{one.second} minus {one.first}", one.difference) for one in pairs]
-    cards.append(_difference_card("Differences on the same questions", rows_of_pairs + above))
+    cards.append(_difference_card("Differences on the same questions", rows_of_pairs))
     return join(
         element("h2", of.name),
         element("p", words, class_="quiet"),
@@ -357,7 +359,25 @@ def _run(made: Comparison) -> Markup:
     )
 
 
-# Words
+# Rows and words
+
+
+def _rows(score: ModelOnSet, of: SetFacts) -> list[_Row]:
+    plain = score.plain
+    rows = [_Row("image", score.model, plain.accuracy, plain.unparsed, None)]
+    for style, part, over in (
+        ("blind", score.blind, score.over_blind),
+        ("shuffled", score.shuffled, score.over_shuffled),
+    ):
+        if part is not None:
+            rows.append(_Row(style, style, part.accuracy, part.unparsed, over))
+    rows.append(_Row("majority", "most frequent", of.majority, None, score.over_majority))
+    return rows
+
+
+def _numbers(interval: Interval) -> str:
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _of(scores: Sequence[ModelOnSet], name: str) -> list[ModelOnSet]:
