@@ -80,7 +80,6 @@ def print_comparison(made: Comparison, to: Console) -> None:
 
 def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
     """A set's table, narrow enough for 80 columns."""
-    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
@@ -88,10 +87,10 @@ def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
     source = "its own: upper bound" if of.majority_is_upper_bound else "of the train set"
     table = Table(
         title=escape(f"{of.name}: {size}; most frequent letter {source}"),
-        title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+        title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False,
     )  # fmt: skip
     for name in ("", "accuracy, %", "unparsed", "plain minus this", "p"):
-        table.add_column(name, justify="left" if name == "" else "right")
+        table.add_column(name, justify="left" if name == "" else "right", no_wrap=name != "")
     for score in scores:
         for row in _rows(score, of):
             indent = "" if row.style == "image" else "  "
@@ -102,7 +101,6 @@ def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
                 points(row.over.interval) if row.over else "",
                 p_value(row.over.p).removeprefix("p").strip(" =\xa0") if row.over else "",
             )
-        table.add_section()
     return table
 
 
