@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from omr_io.markup import Markup, document, element, join
 from omr_io.storage import write_atomically
+from omr_io.text import printable
 from omr_io.train.evaluation.comparison import Comparison
 from omr_io.train.evaluation.figures import ModelDifference, ModelOnSet, SetFacts
 from omr_io.train.evaluation.judged import JudgedPreference
@@ -63,7 +64,7 @@ def print_comparison(made: Comparison, to: Console) -> None:
     for average in made.figures.averages:
         line = f"mean of {len(average.sets)} sets ({', '.join(average.sets)}), {average.model}: "
         line += f"{percent(average.accuracy.mean)} ({percent_interval(average.accuracy)})"
-        to.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(to, line)
     _print_differences(made.figures.average_differences, to)
     _print_judged(made, to)
     lines = [
@@ -72,7 +73,7 @@ def print_comparison(made: Comparison, to: Console) -> None:
         for one in made.paper
     ]
     for line in (*lines, *made.notes):
-        to.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(to, line)
 
 
 # The terminal
@@ -86,7 +87,7 @@ def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
     size = f"{of.items:,} items, {of.clusters:,} clusters"
     source = "its own: upper bound" if of.majority_is_upper_bound else "of the train set"
     table = Table(
-        title=escape(f"{of.name}: {size}; most frequent letter {source}"),
+        title=escape(printable(f"{of.name}: {size}; most frequent letter {source}")),
         title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False,
     )  # fmt: skip
     for name in ("", "accuracy, %", "unparsed", "plain minus this", "p"):
@@ -95,7 +96,7 @@ def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
         for row in _rows(score, of):
             indent = "" if row.style == "image" else "  "
             table.add_row(
-                escape(indent + row.label),
+                escape(printable(indent + row.label)),
                 _numbers(row.accuracy),
                 "" if row.unparsed is None else f"{row.unparsed}",
                 points(row.over.interval) if row.over else "",
@@ -104,9 +105,13 @@ def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
     return table
 
 
+def _say(to: Console, line: str) -> None:
+    to.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+
+
 def _print_differences(differences: Sequence[ModelDifference], to: Console) -> None:
     for one in differences:
-        to.print(_difference_words(one), highlight=False, markup=False, soft_wrap=True)
+        _say(to, _difference_words(one))
 
 
 def _print_judged(made: Comparison, to: Console) -> None:
@@ -118,10 +123,10 @@ def _print_judged(made: Comparison, to: Console) -> None:
             f"{_mean(traces.score)}; {axes or 'no axis'}; {traces.scored} of {traces.traces} "
             f"traces scored, {traces.errors} judge errors"
         )
-        to.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(to, line)
     for one in judged.differences:
         words = f"TraceScore, {_difference_words(one)}"
-        to.print(words, highlight=False, markup=False, soft_wrap=True)
+        _say(to, words)
     for other in judged.preferences:
         share = "no pair judged" if other.share is None else _share(other.share)
         p = "" if other.p is None else f", {p_value(other.p)}"
@@ -130,7 +135,7 @@ def _print_judged(made: Comparison, to: Console) -> None:
             f"{other.judge_model}: {share}{p}; {other.wins_a} won, {other.ties} tied, "
             f"{other.wins_b} lost, {other.errors} judge errors"
         )
-        to.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(to, line)
 
 
 # The page
