@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from omr_io.errors import ConfigError
 from omr_io.train import statistics
 from omr_io.train.statistics import (
+    Interval,
+    PairedItems,
+    accuracy_interval,
     cluster_bootstrap,
     majority_letter,
     majority_letters,
+    mean_of_means,
+    mean_paired_difference,
     paired_difference,
     proportion_interval,
     student_t_quantile,
@@ -239,3 +244,95 @@ def test_majority_letters_follow_the_number_of_options() -> None:
     assert dict(letters) == {0: "D", 2: "B", 4: "D"}  # 0: D 3 times, B 2
     with pytest.raises(ConfigError):
         majority_letters(["A"], [])
+
+
+def test_wilson_holds_what_the_score_test_does_not_refuse() -> None:
+    """The definition, searched by brute force: |p - q| <= z sqrt(q (1 - q) / n)."""
+    shares_q = np.linspace(0, 1, 200_001)
+    for successes, n in ((3, 10), (7.5, 10), (0, 5), (5, 5), (40, 41), (0.25, 3)):
+        p, z = successes / n, 1.959963984540054
+        kept = shares_q[np.abs(p - shares_q) <= z * np.sqrt(shares_q * (1 - shares_q) / n) + 1e-12]
+        ours = wilson_interval(successes, n)
+        assert ours.low == pytest.approx(kept.min(), abs=1e-5)
+        assert ours.high == pytest.approx(kept.max(), abs=1e-5)
+
+
+def test_accuracy_of_one_run_is_a_proportion() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, 60).astype(float)
+    clusters = rng.integers(0, 20, 60)
+    assert accuracy_interval(right, clusters, seed=3) == proportion_interval(
+        right, clusters, seed=3
+    )
+    for bad in ([0.5, 1.1], [-0.1, 0.5]):
+        with pytest.raises(ConfigError, match="outside"):
+            accuracy_interval(bad, ["a", "b"], seed=0)
+
+
+def test_runs_are_no_further_items() -> None:
+    """All items right in half of their runs: the bootstrap sees no spread, Wilson's floor does."""
+    ours = accuracy_interval([0.5] * 30, range(30), seed=0)
+    plain = wilson_interval(15, 30)
+    assert (ours.low, ours.high) == (
+        min(plain.low, cluster_bootstrap([0.5] * 30, range(30), seed=0, bounds=(0, 1)).low),
+        max(plain.high, cluster_bootstrap([0.5] * 30, range(30), seed=0, bounds=(0, 1)).high),
+    )
+    assert ours.high - ours.low > 0.3
+
+
+def test_bootstrap_draws_in_parts_are_the_draws_of_one_call(monkeypatch) -> None:
+    rng = np.random.default_rng(4)
+    values, clusters = rng.normal(size=90), rng.integers(0, 30, 90)
+    whole = cluster_bootstrap(values, clusters, seed=1)
+    paired = paired_difference(values, values[::-1], clusters, seed=1)
+    monkeypatch.setattr(statistics, "_MOST_DRAWN", 1000)
+    assert cluster_bootstrap(values, clusters, seed=1) == whole
+    assert paired_difference(values, values[::-1], clusters, seed=1) == paired
+
+
+def test_mean_of_means_against_sums_of_independent_normals() -> None:
+    """Parts with symmetric ends m ± 1.96 s: the mean's is 1.96 sqrt(sum s²) / k."""
+    parts = [Interval(m, m - 1.96 * s, m + 1.96 * s, 10, 5) for m, s in ((0.2, 0.1), (0.6, 0.05))]
+    ours = mean_of_means(parts)
+    half = 1.96 * np.hypot(0.1, 0.05) / 2
+    assert (ours.mean, ours.n, ours.clusters) == (pytest.approx(0.4), 20, 10)
+    assert (ours.low, ours.high) == (pytest.approx(0.4 - half), pytest.approx(0.4 + half))
+    assert mean_of_means(parts[:1]).low == pytest.approx(parts[0].low)
+    with pytest.raises(ConfigError, match="no means"):
+        mean_of_means([])
+
+
+@pytest.mark.slow
+def test_mean_of_means_covers_the_true_mean() -> None:
+    """Three sets of 40, 80 and 200 independent items: nominal 95 %."""
+    rng = np.random.default_rng(7)
+    truth, sizes, hits = (0.2, 0.5, 0.85), (40, 80, 200), 0
+    for run in range(300):
+        parts = [
+            accuracy_interval(rng.random(n) < p, range(n), seed=run, resamples=400)
+            for p, n in zip(truth, sizes, strict=True)
+        ]
+        ours = mean_of_means(parts)
+        hits += ours.low <= np.mean(truth) <= ours.high
+    assert 0.92 <= hits / 300 <= 0.99
+
+
+def test_difference_over_sets_against_every_sign_pattern() -> None:
+    rng = np.random.default_rng(9)
+    sets = [
+        PairedItems(rng.integers(0, 2, n), rng.integers(0, 2, n), np.arange(n) // 2)
+        for n in (6, 10)
+    ]
+    ours = mean_paired_difference(sets, seed=0, bounds=(-1, 1))
+    # By hand: 3 and 5 clusters, each mean over its own set, all 2^8 patterns.
+    sums = [
+        (np.asarray(one.a) - np.asarray(one.b)).reshape(-1, 2).sum(1) / len(one.a) for one in sets
+    ]
+    effects = np.concatenate(sums)
+    assert ours.interval.mean == pytest.approx(effects.sum() / 2)
+    extreme = 0
+    for pattern in itertools.product((-1, 1), repeat=8):
+        extreme += abs(np.dot(pattern, effects)) >= abs(effects.sum()) - 1e-9
+    assert ours.p == extreme / 2**8
+    alone = mean_paired_difference(sets[:1], seed=0, bounds=(-1, 1))
+    assert alone.p == paired_difference(sets[0].a, sets[0].b, sets[0].clusters, seed=0).p
