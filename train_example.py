@@ -39,6 +39,7 @@ from omr_io.train.checkpoint import (
     set_random_state,
 )
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
+from omr_io.train.evaluation.items import image_clusters
 from omr_io.train.history import History
 from omr_io.train.model import label_log_probs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
@@ -422,6 +423,7 @@ def completions_of(
         [run.text(completion) for completion in completions],
         parse=partial(parse_answer, strict=False),
         reward=lambda completion, record: reward(completion, record).total,
+        clusters=image_clusters(encoder.shard_set, places),
         cluster_field=evaluation.cluster_field,
         task_field=evaluation.task_field,
     )

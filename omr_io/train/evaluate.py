@@ -127,6 +127,7 @@ def score(
     *,
     parse: Parser,
     reward: Callable[[str, Record], float],
+    clusters: Sequence[str] | None = None,
     cluster_field: str | None = None,
     task_field: str | None = None,
 ) -> list[ScoredItem]:
@@ -136,24 +137,30 @@ def score(
         keys, records, completions: in the same order.
         parse: the one parser of rewards, bound to strict or not.
         reward: (completion, record) -> the reward RL would give.
-        cluster_field: the field of `record.extra` that names the study; None takes the SHA-256 of
-            the images, or the record's id if it has none. Crops of one image are not caught so.
+        clusters: one a record, such as `omr_io.train.evaluation.items.image_clusters`; for records
+            whose images were left unread.
+        cluster_field: the field of `record.extra` that names the study; it goes before `clusters`.
+            With neither, the SHA-256 of the images that the record holds, or its id if it holds
+            none. Crops of one image are not caught so.
         task_field: the field of `record.extra` that names the task; None leaves it "".
 
     Raises:
         ConfigError: unequal lengths, or a record lacks one of the fields.
     """
-    if not len(keys) == len(records) == len(completions):
+    named = keys if clusters is None else clusters
+    if not len(keys) == len(records) == len(completions) == len(named):
         raise ConfigError(
             f"{len(keys)} keys, {len(records)} records and {len(completions)} completions"
+            f"{'' if clusters is None else f' in {len(clusters)} clusters'}"
         )
     items = []
-    for key, record, completion in zip(keys, records, completions, strict=True):
+    for place, (key, record, completion) in enumerate(zip(keys, records, completions, strict=True)):
         parsed = parse(completion, record.options)
+        cluster = clusters[place] if clusters is not None else _images_of(record)
         items.append(
             ScoredItem(
                 key=key,
-                cluster=_extra(key, record, cluster_field) if cluster_field else _images_of(record),
+                cluster=_extra(key, record, cluster_field) if cluster_field else cluster,
                 task=_extra(key, record, task_field) if task_field else "",
                 answer=record.answer,
                 letter=parsed.letter,

@@ -290,3 +290,22 @@ def test_history_refuses_a_damaged_middle_and_a_missing_file(tmp_path: Path) -> 
         History.resume(path, phase="other", step=3)
     path.write_bytes(good + b"\n{torn")
     assert len(read_history(path)) == 1
+
+
+def test_clusters_may_be_given_for_records_whose_images_were_left_unread() -> None:
+    record = Record("r", "Which?\nA. x\nB. y", (Option("A", "x"), Option("B", "y")), "A", "")
+
+    def scored(clusters: list[str]) -> list[ScoredItem]:
+        return score(
+            ["k", "l"],
+            [record] * 2,
+            ["", ""],
+            parse=parse_tag,
+            reward=lambda text, record: 0.0,
+            clusters=clusters,
+        )
+
+    items = scored(["c", "d"])
+    assert [item.cluster for item in items] == ["c", "d"]
+    with pytest.raises(ConfigError, match="2 completions in 1 clusters"):
+        scored(["c"])

@@ -191,3 +191,19 @@ def test_a_folder_from_end_to_end(shards, model_folder, tmp_path) -> None:  # no
     texts = [(tmp_path / f"completions-{name}-s.jsonl").read_text() for name in "ab"]
     assert texts[0].replace('"model":"a"', '"model":"b"') == texts[1]
     assert texts[0].count("\n") == 18
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_says_what_the_cpu_says(opened, model_folder) -> None:  # noqa: F811
+    """float32 on both: greedy texts are equal but for rounding; bfloat16 runs."""
+    asked = asks(opened, "plain")
+    texts = {}
+    for device, dtype in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
+        options = dataclasses.replace(SHORT, device=device, dtype=dtype)
+        model = FolderModel(Named("m", str(model_folder)), options)
+        texts[device, dtype] = model.answer(opened, asked, runs=1, seed=0)
+        model.close()
+    same = [a == b for a, b in zip(texts["cpu", "float32"], texts["cuda", "float32"], strict=True)]
+    assert sum(same) >= len(asked) - 1
+    assert len(texts["cuda", "bfloat16"]) == len(asked)
