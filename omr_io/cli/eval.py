@@ -179,6 +179,6 @@ def _instructions(texts: Sequence[str], models: Sequence[str]) -> tuple[str | No
 
 
 def _print(made: Comparison, to: Console) -> None:
-    from omr_io.train.report.comparison import print_comparison
+    from omr_io.train.report.comparison_text import print_comparison
 
     print_comparison(made, to)

@@ -13,7 +13,8 @@ from omr_io.train.evaluation.comparison import compare
 from omr_io.train.evaluation.figures import Figures
 from omr_io.train.evaluation.judged import Judged, JudgedPreference, JudgedTraces
 from omr_io.train.evaluation.options import EvaluationOptions, Named
-from omr_io.train.report.comparison import print_comparison, render_comparison, write_comparison
+from omr_io.train.report.comparison import render_comparison, write_comparison
+from omr_io.train.report.comparison_text import print_comparison
 from omr_io.train.statistics import Interval
 from tests.train.evaluation.scripted import Scripted, always, right, write_questions
 from tests.train.report.test_report import PAYLOADS, Page, assert_harmless
