@@ -9,7 +9,7 @@ from pathlib import Path
 from omr_io.markup import Markup, document, element, join
 from omr_io.storage import write_atomically
 from omr_io.train.evaluation.comparison import Comparison
-from omr_io.train.evaluation.figures import ModelOnSet, SetFacts
+from omr_io.train.evaluation.figures import ModelDifference, ModelOnSet, SetFacts
 from omr_io.train.report.comparison_text import (
     majority_label,
     mean_words,
@@ -21,7 +21,6 @@ from omr_io.train.report.comparison_text import (
 from omr_io.train.report.format import p_value, percent, points
 from omr_io.train.report.sections import fact_list, score_row, table_head
 from omr_io.train.report.style import STYLE
-from omr_io.train.statistics import PairedDifference
 from omr_io.types import AXES
 
 BEYOND = "Plain minus this, points"
@@ -87,8 +86,7 @@ def _set_section(made: Comparison, of: SetFacts) -> Markup:
     counts = element("div", *(_counts(score) for score in scores))
     cards = [element("div", table, counts, class_="card")]
     pairs = pairs_on(made.figures.differences, of.name)
-    rows_of_pairs = [(f"{one.second} minus {one.first}", one.difference) for one in pairs]
-    cards.append(_difference_card("Differences on the same questions", rows_of_pairs))
+    cards.append(_difference_card("Differences on the same questions", pairs))
     return join(
         element("h2", of.name),
         element("p", words, class_="quiet"),
@@ -114,21 +112,28 @@ def _counts(score: ModelOnSet) -> Markup:
     return element("p", f"{score.model}. ", "; ".join(parts), ".", class_="quiet after")
 
 
-def _difference_card(caption: str, rows: Sequence[tuple[str, PairedDifference]]) -> Markup:
-    if not rows:
+def _difference_card(
+    caption: str, differences: Sequence[ModelDifference], *, with_set: bool = False
+) -> Markup:
+    if not differences:
         return Markup("")
-    cells = [
-        element(
-            "tr",
-            element("th", name, scope="row"),
-            element("td", points(one.interval), class_="numbers", data_label="Points"),
-            element("td", p_value(one.p), class_="numbers"),
+    titles = ("", "Points (95% interval)", "p", "Better", "Worse")
+    rows = []
+    for one in differences:
+        name = f"{one.second} minus {one.first}{f', {one.set}' if with_set else ''}"
+        value = one.difference
+        cells = (points(value.interval), p_value(value.p), f"{one.better}", f"{one.worse}")
+        labelled = zip(titles[1:], cells, strict=True)
+        rows.append(
+            element(
+                "tr",
+                element("th", name, scope="row"),
+                *(element("td", cell, class_="numbers", data_label=t) for t, cell in labelled),
+            )
         )
-        for name, one in rows
-    ]
-    names = [element("th", name, scope="col") for name in ("", "Points (95% interval)", "p")]
+    names = [element("th", title, scope="col") for title in titles]
     head = element("thead", element("tr", *names))
-    table = element("table", element("caption", caption), head, element("tbody", *cells))
+    table = element("table", element("caption", caption), head, element("tbody", *rows))
     return element("div", table, class_="card")
 
 
@@ -140,10 +145,7 @@ def _averages(made: Comparison) -> Markup:
     head = table_head("Answered", "Accuracy", "95% interval", "")
     caption = element("caption", f"Unweighted mean of {', '.join(averages[0].sets)}")
     table = element("div", element("table", caption, head, element("tbody", *rows)), class_="card")
-    pairs = [
-        (f"{one.second} minus {one.first}", one.difference)
-        for one in made.figures.average_differences
-    ]
+    pairs = made.figures.average_differences
     return join(
         element("h2", "Mean of sets"),
         element("div", table, _difference_card("Differences", pairs), class_="tables"),
@@ -157,10 +159,9 @@ def _judged(made: Comparison) -> Markup:
         words = "No judge's results lie beside the completions; omr-io judge makes them."
         return join(title, element("p", words, class_="quiet"))
     cards = [_trace_card(made)] if judged.traces else []
-    pairs = [
-        (f"{one.second} minus {one.first}, {one.set}", one.difference) for one in judged.differences
-    ]
-    cards.append(_difference_card("TraceScore on the same questions", pairs))
+    cards.append(
+        _difference_card("TraceScore on the same questions", judged.differences, with_set=True)
+    )
     if judged.preferences:
         rows = [
             score_row(

@@ -150,7 +150,7 @@ def _difference_words(one: ModelDifference) -> str:
     value = one.difference
     return (
         f"{one.second} minus {one.first} on {one.set}: {points(value.interval)} points, "
-        f"{p_value(value.p)}"
+        f"{p_value(value.p)}; {one.better} items better, {one.worse} worse"
     )
 
 

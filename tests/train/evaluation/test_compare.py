@@ -145,6 +145,8 @@ def test_differences_of_models_on_the_same_items(test_set, small, tmp_path) -> N
     options = EvaluationOptions(variants=("plain",))
     made = compare([base, sft, rl], [test_set, small], tmp_path, options)
     pairs = {(one.set, one.first, one.second): one.difference for one in made.figures.differences}
+    counts = [(one.better, one.worse) for one in made.figures.differences]
+    assert counts == [(20, 0), (30, 0), (10, 0), (6, 0), (9, 0), (3, 0)]
     assert list(pairs) == [
         (of, *two)
         for of in ("test", "small")
@@ -177,6 +179,7 @@ def test_the_mean_over_vqa_sets_weighs_sets_and_not_items(tmp_path) -> None:
     assert base.accuracy.mean == 0
     assert base.accuracy.high > 0.05
     (between,) = made.figures.average_differences
+    assert (between.better, between.worse) == (8, 0)
     assert between.difference.interval.mean == pytest.approx(0.3)
     assert between.difference.p == pytest.approx(2 / 2**8, abs=0.005)  # 8 clusters differ
     assert made.figures.differences[0].difference.interval.mean == 0.5
