@@ -16,6 +16,7 @@ from omr_io.train.report.comparison_text import (
     pairs_on,
     rows_of,
     scores_on,
+    signed,
     tally,
 )
 from omr_io.train.report.format import p_value, percent, points
@@ -113,16 +114,17 @@ def _counts(score: ModelOnSet) -> Markup:
 
 
 def _difference_card(
-    caption: str, differences: Sequence[ModelDifference], *, with_set: bool = False
+    caption: str, differences: Sequence[ModelDifference], *, of_traces: bool = False
 ) -> Markup:
     if not differences:
         return Markup("")
-    titles = ("", "Points (95% interval)", "p", "Better", "Worse")
+    number, unit = (signed, "TraceScore") if of_traces else (points, "Points")
+    titles = ("", f"{unit} (95% interval)", "p", "Better", "Worse")
     rows = []
     for one in differences:
-        name = f"{one.second} minus {one.first}{f', {one.set}' if with_set else ''}"
+        name = f"{one.second} minus {one.first}{f', {one.set}' if of_traces else ''}"
         value = one.difference
-        cells = (points(value.interval), p_value(value.p), f"{one.better}", f"{one.worse}")
+        cells = (number(value.interval), p_value(value.p), f"{one.better}", f"{one.worse}")
         labelled = zip(titles[1:], cells, strict=True)
         rows.append(
             element(
@@ -160,7 +162,7 @@ def _judged(made: Comparison) -> Markup:
         return join(title, element("p", words, class_="quiet"))
     cards = [_trace_card(made)] if judged.traces else []
     cards.append(
-        _difference_card("TraceScore on the same questions", judged.differences, with_set=True)
+        _difference_card("TraceScore on the same questions", judged.differences, of_traces=True)
     )
     if judged.preferences:
         rows = [

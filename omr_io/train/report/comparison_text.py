@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,8 @@ def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
 
 
 def _say(to: Console, line: str) -> None:
-    to.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+    plain = line.replace("\N{NO-BREAK SPACE}", " ")  # of `p_value`, for pages
+    to.print(printable(plain), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_differences(differences: Sequence[ModelDifference], to: Console) -> None:
@@ -95,8 +96,7 @@ def _print_judged(made: Comparison, to: Console) -> None:
         )
         _say(to, line)
     for one in judged.differences:
-        words = f"TraceScore, {_difference_words(one)}"
-        _say(to, words)
+        _say(to, f"TraceScore, {_difference_words(one, signed)}")
     for other in judged.preferences:
         share = "no pair judged" if other.share is None else _share(other.share)
         p = "" if other.p is None else f", {p_value(other.p)}"
@@ -146,10 +146,11 @@ def majority_label(of: SetFacts) -> str:
     return f"Most frequent letter ({source})"
 
 
-def _difference_words(one: ModelDifference) -> str:
+def _difference_words(one: ModelDifference, number: Callable[[Interval], str] = points) -> str:
     value = one.difference
+    unit = " points" if number is points else ""
     return (
-        f"{one.second} minus {one.first} on {one.set}: {points(value.interval)} points, "
+        f"{one.second} minus {one.first} on {one.set}: {number(value.interval)}{unit}, "
         f"{p_value(value.p)}; {one.better} items better, {one.worse} worse"
     )
 
@@ -163,6 +164,11 @@ def mean_words(interval: Interval | None) -> str:
 
 def _share(interval: Interval) -> str:
     return f"{percent(interval.mean)} ({percent_interval(interval)})"
+
+
+def signed(interval: Interval) -> str:
+    """A difference of TraceScores: "+0.120 (+0.050 to +0.190)"."""
+    return f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
 
 
 def tally(one: JudgedPreference) -> str:

@@ -83,6 +83,8 @@ def test_a_judges_words(made) -> None:
     assert "TraceScore of sft on test by judge-1: 0.500 (0.400 to 0.600); knowledge 0.5" in lines
     assert "traces of sft preferred over those of base on test by judge-1: 50.0%" in lines
     assert "no pair judged" in lines
+    assert "TraceScore, sft minus base on test: +0.500 (" in lines
+    assert "+0.500 (" in text
 
 
 def test_the_table_fits_80_columns(made) -> None:
@@ -95,6 +97,7 @@ def test_the_table_fits_80_columns(made) -> None:
     assert sum(line.startswith("  most frequent") for line in rows) == 6
     assert sum(line.startswith("  blind") for line in rows) == 6
     assert "…" not in out
+    assert "\\x" not in out
     assert "sft minus base on test: +50.0" in out
     assert "mean of 2 sets (slake, pvqa), sft: 75.0%" in out
     assert "upper bound" in out
