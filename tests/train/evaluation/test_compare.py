@@ -10,8 +10,8 @@ import pytest
 
 from omr_io.errors import ConfigError, IntegrityError, ResumeError
 from omr_io.index import ShardSet
-from omr_io.train.evaluation import comparison, run
-from omr_io.train.evaluation.comparison import compare
+from omr_io.train.evaluation import run
+from omr_io.train.evaluation.comparison import RESULTS, compare
 from omr_io.train.evaluation.items import read_items
 from omr_io.train.evaluation.log import read_completions
 from omr_io.train.evaluation.options import EvaluationOptions, Named
@@ -450,5 +450,5 @@ def test_results_are_written_where_asked(test_set, tmp_path) -> None:
     folder: Path = tmp_path / "a/b"
     compare([Scripted("m", right)], [test_set], folder, EvaluationOptions(variants=("plain",)))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "completions-m-test.json", "completions-m-test.jsonl", comparison.RESULTS,
+        "completions-m-test.json", "completions-m-test.jsonl", RESULTS,
     ]  # fmt: skip
