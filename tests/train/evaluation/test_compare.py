@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from omr_io.index import ShardSet
 from omr_io.train.evaluation import run
 from omr_io.train.evaluation.comparison import RESULTS, compare
 from omr_io.train.evaluation.items import read_items
-from omr_io.train.evaluation.log import read_completions
+from omr_io.train.evaluation.log import alone, read_completions
 from omr_io.train.evaluation.options import EvaluationOptions, Named
 from omr_io.train.evaluation.scoring import Said
 from omr_io.train.statistics import accuracy_interval, paired_difference, wilson_interval
@@ -452,3 +453,21 @@ def test_results_are_written_where_asked(test_set, tmp_path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "completions-m-test.json", "completions-m-test.jsonl", RESULTS,
     ]  # fmt: skip
+
+
+def test_results_wait_for_those_of_another_process(test_set, tmp_path) -> None:
+    options = EvaluationOptions(variants=("plain",), limit=2)
+    done = threading.Event()
+
+    def other() -> None:
+        compare([Scripted("m", right)], [test_set], tmp_path, options)
+        done.set()
+
+    with alone(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not done.wait(1)
+        assert not (tmp_path / RESULTS).exists()
+    thread.join(60)
+    assert done.is_set()
+    assert (tmp_path / RESULTS).exists()
