@@ -45,7 +45,7 @@ from omr_io.train.dynamic_sampling import (
 )
 from omr_io.train.engines import RolloutEngine, SamplingSettings
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
-from omr_io.train.evaluation.items import image_clusters
+from omr_io.train.evaluation import image_clusters
 from omr_io.train.finite import check_finite
 from omr_io.train.meters import peak_memory
 from omr_io.train.model import label_log_probs, load_model

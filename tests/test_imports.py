@@ -93,7 +93,8 @@ def test_only_the_command_line_and_the_terminal_draw(graph):
         module for module, of in graph.items() if {one.split(".")[0] for one in of} & DRAWING
     }
     below = {module for module in drawing if stage(module) != "cli"}
-    assert below == {"omr_io.terminal", "omr_io.train.report.page"}
+    pages = {"omr_io.train.report.page", "omr_io.train.report.comparison_text"}
+    assert below == {"omr_io.terminal", *pages}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ PACKAGES = (
     "omr_io.shards",
     "omr_io.telemetry",
     "omr_io.tokenizer",
+    "omr_io.train.evaluation",
     "omr_io.train.report",
 )
 

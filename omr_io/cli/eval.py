@@ -138,6 +138,7 @@ def _run(
     overwrite: bool,
 ) -> Comparison:
     from omr_io.train.evaluation.comparison import compare
+    from omr_io.train.evaluation.log import alone
     from omr_io.train.evaluation.models import FolderModel
     from omr_io.train.evaluation.options import check_names
     from omr_io.train.report.comparison import write_comparison
@@ -155,7 +156,8 @@ def _run(
         made = compare(
             folders, sets, out, options, train=train, overwrite=overwrite, progress=reporter.update
         )
-    write_comparison(out / "report.html", made)
+    with alone(out):
+        write_comparison(out / "report.html", made)
     return made
 
 
@@ -179,6 +181,6 @@ def _instructions(texts: Sequence[str], models: Sequence[str]) -> tuple[str | No
 
 
 def _print(made: Comparison, to: Console) -> None:
-    from omr_io.train.report.comparison import print_comparison
+    from omr_io.train.report.comparison_text import print_comparison
 
     print_comparison(made, to)

@@ -16,6 +16,7 @@ from omr_io.storage import write_atomically, writing
 from omr_io.train.evaluation.figures import Figures, TrainAnswers, figures
 from omr_io.train.evaluation.items import read_items
 from omr_io.train.evaluation.judged import Judged, read_judged
+from omr_io.train.evaluation.log import alone
 from omr_io.train.evaluation.models import Answerer
 from omr_io.train.evaluation.options import EvaluationOptions, Named, check_names
 from omr_io.train.evaluation.run import Progress, complete_all
@@ -123,7 +124,8 @@ def compare(
         version=__version__,
     )
     text = json.dumps(asdict(made), indent=1, ensure_ascii=True, allow_nan=False)
-    write_atomically(folder / RESULTS, f"{text}\n".encode())
+    with alone(folder):
+        write_atomically(folder / RESULTS, f"{text}\n".encode())
     return made
 
 

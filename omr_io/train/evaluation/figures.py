@@ -112,12 +112,17 @@ OWN_LETTERS = "the set itself"
 
 @dataclass(frozen=True, slots=True)
 class ModelDifference:
-    """`second` minus `first` on the same items of a set, or in the mean of several sets."""
+    """`second` minus `first` on the same items of a set, or in the mean of several sets.
+
+    `better` items are those on which `second` scores more than `first`, `worse` those with less.
+    """
 
     set: str
     first: str
     second: str
     difference: PairedDifference
+    better: int
+    worse: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +191,10 @@ def figures(
             shares[name][of.name] = [right["plain"][item.key] for item in of.items]
             scores.append(_on_set(name, of, lines[name][place], right, guessed, options))
         for first, second in combinations(lines, 2):
-            found = _difference(
-                shares[second][of.name], shares[first][of.name], clusters[of.name], options
-            )
-            differences.append(ModelDifference(of.name, first, second, found))
+            before, after = shares[first][of.name], shares[second][of.name]
+            found = difference_of(after, before, clusters[of.name], options)
+            counts = better_and_worse(after, before)
+            differences.append(ModelDifference(of.name, first, second, found, *counts))
     averaged = tuple(of.name for of in sets if of.name != BENCHMARK)
     averages: list[Average] = []
     between: list[ModelDifference] = []
@@ -275,7 +280,7 @@ def _on_set(
         if not baseline:
             return None
         keys = list(baseline)
-        return _difference(
+        return difference_of(
             [plain[key] for key in keys],
             [baseline[key] for key in keys],
             [clusters[key] for key in keys],
@@ -338,7 +343,9 @@ def _averages(
         found = mean_paired_difference(
             paired, seed=options.seed, resamples=options.resamples, bounds=(-1.0, 1.0)
         )
-        between.append(ModelDifference(", ".join(sets), first, second, found))
+        counts = [better_and_worse(shares[second][name], shares[first][name]) for name in sets]
+        better, worse = (sum(column) for column in zip(*counts, strict=True))
+        between.append(ModelDifference(", ".join(sets), first, second, found, better, worse))
     return averages, between
 
 
@@ -348,9 +355,16 @@ def _accuracy(
     return accuracy_interval(shares, clusters, seed=options.seed, resamples=options.resamples)
 
 
-def _difference(
+def difference_of(
     a: Sequence[float], b: Sequence[float], clusters: Sequence[str], options: EvaluationOptions
 ) -> PairedDifference:
+    """a minus b on the same items, of values in 0..1, with the options' seed and resamples."""
     return paired_difference(
         a, b, clusters, seed=options.seed, resamples=options.resamples, bounds=(-1.0, 1.0)
     )
+
+
+def better_and_worse(a: Sequence[float], b: Sequence[float]) -> tuple[int, int]:
+    """How many items have more in `a` than in `b`, and how many less."""
+    pairs = list(zip(a, b, strict=True))
+    return sum(x > y for x, y in pairs), sum(x < y for x, y in pairs)

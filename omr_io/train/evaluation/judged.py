@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from omr_io.errors import IntegrityError
-from omr_io.train.evaluation.figures import ModelDifference
+from omr_io.train.evaluation.figures import ModelDifference, better_and_worse, difference_of
 from omr_io.train.evaluation.items import ItemSet
 from omr_io.train.evaluation.options import EvaluationOptions
-from omr_io.train.statistics import Interval, cluster_bootstrap, paired_difference
+from omr_io.train.statistics import Interval, cluster_bootstrap
 from omr_io.types import AXES
 
 Values = dict[str, float]  # key -> mean over its runs
@@ -204,15 +204,10 @@ def _differences(
             a, b = scores.get((first, name), {}), scores.get((second, name), {})
             keys = [key for key in clusters if key in a and key in b]
             if keys:
-                difference = paired_difference(
-                    [b[key] for key in keys],
-                    [a[key] for key in keys],
-                    [clusters[key] for key in keys],
-                    seed=options.seed,
-                    resamples=options.resamples,
-                    bounds=(-1.0, 1.0),
-                )
-                found.append(ModelDifference(name, first, second, difference))
+                after, before = [b[key] for key in keys], [a[key] for key in keys]
+                difference = difference_of(after, before, [clusters[key] for key in keys], options)
+                counts = better_and_worse(after, before)
+                found.append(ModelDifference(name, first, second, difference, *counts))
     return tuple(found)
 
 

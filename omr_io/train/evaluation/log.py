@@ -13,7 +13,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -211,6 +212,23 @@ class CompletionsLog:
             self._file.truncate(end)
             self._file.seek(0, os.SEEK_END)
         return lines
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this block for the same folder.
+
+    For results that processes with models of their own write to one folder. Without effect on a
+    file system without locks.
+    """
+    with writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_completions(path: str | Path) -> list[Line]:

@@ -1,42 +1,31 @@
-"""Base, SFT and RL side by side: the page and the table of `omr-io eval`."""
+"""Base, SFT and RL side by side: the page of `omr-io eval`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omr_io.markup import Markup, document, element, join
 from omr_io.storage import write_atomically
-from omr_io.text import printable
 from omr_io.train.evaluation.comparison import Comparison
 from omr_io.train.evaluation.figures import ModelDifference, ModelOnSet, SetFacts
-from omr_io.train.evaluation.judged import JudgedPreference
-from omr_io.train.report.format import p_value, percent, percent_interval, points
+from omr_io.train.report.comparison_text import (
+    majority_label,
+    mean_words,
+    pairs_on,
+    rows_of,
+    scores_on,
+    signed,
+    tally,
+)
+from omr_io.train.report.format import p_value, percent, points
 from omr_io.train.report.sections import fact_list, score_row, table_head
 from omr_io.train.report.style import STYLE
-from omr_io.train.statistics import Interval, PairedDifference
 from omr_io.types import AXES
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 BEYOND = "Plain minus this, points"
 _LONG = {"blind": "without image (blind)", "shuffled": "options in another order"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A model, or one of its baselines. `style` is the page's name for its colour."""
-
-    style: str
-    label: str
-    accuracy: Interval
-    unparsed: int | None
-    over: PairedDifference | None
 
 
 def render_comparison(made: Comparison) -> str:
@@ -54,91 +43,6 @@ def write_comparison(path: str | Path, made: Comparison) -> Path:
     target = Path(path)
     write_atomically(target, render_comparison(made).encode("utf-8"))
     return target
-
-
-def print_comparison(made: Comparison, to: Console) -> None:
-    """Print a table for each set, then differences, averages, judges' scores and notes."""
-    for of in made.figures.sets:
-        to.print(_table(of, _of(made.figures.scores, of.name)))
-        _print_differences(_pairs(made.figures.differences, of.name), to)
-    for average in made.figures.averages:
-        line = f"mean of {len(average.sets)} sets ({', '.join(average.sets)}), {average.model}: "
-        line += f"{percent(average.accuracy.mean)} ({percent_interval(average.accuracy)})"
-        _say(to, line)
-    _print_differences(made.figures.average_differences, to)
-    _print_judged(made, to)
-    lines = [
-        f"the paper reports, for orientation: {one.what} "
-        f"{'' if one.before is None else f'{one.before} -> '}{one.after}%"
-        for one in made.paper
-    ]
-    for line in (*lines, *made.notes):
-        _say(to, line)
-
-
-# The terminal
-
-
-def _table(of: SetFacts, scores: Sequence[ModelOnSet]) -> Table:
-    """A set's table, narrow enough for 80 columns."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    size = f"{of.items:,} items, {of.clusters:,} clusters"
-    source = "its own: upper bound" if of.majority_is_upper_bound else "of the train set"
-    table = Table(
-        title=escape(printable(f"{of.name}: {size}; most frequent letter {source}")),
-        title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    for name in ("", "accuracy, %", "unparsed", "plain minus this", "p"):
-        table.add_column(name, justify="left" if name == "" else "right", no_wrap=name != "")
-    for score in scores:
-        for row in _rows(score, of):
-            indent = "" if row.style == "image" else "  "
-            table.add_row(
-                escape(printable(indent + row.label)),
-                _numbers(row.accuracy),
-                "" if row.unparsed is None else f"{row.unparsed}",
-                points(row.over.interval) if row.over else "",
-                p_value(row.over.p).removeprefix("p").strip(" =\xa0") if row.over else "",
-            )
-    return table
-
-
-def _say(to: Console, line: str) -> None:
-    to.print(printable(line), highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_differences(differences: Sequence[ModelDifference], to: Console) -> None:
-    for one in differences:
-        _say(to, _difference_words(one))
-
-
-def _print_judged(made: Comparison, to: Console) -> None:
-    judged = made.judged
-    for traces in judged.traces:
-        axes = ", ".join(f"{axis} {_mean(value)}" for axis, value in traces.axes.items())
-        line = (
-            f"TraceScore of {traces.model} on {traces.set} by {traces.judge_model}: "
-            f"{_mean(traces.score)}; {axes or 'no axis'}; {traces.scored} of {traces.traces} "
-            f"traces scored, {traces.errors} judge errors"
-        )
-        _say(to, line)
-    for one in judged.differences:
-        words = f"TraceScore, {_difference_words(one)}"
-        _say(to, words)
-    for other in judged.preferences:
-        share = "no pair judged" if other.share is None else _share(other.share)
-        p = "" if other.p is None else f", {p_value(other.p)}"
-        line = (
-            f"traces of {other.a} preferred over those of {other.b} on {other.set} by "
-            f"{other.judge_model}: {share}{p}; {other.wins_a} won, {other.ties} tied, "
-            f"{other.wins_b} lost, {other.errors} judge errors"
-        )
-        _say(to, line)
-
-
-# The page
 
 
 def _body(made: Comparison) -> tuple[Markup, Markup, Markup]:
@@ -163,15 +67,15 @@ def _body(made: Comparison) -> tuple[Markup, Markup, Markup]:
 
 
 def _set_section(made: Comparison, of: SetFacts) -> Markup:
-    scores = _of(made.figures.scores, of.name)
+    scores = scores_on(made.figures.scores, of.name)
     said = ", ".join(f"{score.model} {percent(score.plain.accuracy.mean)}" for score in scores)
     words = f"{of.items:,} questions in {of.clusters:,} clusters; answered correctly: {said}."
     rows = []
     for score in scores:
-        for row in _rows(score, of):
+        for row in rows_of(score, of):
             name = row.label
             if row.style == "majority":
-                name = _majority_label(of)
+                name = majority_label(of)
             elif row.style != "image":
                 name = f"{score.model}: {_LONG[row.style]}"
             beyond = f"{points(row.over.interval)}, {p_value(row.over.p)}" if row.over else ""
@@ -182,9 +86,8 @@ def _set_section(made: Comparison, of: SetFacts) -> Markup:
     )
     counts = element("div", *(_counts(score) for score in scores))
     cards = [element("div", table, counts, class_="card")]
-    pairs = _pairs(made.figures.differences, of.name)
-    rows_of_pairs = [(f"{one.second} minus {one.first}", one.difference) for one in pairs]
-    cards.append(_difference_card("Differences on the same questions", rows_of_pairs))
+    pairs = pairs_on(made.figures.differences, of.name)
+    cards.append(_difference_card("Differences on the same questions", pairs))
     return join(
         element("h2", of.name),
         element("p", words, class_="quiet"),
@@ -210,21 +113,29 @@ def _counts(score: ModelOnSet) -> Markup:
     return element("p", f"{score.model}. ", "; ".join(parts), ".", class_="quiet after")
 
 
-def _difference_card(caption: str, rows: Sequence[tuple[str, PairedDifference]]) -> Markup:
-    if not rows:
+def _difference_card(
+    caption: str, differences: Sequence[ModelDifference], *, of_traces: bool = False
+) -> Markup:
+    if not differences:
         return Markup("")
-    cells = [
-        element(
-            "tr",
-            element("th", name, scope="row"),
-            element("td", points(one.interval), class_="numbers", data_label="Points"),
-            element("td", p_value(one.p), class_="numbers"),
+    number, unit = (signed, "TraceScore") if of_traces else (points, "Points")
+    titles = ("", f"{unit} (95% interval)", "p", "Better", "Worse")
+    rows = []
+    for one in differences:
+        name = f"{one.second} minus {one.first}{f', {one.set}' if of_traces else ''}"
+        value = one.difference
+        cells = (number(value.interval), p_value(value.p), f"{one.better}", f"{one.worse}")
+        labelled = zip(titles[1:], cells, strict=True)
+        rows.append(
+            element(
+                "tr",
+                element("th", name, scope="row"),
+                *(element("td", cell, class_="numbers", data_label=t) for t, cell in labelled),
+            )
         )
-        for name, one in rows
-    ]
-    names = [element("th", name, scope="col") for name in ("", "Points (95% interval)", "p")]
+    names = [element("th", title, scope="col") for title in titles]
     head = element("thead", element("tr", *names))
-    table = element("table", element("caption", caption), head, element("tbody", *cells))
+    table = element("table", element("caption", caption), head, element("tbody", *rows))
     return element("div", table, class_="card")
 
 
@@ -236,10 +147,7 @@ def _averages(made: Comparison) -> Markup:
     head = table_head("Answered", "Accuracy", "95% interval", "")
     caption = element("caption", f"Unweighted mean of {', '.join(averages[0].sets)}")
     table = element("div", element("table", caption, head, element("tbody", *rows)), class_="card")
-    pairs = [
-        (f"{one.second} minus {one.first}", one.difference)
-        for one in made.figures.average_differences
-    ]
+    pairs = made.figures.average_differences
     return join(
         element("h2", "Mean of sets"),
         element("div", table, _difference_card("Differences", pairs), class_="tables"),
@@ -253,10 +161,9 @@ def _judged(made: Comparison) -> Markup:
         words = "No judge's results lie beside the completions; omr-io judge makes them."
         return join(title, element("p", words, class_="quiet"))
     cards = [_trace_card(made)] if judged.traces else []
-    pairs = [
-        (f"{one.second} minus {one.first}, {one.set}", one.difference) for one in judged.differences
-    ]
-    cards.append(_difference_card("TraceScore on the same questions", pairs))
+    cards.append(
+        _difference_card("TraceScore on the same questions", judged.differences, of_traces=True)
+    )
     if judged.preferences:
         rows = [
             score_row(
@@ -268,7 +175,7 @@ def _judged(made: Comparison) -> Markup:
         head = table_head("Preferred", "Share", "95% interval", "No preference")
         caption = element("caption", "Traces preferred, ties counting half")
         told = element(
-            "p", "; ".join(_tally(one) for one in judged.preferences), class_="quiet after"
+            "p", "; ".join(tally(one) for one in judged.preferences), class_="quiet after"
         )
         table = element("table", caption, head, element("tbody", *rows))
         cards.append(element("div", table, told, class_="card"))
@@ -279,7 +186,7 @@ def _trace_card(made: Comparison) -> Markup:
     names = ("Model", "Set", "TraceScore", *AXES, "Scored", "Judge errors", "Judge")
     rows = []
     for one in made.judged.traces:
-        values = [_mean(one.score), *(_mean(one.axes.get(axis)) for axis in AXES)]
+        values = [mean_words(one.score), *(mean_words(one.axes.get(axis)) for axis in AXES)]
         cells = [
             one.set,
             *values,
@@ -359,63 +266,4 @@ def _run(made: Comparison) -> Markup:
             element("summary", "How these figures are made"),
             element("div", element("p", method), class_="card"),
         ),
-    )
-
-
-# Rows and words
-
-
-def _rows(score: ModelOnSet, of: SetFacts) -> list[_Row]:
-    plain = score.plain
-    rows = [_Row("image", score.model, plain.accuracy, plain.unparsed, None)]
-    for style, part, over in (
-        ("blind", score.blind, score.over_blind),
-        ("shuffled", score.shuffled, score.over_shuffled),
-    ):
-        if part is not None:
-            rows.append(_Row(style, style, part.accuracy, part.unparsed, over))
-    rows.append(_Row("majority", "most frequent", of.majority, None, score.over_majority))
-    return rows
-
-
-def _numbers(interval: Interval) -> str:
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{100 * interval.mean:.1f} ({low:.1f} to {high:.1f})"
-
-
-def _of(scores: Sequence[ModelOnSet], name: str) -> list[ModelOnSet]:
-    return [score for score in scores if score.set == name]
-
-
-def _pairs(differences: Sequence[ModelDifference], name: str) -> list[ModelDifference]:
-    return [one for one in differences if one.set == name]
-
-
-def _majority_label(of: SetFacts) -> str:
-    source = "its own: upper bound" if of.majority_is_upper_bound else "of the train set"
-    return f"Most frequent letter ({source})"
-
-
-def _difference_words(one: ModelDifference) -> str:
-    value = one.difference
-    return (
-        f"{one.second} minus {one.first} on {one.set}: {points(value.interval)} points, "
-        f"{p_value(value.p)}"
-    )
-
-
-def _mean(interval: Interval | None) -> str:
-    if interval is None:
-        return "none"
-    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-
-
-def _share(interval: Interval) -> str:
-    return f"{percent(interval.mean)} ({percent_interval(interval)})"
-
-
-def _tally(one: JudgedPreference) -> str:
-    return (
-        f"{one.a} over {one.b} on {one.set} by {one.judge_model}: {one.wins_a} won, {one.ties} "
-        f"tied, {one.wins_b} lost of {one.judged}, {one.errors} judge errors"
     )

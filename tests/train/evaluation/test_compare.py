@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 
 from omr_io.errors import ConfigError, IntegrityError, ResumeError
 from omr_io.index import ShardSet
-from omr_io.train.evaluation import comparison, run
-from omr_io.train.evaluation.comparison import compare
+from omr_io.train.evaluation import run
+from omr_io.train.evaluation.comparison import RESULTS, compare
 from omr_io.train.evaluation.items import read_items
-from omr_io.train.evaluation.log import read_completions
+from omr_io.train.evaluation.log import alone, read_completions
 from omr_io.train.evaluation.options import EvaluationOptions, Named
 from omr_io.train.evaluation.scoring import Said
 from omr_io.train.statistics import accuracy_interval, paired_difference, wilson_interval
@@ -145,6 +146,8 @@ def test_differences_of_models_on_the_same_items(test_set, small, tmp_path) -> N
     options = EvaluationOptions(variants=("plain",))
     made = compare([base, sft, rl], [test_set, small], tmp_path, options)
     pairs = {(one.set, one.first, one.second): one.difference for one in made.figures.differences}
+    counts = [(one.better, one.worse) for one in made.figures.differences]
+    assert counts == [(20, 0), (30, 0), (10, 0), (6, 0), (9, 0), (3, 0)]
     assert list(pairs) == [
         (of, *two)
         for of in ("test", "small")
@@ -177,6 +180,7 @@ def test_the_mean_over_vqa_sets_weighs_sets_and_not_items(tmp_path) -> None:
     assert base.accuracy.mean == 0
     assert base.accuracy.high > 0.05
     (between,) = made.figures.average_differences
+    assert (between.better, between.worse) == (8, 0)
     assert between.difference.interval.mean == pytest.approx(0.3)
     assert between.difference.p == pytest.approx(2 / 2**8, abs=0.005)  # 8 clusters differ
     assert made.figures.differences[0].difference.interval.mean == 0.5
@@ -447,5 +451,23 @@ def test_results_are_written_where_asked(test_set, tmp_path) -> None:
     folder: Path = tmp_path / "a/b"
     compare([Scripted("m", right)], [test_set], folder, EvaluationOptions(variants=("plain",)))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "completions-m-test.json", "completions-m-test.jsonl", comparison.RESULTS,
+        "completions-m-test.json", "completions-m-test.jsonl", RESULTS,
     ]  # fmt: skip
+
+
+def test_results_wait_for_those_of_another_process(test_set, tmp_path) -> None:
+    options = EvaluationOptions(variants=("plain",), limit=2)
+    done = threading.Event()
+
+    def other() -> None:
+        compare([Scripted("m", right)], [test_set], tmp_path, options)
+        done.set()
+
+    with alone(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not done.wait(1)
+        assert not (tmp_path / RESULTS).exists()
+    thread.join(60)
+    assert done.is_set()
+    assert (tmp_path / RESULTS).exists()

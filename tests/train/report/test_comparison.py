@@ -13,7 +13,8 @@ from omr_io.train.evaluation.comparison import compare
 from omr_io.train.evaluation.figures import Figures
 from omr_io.train.evaluation.judged import Judged, JudgedPreference, JudgedTraces
 from omr_io.train.evaluation.options import EvaluationOptions, Named
-from omr_io.train.report.comparison import print_comparison, render_comparison, write_comparison
+from omr_io.train.report.comparison import render_comparison, write_comparison
+from omr_io.train.report.comparison_text import print_comparison
 from omr_io.train.statistics import Interval
 from tests.train.evaluation.scripted import Scripted, always, right, write_questions
 from tests.train.report.test_report import PAYLOADS, Page, assert_harmless
@@ -82,11 +83,13 @@ def test_a_judges_words(made) -> None:
     assert "TraceScore of sft on test by judge-1: 0.500 (0.400 to 0.600); knowledge 0.5" in lines
     assert "traces of sft preferred over those of base on test by judge-1: 50.0%" in lines
     assert "no pair judged" in lines
+    assert "TraceScore, sft minus base on test: +0.500 (" in lines
+    assert "+0.500 (" in text
 
 
 def test_the_table_fits_80_columns(made) -> None:
     out = printed(made)
-    rows = [line.rstrip() for line in out.splitlines()]
+    rows = [line.rstrip() for line in out.splitlines() if " minus " not in line[:12]]
     assert all(len(line) <= 80 for line in rows if line.startswith(("base ", "sft ", "  ")))
     sft = next(line for line in rows if line.startswith("sft "))
     assert sft.startswith("sft              75.0 (")
@@ -94,6 +97,7 @@ def test_the_table_fits_80_columns(made) -> None:
     assert sum(line.startswith("  most frequent") for line in rows) == 6
     assert sum(line.startswith("  blind") for line in rows) == 6
     assert "…" not in out
+    assert "\\x" not in out
     assert "sft minus base on test: +50.0" in out
     assert "mean of 2 sets (slake, pvqa), sft: 75.0%" in out
     assert "upper bound" in out
