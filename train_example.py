@@ -47,10 +47,11 @@ from omr_io.train.engines import RolloutEngine, SamplingSettings
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
 from omr_io.train.evaluation import image_clusters
 from omr_io.train.finite import check_finite
+from omr_io.train.gathering import clip_gradients
 from omr_io.train.meters import peak_memory
 from omr_io.train.model import label_log_probs, load_model
 from omr_io.train.objectives import StepCounts, importance_weights, policy_loss, sft_loss
-from omr_io.train.parallel import clip_gradients, seed_step, shard, start_ranks
+from omr_io.train.parallel import seed_step, shard, start_ranks
 from omr_io.train.parameters import freeze, new_optimizer
 from omr_io.train.recipe import (
     RLRecipe,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from omr_io.errors import ConfigError
-from omr_io.train.parallel import start_ranks
+from omr_io.train.parallel import seed_step, start_ranks
+from omr_io.train.ranks import Ranks
 from tests.train import tiny_models as tiny
 from tests.train.parallel import cases
 
@@ -137,10 +138,15 @@ def test_parts_that_are_frozen_between_steps_get_no_gradient(results: Any) -> No
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_gradients(results: Any, tmp_path: Path) -> None:
     """Through autograd's compiler; Inductor's own code is for GPUs and unmeasured."""
-    compiled = launch(tmp_path, (1, 2), ("compiled",))
+    compiled = launch(tmp_path, (1, 2), ("compiled", "compiled batches"))
     for size in (1, 2):
         expected = results[1]["invariance qwen3_vl"]["1/80"]
         assert_same(compiled[size]["compiled"], expected)
+        batches = compiled[size]["compiled batches"]
+        assert batches["compiled"] == batches["met"][-1]  # none ran as it is
+        assert batches["met"][-1] == batches["met"][-4]  # and sizes became symbols
+        assert len(batches["breaks"]) == 1
+        assert "varlen_attention" in batches["breaks"][0]
 
 
 def assert_steps(got: Any, expected: Any) -> None:
@@ -228,6 +234,18 @@ def test_wrong_variables_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message), start_ranks():
         pass
+
+
+def test_what_is_random_in_a_step_follows_from_seed_step_and_rank() -> None:
+    def draw(seed: int, step: int, rank: int) -> float:
+        seed_step(seed, step, Ranks(rank, 4))
+        return float(torch.rand(()))
+
+    with torch.random.fork_rng():
+        places = [(s, t, r) for s in (0, 1) for t in (1, 2) for r in (0, 3)]
+        drawn = [draw(*place) for place in places]
+        assert len(set(drawn)) == len(places)
+        assert [draw(*place) for place in reversed(places)] == drawn[::-1]
 
 
 def test_one_process_needs_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
