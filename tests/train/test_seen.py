@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,6 +134,28 @@ def test_a_tracker_that_is_missing_ends_the_run_before_any_work(recipe, monkeypa
     with pytest.raises(ConfigError, match="'nowhere' is unknown"):
         train_example.train(recipe)
     assert not Path("runs").exists()
+
+
+def test_a_run_that_only_measures_hears_a_signal(recipe):
+    script = Path(train_example.__file__)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "--config", str(recipe), "--fake-data", "100000"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    history = Path("runs/seen-fake-data/history.jsonl")
+    deadline = time.monotonic() + 100
+    while not (history.exists() and history.stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert files(Path("runs/seen-fake-data")).isdisjoint({"sft-model", "measured.json"})
+    assert not list(Path("runs/seen-fake-data").glob("checkpoints/*"))
 
 
 def test_every_rank_is_told_that_the_first_has_no_log(tmp_path, monkeypatch):
