@@ -273,6 +273,7 @@ def fine_tune(
             **meter.finish(),
         )
         if synthetic:
+            run.stopping.step_done(lambda: None, due=False)  # a stop is heard; nothing is saved
             continue
         if step % sft.evaluate_every == 0:
             items = completions_of(run, run.held_out, range(len(run.held_out.shard_set)))

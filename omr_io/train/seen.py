@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from omr_io.batches import Batch
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, OmrError
 from omr_io.loader import DataLoader
 from omr_io.storage import write_atomically
 from omr_io.train.flops import StepFlops, peak_flops
@@ -33,7 +33,7 @@ Mode = Literal["fake-data", "replay", "measure-stall"]
 def open_log(run: Run, place: Place) -> StepLog:
     """Where the run's metrics go: on the first rank history.jsonl, the screen and the trackers.
 
-    The log is cut back to `place`: a killed run may have logged past its checkpoint.
+    The log is cut back to `place`: a killed run may have logged past its checkpoint. Collective.
 
     Raises:
         ConfigError: a tracker cannot start.
@@ -44,16 +44,26 @@ def open_log(run: Run, place: Place) -> StepLog:
         "sft": PhaseSteps(recipe.sft.steps, recipe.sft.log_every),
         "rl": PhaseSteps(recipe.rl.steps, recipe.rl.log_every, first=recipe.sft.steps),
     }
-    if not run.ranks.is_first:
-        return StepLog(run.ranks, None, phases)
-    trackers = Trackers.of(recipe.trackers, run.folder, phases[place.phase].first + place.step)
-    trackers.start(recipe.name, recipe_fields(recipe))
+    history = trackers = failed = None
+    if run.ranks.is_first:
+        try:
+            history, trackers = _opened(run, place, phases[place.phase].first + place.step)
+        except OmrError as error:
+            failed = error
+    # The others must not wait for a rank that has given up.
+    for refused in run.ranks.gather(failed):
+        if refused is not None:
+            raise refused
+    return StepLog(run.ranks, history, phases, trackers, say)
+
+
+def _opened(run: Run, place: Place, done: int) -> tuple[History, Trackers]:
+    trackers = Trackers.of(run.recipe.trackers, run.folder, done)
+    trackers.start(run.recipe.name, recipe_fields(run.recipe))
     path = run.folder / "history.jsonl"
     if place.step == 0 and not path.exists():
-        history = History.create(path)
-    else:
-        history = History.resume(path, phase=place.phase, step=place.step)
-    return StepLog(run.ranks, history, phases, trackers, say)
+        return History.create(path), trackers
+    return History.resume(path, phase=place.phase, step=place.step), trackers
 
 
 def sft_meter(run: Run, *, profile: bool = False) -> StepMeter:

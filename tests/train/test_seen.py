@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +17,11 @@ import pytest
 import train_example
 from omr_io.errors import ConfigError
 from omr_io.train.history import read_history
+from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import load_recipe, recipe_fields
 from omr_io.train.report import sections
-from omr_io.train.seen import Synthetic
+from omr_io.train.run import Place
+from omr_io.train.seen import Synthetic, open_log
 
 RECIPE = """
 name: seen
@@ -127,6 +134,50 @@ def test_a_tracker_that_is_missing_ends_the_run_before_any_work(recipe, monkeypa
     with pytest.raises(ConfigError, match="'nowhere' is unknown"):
         train_example.train(recipe)
     assert not Path("runs").exists()
+
+
+def test_a_run_that_only_measures_hears_a_signal(recipe):
+    script = Path(train_example.__file__)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "--config", str(recipe), "--fake-data", "100000"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    history = Path("runs/seen-fake-data/history.jsonl")
+    deadline = time.monotonic() + 100
+    while not (history.exists() and history.stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert files(Path("runs/seen-fake-data")).isdisjoint({"sft-model", "measured.json"})
+    assert not list(Path("runs/seen-fake-data").glob("checkpoints/*"))
+
+
+def test_every_rank_is_told_that_the_first_has_no_log(tmp_path, monkeypatch):
+    """Else the others would wait for it in the next collective."""
+    told = []
+
+    class Two(Ranks):
+        def gather(self, value):
+            told.append(value)
+            return [ConfigError("wandb cannot start"), None]
+
+    phase = SimpleNamespace(steps=1, log_every=1)
+    recipe = SimpleNamespace(name="two", sft=phase, rl=phase, trackers=[])
+    second = SimpleNamespace(recipe=recipe, folder=tmp_path, ranks=Two(rank=1, world_size=2))
+    with pytest.raises(ConfigError, match="wandb cannot start"):
+        open_log(second, Place("sft", 0))
+    first = SimpleNamespace(recipe=recipe, folder=tmp_path, ranks=Two(rank=0, world_size=2))
+    first.recipe.trackers = ["nowhere"]
+    with pytest.raises(ConfigError, match="wandb cannot start"):
+        open_log(first, Place("sft", 0))
+    assert told[0] is None
+    assert "'nowhere' is unknown" in str(told[1])
 
 
 def test_what_only_shows_a_run_may_change_when_it_goes_on(recipe):
