@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,12 @@ class Block:
 
     def __init__(self, memory: Tensor) -> None:
         self._memory = memory
+        self._bytes = memory.numpy()
+        self._start = memory.data_ptr()
+        self._whole: dict[torch.dtype, Tensor] = {}  # the memory as elements of a dtype
         self._used = 0
         self._there: Tensor | None = None
+        self._is_here = False
 
     @classmethod
     def of_size(cls, size: int, device: torch.device) -> Block:
@@ -59,36 +64,51 @@ class Block:
         Raises:
             ValueError: there is no room for it, or the block is sent: it would not arrive.
         """
-        if self._there is not None:
-            raise ValueError("the block is sent already")
-        start = aligned(self._used)
-        end = start + math.prod(shape) * dtype.itemsize
-        if end > len(self._memory):
-            raise ValueError(f"no room for {end - start} bytes at {start} of {len(self._memory)}")
-        self._used = end
-        return _apart(self._memory[start:end].view(dtype).view(tuple(shape)))
+        return self._at(self._take(shape, dtype.itemsize), shape, dtype)
 
     def put(self, values: NDArray[Any] | Tensor) -> Tensor:
         """A copy of an array or a host tensor in the block; errors as of `empty`."""
         if isinstance(values, Tensor):
             return self.empty(values.shape, values.dtype).copy_(values)
-        laid = self.empty(values.shape, _dtype(values))
-        laid.numpy()[...] = values
-        return laid
+        self.array(values.shape, values.dtype)[...] = values
+        return self._at(self._used - values.nbytes, values.shape, _dtype(values))
 
     def array(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """As `empty`, as an array: what `numpy.empty` is for memory of its own."""
-        made: NDArray[Any] = self.empty(shape, _dtype(np.empty(0, dtype))).numpy()
-        return made
+        kind = np.dtype(dtype)
+        start = self._take(shape, kind.itemsize)
+        return np.ndarray(tuple(shape), kind, self._bytes, start)
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """The tensor of an array of the block (contiguous), or of a copy that is put there."""
-        start = array.ctypes.data - self._memory.data_ptr()
+        start = array.__array_interface__["data"][0] - self._start
         inside = start >= 0 and start + array.nbytes <= self._used
         if not array.nbytes or not inside or not array.flags.c_contiguous:
             return self.put(array)
-        flat = self._memory[start : start + array.nbytes]
-        return _apart(flat.view(_dtype(array)).view(array.shape))
+        return self._at(start, array.shape, _dtype(array))
+
+    def _take(self, shape: Sequence[int], itemsize: int) -> int:
+        """Where the next tensor begins, in bytes."""
+        if self._there is not None:
+            raise ValueError("the block is sent already")
+        start = aligned(self._used)
+        end = start + math.prod(shape) * itemsize
+        if end > len(self._bytes):
+            raise ValueError(f"no room for {end - start} bytes at {start} of {len(self._bytes)}")
+        self._used = end
+        return start
+
+    def _at(self, start: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        # Two calls of torch: at a dozen tensors a batch, each is some microseconds.
+        whole = self._whole.get(dtype)
+        if whole is None:
+            size = len(self._bytes) // dtype.itemsize * dtype.itemsize
+            whole = self._whole[dtype] = self._memory[:size].view(dtype)
+        strides = [1] * len(shape)
+        for axis in range(len(shape) - 1, 0, -1):
+            strides[axis - 1] = strides[axis] * max(shape[axis], 1)
+        first = int(whole.storage_offset()) + start // dtype.itemsize
+        return _apart(whole.as_strided(tuple(shape), strides, first))
 
     def send(self, device: torch.device) -> None:
         """Copy all that is laid out to the device; on the CPU nothing is copied.
@@ -96,11 +116,15 @@ class Block:
         To a GPU it goes on the current stream, and the host does not wait.
         """
         if self._there is None:
-            self._there = copied(self._memory[: self._used], device)
+            run = self._memory[: self._used]
+            self._there = copied(run, device)
+            self._is_here = self._there is run
 
     def sent(self, tensor: Tensor) -> Tensor:
         """What a tensor of the block (see `empty`) is on the device that the block was sent to."""
         assert self._there is not None, "send comes first"
+        if self._is_here:
+            return tensor
         return _seen(self._there, int(self._memory.storage_offset()), tensor)
 
 
@@ -131,6 +155,8 @@ def move(
     To a GPU, and non-blocking, nothing waits: what is not page-locked is joined in page-locked
     memory first, all of it, and goes in one copy as well.
     """
+    if all(tensor.device == device for tensor in tensors.values()):
+        return dict(tensors)
     pageable: dict[str, Tensor] = {}
     if device.type == "cuda" and non_blocking:
         pageable = {
@@ -225,5 +251,10 @@ def _apart(view: Tensor) -> Tensor:
     return view.data
 
 
+@cache
+def _dtype_of(kind: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, kind)).dtype
+
+
 def _dtype(array: NDArray[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+    return _dtype_of(array.dtype)
