@@ -6,9 +6,10 @@ D patch width, N images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from omr_io.train.log_probs import LogProbs, log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen3VLForConditionalGeneration
+
+T = TypeVar("T")
 
 
 class PackedBatch(Protocol):
@@ -210,30 +213,66 @@ def _transformers() -> Any:
     return transformers
 
 
+FORWARD_METHOD = "omr_run_as_forward"
+"""Where `omr_io.train.parallel.shard` puts a method of the model that FSDP2 takes for a forward."""
+
+
+def run_as_forward(model: Any, function: Callable[[], T]) -> T:
+    """Call a function that uses the model's parameters, as one forward pass of the whole model.
+
+    On a sharded model FSDP2 makes the root's parameters whole around it; on any other it is a plain
+    call. The result's tensors must be in tuples, lists or dicts: it follows those to know where the
+    backward pass begins.
+    """
+    run: Any = getattr(model, FORWARD_METHOD, None)
+    if run is None:
+        return function()
+    result: T = run(function)
+    if not torch.is_grad_enabled():
+        release_root(model)
+    return result
+
+
+def release_root(model: Any) -> None:
+    """Free what a forward pass of a sharded model without a backward pass left whole."""
+    if not getattr(model, GATHERED, False):
+        model.reshard()
+
+
+GATHERED = "omr_gathered"
+"""An attribute of a sharded model: within `omr_io.train.parallel.gathered`."""
+
+
 def forward(model: Any, batch: PackedBatch) -> Tensor:
     """The last hidden states of packs, (B, T, H): before the language-model head.
 
     A batch without images still runs the vision tower, on a small dummy image whose features are
-    multiplied by zero: its parameters get zero gradients rather than none, and the
-    collectives of sharded training match between ranks.
+    multiplied by zero: its parameters get zero gradients rather than none. It runs where images
+    would, before the text model, so that ranks with and without images gather and reduce the same
+    blocks in the same order; else each would wait for the other.
 
     Raises:
         ConfigError: prompts are shared and the model is not under our attention.
     """
+    return run_as_forward(model, lambda: _hidden_states(model, batch))
+
+
+def _hidden_states(model: Any, batch: PackedBatch) -> Tensor:
     inputs = batch.model_inputs()
     if "shared_prefixes" in inputs:
         require_varlen(model)
-    has_images = "pixel_values" in inputs
-    if has_images:
+    if "pixel_values" in inputs:
         vision = model.config.vision_config
         inputs |= batch.vision_inputs(
             window_size=getattr(vision, "window_size", None),
             num_position_embeddings=getattr(vision, "num_position_embeddings", None),
         )
+    else:
+        embeddings_BTH = model.get_input_embeddings()(inputs.pop("input_ids"))
+        nothing = 0.0 * _dummy_image_features(model)
+        inputs["inputs_embeds"] = embeddings_BTH + nothing.to(embeddings_BTH.dtype)
     # A KV cache makes transformers build a plain causal mask, across samples.
     hidden_BTH: Tensor = model.model(**(inputs | {"use_cache": False})).last_hidden_state
-    if not has_images:
-        hidden_BTH = hidden_BTH + 0.0 * _dummy_image_features(model).to(hidden_BTH.dtype)
     return hidden_BTH
 
 
@@ -286,7 +325,15 @@ def label_log_probs(
             f"{batch.num_label_tokens} labels",
             mend="num_label_tokens counts the labels that rows and targets list",
         )
-    return log_probs(
-        forward(model, batch), head.weight, targets_R, rows=rows_R, row_weights=row_weights,
-        entropy=entropy, temperature=temperature, banned=banned, backend=backend,
-    )  # fmt: skip
+
+
+    def scores() -> tuple[Tensor, Tensor | None, Tensor | None]:
+        # The head's weight is looked up here: outside, a sharded model's is a part of it.
+        result = log_probs(
+            _hidden_states(model, batch), model.lm_head.weight, targets_R, rows=rows_R,
+            row_weights=row_weights, entropy=entropy, temperature=temperature, banned=banned,
+            backend=backend,
+        )  # fmt: skip
+        return result.log_probs, result.entropy, result.weighted_sum
+
+    return LogProbs(*run_as_forward(model, scores))

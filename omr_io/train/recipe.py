@@ -10,10 +10,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, ResumeError
+from omr_io.train.parameters import LoRA, Part
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def _at_least(place: str, **bounds: tuple[float, float]) -> None:
@@ -38,22 +41,65 @@ class DataRecipe:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecipe:
-    """A Hugging Face folder, or None: the small Qwen3-VL of `omr_io.train.model`, from config.
+    """The model, and what of it is trained by adapters.
 
-    `tokenizer` None trains a byte-level BPE of `vocab_size` entries on the training shards.
+    Args:
+        path: a Hugging Face folder; or a model on the Hub as "owner/name" or "owner/name@revision",
+            which is downloaded once; or None: the small Qwen3-VL of `omr_io.train.model`, from
+            config.
+        tokenizer: a folder; None: the model's, or for the small one a byte-level BPE of
+            `vocab_size` entries, trained on the training shards.
+        dtype: what is computed in. Masters, gradients' sums and the optimiser are float32 either
+            way; bfloat16 is for GPUs.
+        lora: adapters on the text model, whose own weights are then frozen; None trains them.
     """
 
     path: str | None = None
     tokenizer: str | None = None
     vocab_size: int = 3072
+    dtype: Precision = "float32"
+    lora: LoRA | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelRecipe:
+    """What saves a GPU's memory or time and changes no result but by rounding.
+
+    Args:
+        activation_checkpointing: compute each block again in the backward pass instead of keeping
+            what is inside it: a third more computation.
+        compile: torch.compile each block.
+        timeout_minutes: how long a rank waits for the others.
+    """
+
+    activation_checkpointing: bool = False
+    compile: bool = False
+    timeout_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.timeout_minutes <= 0:
+            raise ConfigError(
+                f"parallel: timeout_minutes is {self.timeout_minutes}", mend="It must be above 0"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class SFTRecipe:
-    """Supervised fine-tuning: AdamW, linear warm-up to `lr`, cosine to `min_lr_share` of it."""
+    """Supervised fine-tuning: AdamW, linear warm-up to `lr`, cosine to `min_lr_share` of it.
 
-    steps: int
+    Args:
+        steps, epochs: how long; exactly one is given. Epochs become steps by the loader's plan.
+        lr: of the text model, and of the other parts unless they have their own.
+        merger_lr, vision_lr: of these parts; the schedule is the same.
+        freeze: parts that are not trained: text, merger, vision. With lora, "text" is its adapters.
+    """
+
     lr: float
+    steps: int = 0
+    epochs: int = 0
+    merger_lr: float | None = None
+    vision_lr: float | None = None
+    freeze: tuple[Part, ...] = ()
     warmup: float = 0.03
     min_lr_share: float = 0.1
     weight_decay: float = 0.01
@@ -66,12 +112,31 @@ class SFTRecipe:
     def __post_init__(self) -> None:
         _at_least(
             "sft",
-            steps=(self.steps, 1),
+            steps=(self.steps, 0),
+            epochs=(self.epochs, 0),
             lr=(self.lr, 0),
+            merger_lr=(self.merger_lr or 0, 0),
+            vision_lr=(self.vision_lr or 0, 0),
             checkpoint_every=(self.checkpoint_every, 1),
             evaluate_every=(self.evaluate_every, 1),
             log_every=(self.log_every, 1),
         )
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ConfigError(
+                f"sft: steps is {self.steps} and epochs is {self.epochs}",
+                mend="Give one of them, at least 1, and leave the other out",
+            )
+        _unfrozen("sft", self.freeze, merger_lr=self.merger_lr, vision_lr=self.vision_lr)
+
+
+def _unfrozen(place: str, freeze: tuple[Part, ...], **rates: float | None) -> None:
+    """Refuse a learning rate of a part that is frozen."""
+    for name, rate in rates.items():
+        part = name.removesuffix("_lr")
+        if rate is not None and part in freeze:
+            raise ConfigError(
+                f"{place}: {name} is {rate}, but {part} is frozen", mend="Leave one of them out"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +152,8 @@ class RLRecipe:
             (Dr.GRPO).
         shared_prefix: lay a prompt and its images out once a group instead of once a completion in
             the update. The same gradients but for rounding, with fewer tokens and patches.
+        freeze: parts that RL does not train: those of `sft`, and maybe more.
+        min_pixels, max_pixels: of RL's images; None: those of `vision`.
     """
 
     steps: int
@@ -101,6 +168,9 @@ class RLRecipe:
     beta: float = 0.0
     scale_by_std: bool = True
     shared_prefix: bool = False
+    freeze: tuple[Part, ...] = ()
+    min_pixels: int | None = None
+    max_pixels: int | None = None
     warmup: float = 0.1
     min_lr_share: float = 0.1
     weight_decay: float = 0.0
@@ -174,6 +244,7 @@ class Recipe:
     evaluation: EvaluationRecipe
     model: ModelRecipe = field(default_factory=ModelRecipe)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -183,6 +254,21 @@ class Recipe:
                 f"name {self.name!r} is no folder's name",
                 mend="Use letters, digits, '.', '-' and '_', not beginning with '.'",
             )
+        unfrozen = sorted(set(self.sft.freeze) - set(self.rl.freeze))
+        if self.rl.steps and unfrozen:
+            raise ConfigError(
+                f"rl trains {', '.join(unfrozen)}, which sft freezes",
+                mend="Name in rl: freeze all that is in sft: freeze",
+            )
+        if self.rl.steps:
+            _ = self.rl_vision  # its bounds must fit each other
+
+    @property
+    def rl_vision(self) -> VisionConfig:
+        """How RL's images become patches: as all do, within RL's own bounds."""
+        bounds = {"min_pixels": self.rl.min_pixels, "max_pixels": self.rl.max_pixels}
+        changes: dict[str, Any] = {k: v for k, v in bounds.items() if v is not None}
+        return dataclasses.replace(self.vision, **changes)
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -212,15 +298,20 @@ def load_recipe(path: str | Path) -> Recipe:
 def recipe_fields(recipe: Recipe) -> dict[str, object]:
     """What a run depends on, as "sft.lr": 0.001 and so on.
 
-    Left out is what only shows or speeds it: evaluation, the loader's threads, log_every.
+    Left out is what only shows or speeds it: evaluation, parallel, the loader's threads, log_every.
     """
     flat: dict[str, object] = {}
-    for section, value in dataclasses.asdict(recipe).items():
-        fields = value if isinstance(value, dict) else {"": value}
-        for name, item in fields.items():
-            place = f"{section}.{name}".rstrip(".")
-            if section != "evaluation" and name not in ("num_threads", "log_every"):
-                flat[place] = list(item) if isinstance(item, tuple) else item
+
+    def walk(place: str, value: object) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                if name not in ("num_threads", "log_every"):
+                    walk(f"{place}.{name}".lstrip("."), item)
+        else:
+            flat[place] = list(value) if isinstance(value, tuple) else value
+
+    document = dataclasses.asdict(recipe)
+    walk("", {k: v for k, v in document.items() if k not in ("evaluation", "parallel")})
     return flat
 
 
@@ -284,6 +375,8 @@ def _convert(hint: Any, value: object, place: str) -> object:
             return value
         known = ", ".join(map(str, choices))
         raise ConfigError(f"{place} is {value!r}", mend=f"Use one of {known}")
+    if origin is tuple and isinstance(value, list) and choices[1:] == (...,):
+        return tuple(_convert(choices[0], item, place) for item in value)
     if origin is tuple and isinstance(value, list) and len(value) == len(choices):
         return tuple(_convert(c, v, place) for c, v in zip(choices, value, strict=True))
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):

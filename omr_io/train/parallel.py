@@ -1,0 +1,355 @@
+"""Several ranks, and mixed precision: the process group, FSDP2, checkpointed and compiled blocks.
+
+    torchrun --nproc_per_node 8 train_example.py --config ...
+
+A block (of the vision tower, of the text model) is the unit that is gathered, freed, recomputed and
+compiled. What lies outside the blocks (embeddings, head, norms, mergers) is the root's: gathered
+once a forward pass and kept until its backward pass is done. So a tied embedding and head are one
+gathered tensor, whose gradients add up before they are reduced, and a head's weight is whole where
+log-probabilities are made of it.
+
+Everything that uses parameters must run as a forward pass of the root: `run_as_forward`.
+
+Precision: masters are float32 shards, gathered as `dtype`; gradients are reduced in float32. A
+frozen parameter needs no master and is stored as `dtype`. So one process too goes through FSDP2,
+alone in a group, when dtype is not float32; when it is, the model stays as it is.
+
+On CUDA collectives are NCCL's, on a CPU gloo's. Both are given sums only: averages and scaled sums
+are NCCL's alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from omr_io.errors import ConfigError, TrainingError
+from omr_io.train.model import FORWARD_METHOD, GATHERED, run_as_forward
+from omr_io.train.ranks import Ranks, environment_ranks
+
+T = TypeVar("T")
+
+
+@contextmanager
+def start_ranks(*, timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, and leave them at the end; alone without torchrun.
+
+    Args:
+        timeout_seconds: how long a rank waits for the others before it gives up.
+
+    Raises:
+        ConfigError: torchrun's variables contradict each other, or there are fewer GPUs than ranks
+            on this machine.
+    """
+    rank, world_size, local_rank = _checked_environment()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"local rank {local_rank} has no GPU: there are {torch.cuda.device_count()}",
+                mend="Give torchrun --nproc_per_node as many processes as this machine has GPUs",
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    try:
+        yield Ranks(rank, world_size, device)
+    finally:
+        if dist.is_initialized():  # also by `shard` on one process
+            dist.destroy_process_group()
+
+
+def _checked_environment() -> tuple[int, int, int]:
+    """torchrun's variables, all of them or none.
+
+    Raises:
+        ConfigError: some are missing, no numbers, or out of range.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    mend = "Start several ranks by torchrun, which sets them all; one rank needs none of them"
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return environment_ranks()
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing and os.environ.get("WORLD_SIZE") != "1":
+        raise ConfigError(f"the environment lacks {', '.join(missing)}", mend=mend)
+    try:
+        rank, world_size, local_rank = environment_ranks()
+    except ValueError as error:
+        raise ConfigError(f"RANK, WORLD_SIZE or LOCAL_RANK: {error}", mend=mend) from error
+    if not (0 <= rank < world_size and 0 <= local_rank < world_size):
+        raise ConfigError(
+            f"RANK {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {world_size} contradict each "
+            "other",
+            mend=mend,
+        )
+    return rank, world_size, local_rank
+
+
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The vision tower's blocks, then the text model's layers, in the order they run.
+
+    They are what transformers marks as checkpointable: one class for all families.
+
+    Raises:
+        ConfigError: a part of the model has none.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks: list[nn.Module] = []
+    for part in (model.model.visual, model.model.language_model):
+        found = [m for m in part.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not found:
+            raise ConfigError(
+                f"{type(part).__name__} has no blocks to shard",
+                mend="Use a Qwen2-VL, Qwen2.5-VL or Qwen3-VL of transformers 5.17 or later",
+            )
+        blocks += found
+    return blocks
+
+
+def shard(
+    model: Any,
+    ranks: Ranks,
+    *,
+    dtype: torch.dtype = torch.float32,
+    activation_checkpointing: bool = False,
+    compile_blocks: bool = False,
+    compile_backend: str = "inductor",
+) -> None:
+    """Prepare a model for training on these ranks, in place: see the module's words.
+
+    Freeze parameters and add adapters before, make optimizers after. Every rank must hold the same
+    weights; they are compared.
+
+    FSDP2 would average gradients over ranks. A step's loss is a sum over ranks (each divides by the
+    global number of labels), so it is told to add up: exact, and the loss of a rank keeps its size.
+
+    Args:
+        model: a transformers vision-language model, on the CPU or on the ranks' device.
+        dtype: what blocks compute in: float32 or bfloat16.
+        activation_checkpointing: keep a block's input only and compute the block again in the
+            backward pass.
+        compile_blocks: torch.compile each block; attention stays outside, as it is a kernel already
+            and its boundaries change with every batch.
+        compile_backend: torch.compile's.
+
+    Raises:
+        ConfigError: another dtype, or blocks are not found.
+        TrainingError: the ranks' weights differ.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"dtype {dtype}", mend="Use float32 or bfloat16")
+    blocks = blocks_of(model)
+    _check_same_weights(model, ranks)
+    _store(model, dtype)
+    for block in blocks:
+        _wrap_forward(
+            block,
+            activation_checkpointing=activation_checkpointing,
+            compile_backend=compile_backend if compile_blocks else None,
+        )
+    if compile_blocks:
+        _keep_attention_out()
+    if ranks.world_size == 1 and dtype == torch.float32:
+        model.to(ranks.device)
+        return
+    _fully_shard(model, blocks, ranks, dtype)
+
+
+def _store(model: Any, dtype: torch.dtype) -> None:
+    """Trained parameters in float32, frozen ones in what is computed in; buffers as they are."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+
+
+def _wrap_forward(
+    block: nn.Module, *, activation_checkpointing: bool, compile_backend: str | None
+) -> None:
+    """Replace the block's own forward, not its call: FSDP2's hooks stay outside and run once."""
+    forward: Callable[..., Any] = block.forward
+    if compile_backend is not None:
+        # Patches and label counts vary from batch to batch: sizes that do become symbols.
+        forward = torch.compile(forward, backend=compile_backend)
+    if activation_checkpointing:
+        forward = partial(_checkpointed, block, forward)
+    if forward is not block.forward:
+        block.forward = forward  # type: ignore[method-assign]
+
+
+def _checkpointed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*args, **kwargs)
+    from torch.utils.checkpoint import checkpoint
+
+    # Not reentrant: arguments may be keywords, and need not require gradients (a frozen tower).
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _keep_attention_out() -> None:
+    from transformers import AttentionInterface
+
+    from omr_io.train.attention import TEXT_ATTENTION, VISION_ATTENTION, varlen_attention
+
+    outside = torch.compiler.disable(varlen_attention)
+    AttentionInterface.register(TEXT_ATTENTION, outside)
+    AttentionInterface.register(VISION_ATTENTION, outside)
+
+
+def _fully_shard(
+    model: Any, blocks: Iterable[nn.Module], ranks: Ranks, dtype: torch.dtype
+) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    if not dist.is_initialized():  # one process: a group in memory, without a network
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    # Inputs are not cast: transformers keeps some in float32 on purpose (the vision tower's
+    # rotations), and a loss weight of 1/3 must not become one of bfloat16.
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    setattr(model, FORWARD_METHOD, _call)
+    register_fsdp_forward_method(model, FORWARD_METHOD)
+    # The first module that runs becomes FSDP2's root for good: this one, whatever comes first.
+    with torch.no_grad():
+        run_as_forward(model, lambda: None)
+
+
+def _call(function: Callable[[], T]) -> T:
+    return function()
+
+
+def _check_same_weights(model: Any, ranks: Ranks) -> None:
+    """Each rank keeps its part of its own weights: if they differed, the model would be none.
+
+    Raises:
+        TrainingError: names the first parameter that is not the same on all ranks.
+    """
+    if ranks.world_size == 1:
+        return
+    digests = {}
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        # A spread of values: two loads of one file agree in all, two initialisations in none.
+        some = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous().numpy()
+        words = f"{tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad}"
+        digests[name] = hashlib.sha256(some.tobytes() + words.encode()).hexdigest()[:16]
+    everywhere = ranks.gather(digests)
+    for other, theirs in enumerate(everywhere):
+        names = {*everywhere[0], *theirs}
+        differing = sorted(n for n in names if everywhere[0].get(n) != theirs.get(n))
+        if differing:
+            raise TrainingError(
+                f"ranks 0 and {other} differ in {len(differing)} parameters, such as "
+                f"{differing[0]}",
+                mend="Load the same files on every machine, and seed what is random alike",
+            )
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether `shard` went through FSDP2."""
+    return hasattr(model, FORWARD_METHOD)
+
+
+@contextmanager
+def gathered(model: Any) -> Iterator[None]:
+    """All parameters whole on every rank, in the dtype of computation, as generation needs them.
+
+    Ranks generate unevenly many tokens, so nothing may be gathered step by step. It takes one
+    all-gather of the model (2 bytes a parameter in bfloat16, beside the shards) on entering: 16 GB
+    on each GPU for 8 B parameters. Within, the model may be called as if it were not sharded; no
+    gradient is computed. It may be nested. A model that is not sharded is left alone.
+
+    Collective: every rank enters.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if getattr(model, GATHERED, False):
+        with torch.no_grad():
+            yield
+        return
+    setattr(model, GATHERED, True)
+    try:
+        model.set_reshard_after_forward(False)
+        for module in modules:
+            module.unshard()
+        with torch.no_grad():
+            yield
+    finally:
+        for module in modules:
+            module.reshard()
+            # The root keeps its parameters from the forward to the backward pass.
+            module.set_reshard_after_forward(module is not model, recurse=False)
+        setattr(model, GATHERED, False)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor whole: gathered if it is sharded (collective), else itself."""
+    whole = getattr(tensor, "full_tensor", None)
+    return tensor if whole is None else whole()
+
+
+def full_weights(model: Any) -> dict[str, Tensor]:
+    """The model's state dict, whole and on the CPU, on the first rank; {} on the others.
+
+    One tensor at a time, so a GPU holds no more than its largest beside its own part. Collective.
+    """
+    first = not is_sharded(model) or dist.get_rank() == 0
+    weights = {}
+    copies: dict[int, Tensor] = {}  # a tied weight stays one tensor
+    for name, value in model.state_dict(keep_vars=True).items():
+        whole = copies.get(id(value))
+        if whole is None:
+            whole = full_tensor(value.detach())
+            if first:
+                whole = copies[id(value)] = whole.cpu()
+        if first:
+            weights[name] = whole
+    return weights
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale gradients to a norm of at most max_norm over all ranks' parts; returns the norm before.
+
+    Every rank gets the same norm, not finite if any part of any gradient is not. Collective.
+    """
+    return float(full_tensor(nn.utils.clip_grad_norm_(list(parameters), max_norm)))
+
+
+def seed_step(seed: int, step: int, ranks: Ranks) -> None:
+    """Seed what is random within a step (dropout): it depends on seed, step and rank alone."""
+    words = hashlib.sha256(f"{seed} {step} {ranks.rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(words[:8], "little") >> 1)
