@@ -2,6 +2,7 @@
 
     python train_example.py --config recipes/demo.yaml            # a new run in runs/demo
     python train_example.py --config recipes/demo.yaml --resume   # after a stop of any kind
+    torchrun --nproc_per_node 8 train_example.py --config recipes/openmedreason_qwen3vl_8b.yaml
 
 Everything random depends on the recipe's seed and the step alone, so a resumed run goes on exactly
 as the uninterrupted one would have.
@@ -39,9 +40,21 @@ from omr_io.train.checkpoint import (
     set_random_state,
 )
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
-from omr_io.train.history import History
+from omr_io.train.history import History, NoHistory
 from omr_io.train.model import label_log_probs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
+from omr_io.train.parallel import (
+    clip_gradients,
+    full_optimizer,
+    full_weights,
+    load_optimizer,
+    load_weights,
+    seed_step,
+    shard,
+    start_ranks,
+)
+from omr_io.train.parameters import freeze, new_optimizer
+from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import (
     RLRecipe,
     SFTRecipe,
@@ -58,11 +71,13 @@ from omr_io.train.run import (
     blind,
     cached_json,
     check_options,
+    get_folder,
     get_model,
     get_token_ids,
     get_tokenizer,
-    new_optimizer,
+    on_first,
     pack_rollouts,
+    resolve_steps,
     say,
     split_for_rl,
     start_folder,
@@ -92,19 +107,20 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
     """The whole recipe; everything it writes is in runs/NAME."""
     recipe = load_recipe(config)
     folder = Path("runs") / recipe.name
-    start_folder(folder, resume=resume, overwrite=overwrite)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, recipe.model.dtype)
     with (
+        start_ranks(timeout_seconds=60 * recipe.parallel.timeout_minutes) as ranks,
         ShardSet.open(recipe.data.train) as train_set,
         ShardSet.open(recipe.data.test) as test_set,
         closing(make_decoder(recipe.data.decoder, recipe.vision)) as decoder,
     ):
+        on_first(ranks, lambda: start_folder(folder, resume=resume, overwrite=overwrite))
         sft_samples, rl_samples = split_for_rl(recipe, len(train_set))
         check_options(train_set, rl_samples, "RL")
         check_options(test_set, range(len(test_set)), "evaluation")
-        tokenizer = get_tokenizer(recipe, train_set, folder)
+        source = get_folder(recipe, ranks)
+        tokenizer = get_tokenizer(recipe, train_set, folder, source=source, ranks=ranks)
         ids = get_token_ids(tokenizer)
-        model = get_model(recipe, tokenizer, ids).to(device)
         chat = ChatFormat.for_family(recipe.vision.family, tokenizer)
         loader = DataLoader(
             train_set,
@@ -117,33 +133,47 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
             decoder=decoder,
             num_threads=recipe.data.num_threads,
             seed=recipe.seed,
-            device=device,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            device=ranks.device,
+            pixel_dtype=dtype,
+        )
+        recipe = resolve_steps(recipe, loader)
+        model = get_model(recipe, tokenizer, ids, source)
+        shard(
+            model,
+            ranks,
+            dtype=dtype,
+            activation_checkpointing=recipe.parallel.activation_checkpointing,
+            compile_blocks=recipe.parallel.compile,
         )
         run = Run(
             recipe=recipe,
             folder=folder,
-            device=device,
+            device=ranks.device,
             model=model,
             ids=ids,
             loader=loader,
-            prompts=SampleEncoder(train_set, chat, recipe.vision, decoder),
+            prompts=SampleEncoder(train_set, chat, recipe.rl_vision, decoder, pixel_dtype=dtype),
             rl_samples=rl_samples,
-            held_out=SampleEncoder(test_set, chat, recipe.vision, decoder),
+            held_out=SampleEncoder(test_set, chat, recipe.vision, decoder, pixel_dtype=dtype),
+            ranks=ranks,
         )
         saved = load_latest(run.checkpoints) if resume else None
         place = Place("sft", 0)
         if saved is not None:
             check_recipe(saved.progress["recipe"], recipe)
             place = Place(**saved.progress["place"])
-            model.load_state_dict(saved.model)
+            load_weights(model, saved.model)
             loader.load_state_dict(saved.progress["loader"])
             set_random_state(saved.rng)
             say(f"resumed after {place.phase} step {place.step}")
-        history = open_history(folder / "history.jsonl", place)
+        history = open_history(folder / "history.jsonl", place, ranks)
         with history, loader:
             if place.phase == "sft":
                 fine_tune(run, history, place.step, saved)
                 place, saved = Place("rl", 0), None
+            freeze(model, recipe.rl.freeze)
             before = sampled_rewards(run, "before-rl.json")
             reinforce(run, history, place.step, saved)
             after = sampled_rewards(run, "after-rl.json")
@@ -156,13 +186,21 @@ def train(config: Path, *, resume: bool = False, overwrite: bool = False) -> Non
 def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | None) -> None:
     """SFT on packs. A step's loss: the sum over its label tokens over their planned number."""
     sft, model, loader = run.recipe.sft, run.model, run.loader
-    optimizer = new_optimizer(model, lr=sft.lr, weight_decay=sft.weight_decay, beta2=sft.beta2)
+    optimizer = new_optimizer(
+        model,
+        lr=sft.lr,
+        merger_lr=sft.merger_lr,
+        vision_lr=sft.vision_lr,
+        weight_decay=sft.weight_decay,
+        beta2=sft.beta2,
+    )
     if saved is not None:
-        optimizer.load_state_dict(dict(saved.optimizer))
+        load_optimizer(optimizer, saved.optimizer)
     batches = endless(loader)
     for step in range(done + 1, sft.steps + 1):
         started, before = time.perf_counter(), loader.stats()
         model.train()
+        seed_step(run.recipe.seed, step, run.ranks)
         set_learning_rate(optimizer, step, sft)
         loss, keys = 0.0, []
         for _ in range(loader.micro_steps):
@@ -172,7 +210,8 @@ def fine_tune(run: Run, history: History, done: int, saved: CheckpointState | No
             part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
             keys += [key for pack in batch.keys for key in pack]
-        gradient_norm = update(model, optimizer, sft.max_grad_norm, loss, keys)
+        loss = run.ranks.sums([loss])[0]
+        gradient_norm = update(optimizer, sft.max_grad_norm, loss, keys)
         seconds, stats = time.perf_counter() - started, loader.stats()
         tokens = stats.tokens - before.tokens
         efficiency = tokens / (stats.capacity - before.capacity)
@@ -211,32 +250,33 @@ def endless(loader: DataLoader) -> Iterator[Batch]:
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, step: int, phase: SFTRecipe | RLRecipe
 ) -> None:
-    """Linear warm-up to the phase's lr, then a cosine to `min_lr_share` of it, from step 1 on."""
+    """Linear warm-up to each group's own lr, then a cosine to `min_lr_share` of it, from step 1."""
     warmup = max(1, round(phase.warmup * phase.steps))
     share = step / warmup
     if step > warmup:
         done = (step - warmup) / max(1, phase.steps - warmup)
         share = phase.min_lr_share + (1 - phase.min_lr_share) * (1 + math.cos(math.pi * done)) / 2
     for group in optimizer.param_groups:
-        group["lr"] = phase.lr * share
+        group["lr"] = group["base_lr"] * share
 
 
-def open_history(path: Path, place: Place) -> History:
+def open_history(path: Path, place: Place, ranks: Ranks) -> History:
     """The metrics log, cut back to `place`: a killed run may have logged past its checkpoint."""
+    if not ranks.is_first:
+        return NoHistory()
     if place.step == 0 and not path.exists():
         return History.create(path)
     return History.resume(path, phase=place.phase, step=place.step)
 
 
 def update(
-    model: Any,
     optimizer: torch.optim.Optimizer,
     max_norm: float,
     loss: float,
     keys: Sequence[str],
 ) -> float:
     """Clip and step. A loss or gradient that is not finite stops the run, weights unchanged."""
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    norm = clip_gradients([p for g in optimizer.param_groups for p in g["params"]], max_norm)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(
             f"the loss is {loss} and the gradient norm {norm}; the weights were not changed",
@@ -250,15 +290,15 @@ def update(
 def save(run: Run, place: Place, optimizer: torch.optim.Optimizer) -> None:
     """A checkpoint: all that the steps after `place` depend on."""
     state = CheckpointState(
-        model=run.model.state_dict(),
-        optimizer=optimizer.state_dict(),
+        model=full_weights(run.model),
+        optimizer=full_optimizer(optimizer),
         progress={
             "place": dataclasses.asdict(place),
             "loader": run.loader.state_dict(),
             "recipe": recipe_fields(run.recipe),
         },
     )
-    save_checkpoint(run.checkpoints, state)
+    on_first(run.ranks, lambda: save_checkpoint(run.checkpoints, state))
 
 
 # Reinforcement learning
@@ -269,7 +309,7 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
     rl, model, prompts, ids = run.recipe.rl, run.model, run.prompts, run.ids
     optimizer = new_optimizer(model, lr=rl.lr, weight_decay=rl.weight_decay, beta2=rl.beta2)
     if saved is not None:
-        optimizer.load_state_dict(dict(saved.optimizer))
+        load_optimizer(optimizer, saved.optimizer)
     reference_model = None
     if rl.beta > 0:
         reference_model = load_model(run.folder / "sft-model")
@@ -305,7 +345,7 @@ def reinforce(run: Run, history: History, done: int, saved: CheckpointState | No
             run, reference_model, asked, completions, advantages_C
         )
         keys = [sample.key for sample in asked]
-        gradient_norm = update(model, optimizer, rl.max_grad_norm, loss, keys)
+        gradient_norm = update(optimizer, rl.max_grad_norm, loss, keys)
         seconds = time.perf_counter() - started
         history.add(
             "rl",
@@ -454,7 +494,7 @@ def sampled_rewards(run: Run, name: str) -> dict[str, list[ScoredItem]]:
 
     if not run.recipe.rl.steps:
         return {}
-    kept = cached_json(run.folder / name, make)
+    kept = cached_json(run.folder / name, make, run.ranks)
     return {which: [ScoredItem(**fields) for fields in items] for which, items in kept.items()}
 
 
@@ -483,6 +523,8 @@ def report(
     }
     seconds = time.perf_counter() - started
     text = config.read_text(encoding="utf-8")
+    if not run.ranks.is_first:
+        return
     page = make_report(run, text, evaluation, items, rewards, seconds)
     write_report(run.folder / "report.html", page)
     print_summary(page)

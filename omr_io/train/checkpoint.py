@@ -297,17 +297,34 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 def export_hf(
-    folder: str | Path, model: PreTrainedModel, tokenizer: SavedTokenizer, vision: VisionConfig
+    folder: str | Path,
+    model: PreTrainedModel,
+    tokenizer: SavedTokenizer,
+    vision: VisionConfig,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a Hugging Face folder: config, safetensors weights, tokenizer, image processor.
 
     `load_model`, `Tokenizer.from_pretrained`, `VisionConfig.from_pretrained` and transformers
     itself read it. Our attention's names are not written, so others can load it without us.
+
+    Args:
+        weights: whole and by their names in transformers, where the model's own are sharded or
+            adapted; None: the model's.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     with _without_progress_bar():
-        model.save_pretrained(root)
+        model.save_pretrained(root, state_dict=None if weights is None else dict(weights))
+    if weights is not None:  # the model's own dtype is its masters'
+        config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        dtypes = {
+            str(w.dtype).removeprefix("torch.") for w in weights.values() if w.is_floating_point()
+        }
+        if len(dtypes) == 1:
+            config["dtype"] = dtypes.pop()
+            (root / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(root)
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",

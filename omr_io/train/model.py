@@ -1,4 +1,4 @@
-"""Models: the demo model from a configuration, local Hugging Face folders, and the forward pass.
+"""Models: the demo model from a configuration, Hugging Face folders, and the forward pass.
 
 Legend: B packs, T tokens, H hidden width, R rows that carry a label, V vocabulary, P patches,
 D patch width, N images.
@@ -6,15 +6,16 @@ D patch width, N images.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from omr_io.errors import ConfigError, TrainingError
+from omr_io.errors import ConfigError, SourceError, TrainingError
 from omr_io.train.attention import require_varlen, use_varlen
 from omr_io.train.log_prob_backends import Backend
 from omr_io.train.log_probs import LogProbs, log_probs
@@ -173,10 +174,59 @@ _VISION_FIELDS = (
 )  # fmt: skip
 
 
-def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def model_folder(path: str | Path, *, download: bool = True) -> Path:
+    """The local folder of a model: one that exists, or the Hub's, downloaded once into its cache.
+
+    Args:
+        path: a folder; or "owner/name" or "owner/name@revision" (a branch, tag or commit). A folder
+            of that name comes first.
+        download: False: only what the cache holds, as for the ranks of a machine that did not
+            download it.
+
+    Raises:
+        ConfigError: neither a folder nor such a name.
+        SourceError: the Hub cannot be reached, or has no such model.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        return root
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", str(path))
+    if match is None or str(path).startswith("."):
+        raise ConfigError(
+            f"model {path} is no folder",
+            mend="Give a Hugging Face folder, or a model on the Hub as owner/name",
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ConfigError(
+            "huggingface_hub is not installed", mend="pip install 'omr_io[train]'"
+        ) from error
+    try:
+        found = snapshot_download(
+            match[1],
+            revision=match[2],
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"],
+            local_files_only=not download,
+        )
+    except (OSError, ValueError) as error:  # the Hub's own errors are OSErrors, or ValueErrors
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SourceError(
+            f"model {path} is no folder here and cannot be had from the Hub: {reason}",
+            mend="Check the name and the network (HF_HUB_OFFLINE, HF_TOKEN), or give a folder",
+        ) from error
+    return Path(found)
+
+
+def load_model(
+    folder: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> PreTrainedModel:
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL from a local Hugging Face folder, with our attention set.
 
-    Nothing is downloaded, and only safetensors weights are read.
+    Nothing is downloaded (see `model_folder`), and only safetensors weights are read.
+
+    Args:
+        dtype: of the weights; "auto": as they are stored.
 
     Raises:
         ConfigError: no such folder, or another kind of model.
@@ -325,7 +375,6 @@ def label_log_probs(
             f"{batch.num_label_tokens} labels",
             mend="num_label_tokens counts the labels that rows and targets list",
         )
-
 
     def scores() -> tuple[Tensor, Tensor | None, Tensor | None]:
         # The head's weight is looked up here: outside, a sharded model's is a part of it.

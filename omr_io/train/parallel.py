@@ -23,7 +23,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -188,7 +188,7 @@ def _wrap_forward(
     if activation_checkpointing:
         forward = partial(_checkpointed, block, forward)
     if forward is not block.forward:
-        block.forward = forward  # type: ignore[method-assign]
+        block.forward = forward
 
 
 def _checkpointed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -205,14 +205,13 @@ def _keep_attention_out() -> None:
 
     from omr_io.train.attention import TEXT_ATTENTION, VISION_ATTENTION, varlen_attention
 
-    outside = torch.compiler.disable(varlen_attention)
+    outside = torch.compiler.disable(varlen_attention)  # type: ignore[no-untyped-call]
     AttentionInterface.register(TEXT_ATTENTION, outside)
     AttentionInterface.register(VISION_ATTENTION, outside)
 
 
-def _fully_shard(
-    model: Any, blocks: Iterable[nn.Module], ranks: Ranks, dtype: torch.dtype
-) -> None:
+def _fully_shard(model: Any, blocks: Iterable[nn.Module], ranks: Ranks, dtype: torch.dtype) -> None:
+    from torch._C._distributed_c10d import HashStore
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         FSDPModule,
@@ -223,7 +222,7 @@ def _fully_shard(
 
     if not dist.is_initialized():  # one process: a group in memory, without a network
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     # Inputs are not cast: transformers keeps some in float32 on purpose (the vision tower's
     # rotations), and a loss weight of 1/3 must not become one of bfloat16.
@@ -323,7 +322,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def full_weights(model: Any) -> dict[str, Tensor]:
-    """The model's state dict, whole and on the CPU, on the first rank; {} on the others.
+    """A copy of the model's state dict, whole and on the CPU, on the first rank; {} elsewhere.
 
     One tensor at a time, so a GPU holds no more than its largest beside its own part. Collective.
     """
@@ -335,10 +334,51 @@ def full_weights(model: Any) -> dict[str, Tensor]:
         if whole is None:
             whole = full_tensor(value.detach())
             if first:
-                whole = copies[id(value)] = whole.cpu()
+                whole = copies[id(value)] = whole.to("cpu", copy=True)
         if first:
             weights[name] = whole
     return weights
+
+
+def load_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Load a whole state dict, which every rank has, into a model that may be sharded."""
+    target = model.state_dict()
+    model.load_state_dict({n: _placed_like(w, target.get(n)) for n, w in weights.items()})
+
+
+def full_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state dict, whole, on every rank. Collective."""
+    return _map_state(optimizer.state_dict(), lambda _, value: full_tensor(value))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load what `full_optimizer` gave, which every rank has."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def place(number: int, value: Tensor) -> Tensor:
+        like = parameters[number]
+        return _placed_like(value, like) if value.shape == like.shape else value
+
+    optimizer.load_state_dict(_map_state(saved, place))
+
+
+def _map_state(state: Mapping[str, Any], change: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
+    tensors = {
+        number: {k: change(number, v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": tensors}
+
+
+def _placed_like(value: Tensor, like: Tensor | None) -> Tensor:
+    """This rank's part of a whole tensor, where `like` is sharded."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return value
+    # Every rank has the whole: no rank need send another its part.
+    whole = value.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:

@@ -38,15 +38,15 @@ class LoRA:
     """
 
     rank: int
-    alpha: float
+    alpha: int
     dropout: float = 0.0
     target_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(
                 f"lora: rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}",
-                mend="Rank must be at least 1, alpha above 0, dropout from 0 to below 1",
+                mend="Rank and alpha must be at least 1, dropout from 0 to below 1",
             )
 
 
@@ -163,9 +163,7 @@ def new_optimizer(
             (0.0, [p for p in mine if p.ndim < 2]),
         ):
             if kept:
-                groups.append(
-                    {"params": kept, "weight_decay": decay, "lr": base, "base_lr": base}
-                )
+                groups.append({"params": kept, "weight_decay": decay, "lr": base, "base_lr": base})
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2))
 
 
@@ -195,3 +193,12 @@ def merged_weights(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tenso
             weight = weight.float() + scales[layer] * (b_VR @ a_RH)
         merged[f"{layer}.{kind}"] = weight
     return merged
+
+
+def cast_weights(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights in a dtype; what is tied stays one tensor."""
+    cast: dict[int, Tensor] = {}
+    for weight in weights.values():
+        if id(weight) not in cast:
+            cast[id(weight)] = weight.to(dtype) if weight.is_floating_point() else weight
+    return {name: cast[id(weight)] for name, weight in weights.items()}

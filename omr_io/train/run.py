@@ -16,7 +16,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ import torch
 from omr_io.batches import Batch
 from omr_io.chat import corpus_completion
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError, DiskError
+from omr_io.errors import ConfigError, DiskError, OmrError
 from omr_io.images.patches import blank_patches
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
@@ -35,8 +35,11 @@ from omr_io.storage import write_atomically
 from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.train.checkpoint import export_hf
 from omr_io.train.fold import fold_frames
-from omr_io.train.model import TokenIds, build_demo_model, load_model
+from omr_io.train.model import TokenIds, build_demo_model, load_model, model_folder
 from omr_io.train.packed import packed_batches
+from omr_io.train.parallel import full_weights
+from omr_io.train.parameters import add_lora, cast_weights, freeze, merged_weights
+from omr_io.train.ranks import Ranks, environment_ranks
 from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
 from omr_io.types import EncodedSample, Int64Array
@@ -65,6 +68,7 @@ class Run:
         prompts: the training split sample by sample, for rollouts.
         rl_samples: the numbers of those that RL draws from.
         held_out: the test split, for evaluation.
+        ranks: this process among those of the run.
     """
 
     recipe: Recipe
@@ -76,6 +80,7 @@ class Run:
     prompts: SampleEncoder
     rl_samples: Int64Array
     held_out: SampleEncoder
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def checkpoints(self) -> Path:
@@ -88,13 +93,29 @@ class Run:
         return tokenizer.decode(completion.ids, skip_special_tokens=True)
 
     def export(self, name: str) -> None:
-        """Write the model as it is now as a Hugging Face folder of this name."""
-        export_hf(self.folder / name, self.model, self.held_out.chat.tokenizer, self.recipe.vision)
+        """Write the model as it is now as a Hugging Face folder of this name.
+
+        Whole, adapters merged, in the dtype that it computes in: what was evaluated.
+        """
+        dtype = getattr(torch, self.recipe.model.dtype)
+        whole = merged_weights(self.model, full_weights(self.model))
+
+        def write() -> None:
+            export_hf(
+                self.folder / name,
+                self.model,
+                self.held_out.chat.tokenizer,
+                self.recipe.vision,
+                weights=cast_weights(whole, dtype),
+            )
+
+        on_first(self.ranks, write)
 
 
 def say(text: str) -> None:
-    """A line of progress, at once, also into a pipe."""
-    print(text, flush=True)
+    """A line of progress, at once, also into a pipe; of several ranks the first one's."""
+    if environment_ranks()[0] == 0:
+        print(text, flush=True)
 
 
 def start_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -117,15 +138,52 @@ def start_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise DiskError(f"cannot make {folder}: {error.strerror}") from error
 
 
-def get_tokenizer(recipe: Recipe, train_set: ShardSet, folder: Path) -> Tokenizer:
-    """The recipe's tokenizer, or a byte-level BPE trained on the shards and kept in `folder`."""
-    if recipe.model.tokenizer or recipe.model.path:
-        return Tokenizer.from_pretrained(recipe.model.tokenizer or str(recipe.model.path))
+def get_folder(recipe: Recipe, ranks: Ranks) -> Path | None:
+    """The folder of the recipe's model, downloaded by one rank of each machine; None without one.
+
+    Raises:
+        ConfigError, SourceError: see `omr_io.train.model.model_folder`.
+    """
+    if recipe.model.path is None:
+        return None
+    local_rank = environment_ranks()[2]
+    failed: OmrError | None = None
+    if local_rank == 0:
+        try:
+            model_folder(recipe.model.path)
+        except OmrError as error:
+            failed = error
+    for found in ranks.gather(failed):
+        if found is not None:
+            raise found
+    return model_folder(recipe.model.path, download=False)
+
+
+def get_tokenizer(
+    recipe: Recipe,
+    train_set: ShardSet,
+    folder: Path,
+    *,
+    source: Path | None = None,
+    ranks: Ranks | None = None,
+) -> Tokenizer:
+    """The recipe's tokenizer, or a byte-level BPE trained on the shards and kept in `folder`.
+
+    Args:
+        source: the model's folder, see `get_folder`.
+        ranks: the first one trains it.
+    """
+    if recipe.model.tokenizer or source:
+        return Tokenizer.from_pretrained(recipe.model.tokenizer or str(source))
     kept = folder / "tokenizer"
-    if not (kept / "tokenizer.json").exists():
-        records = (train_set.read_record(i, images=False) for i in range(len(train_set)))
-        texts = (text for r in records for text in (r.question, corpus_completion(r)))
-        train_bpe(texts, vocab_size=recipe.model.vocab_size).save(kept)
+
+    def make() -> None:
+        if not (kept / "tokenizer.json").exists():
+            records = (train_set.read_record(i, images=False) for i in range(len(train_set)))
+            texts = (text for r in records for text in (r.question, corpus_completion(r)))
+            train_bpe(texts, vocab_size=recipe.model.vocab_size).save(kept)
+
+    on_first(ranks or Ranks(), make)
     return Tokenizer.from_pretrained(kept)
 
 
@@ -145,24 +203,43 @@ def get_token_ids(tokenizer: Tokenizer) -> TokenIds:
     )
 
 
-def get_model(recipe: Recipe, tokenizer: Tokenizer, ids: TokenIds) -> Any:
-    """The recipe's model, its attention set to packs.
+def get_model(
+    recipe: Recipe, tokenizer: Tokenizer, ids: TokenIds, source: Path | None = None
+) -> Any:
+    """The recipe's model on the CPU, its attention set to packs, adapted and frozen as for SFT.
 
+    Its weights are as they are stored: `omr_io.train.parallel.shard` makes masters of them.
     With temporal_patch_size 1 in the recipe's vision the model's patch embedding is folded to take
     one frame; see `omr_io.train.fold`.
+
+    Args:
+        source: the model's folder, see `get_folder`.
     """
     folded = recipe.vision.temporal_patch_size == 1
-    if recipe.model.path is not None:
-        vision = VisionConfig.from_pretrained(recipe.model.path)
+    if source is not None:
+        vision = VisionConfig.from_pretrained(source)
         if folded:
             vision = dataclasses.replace(vision, temporal_patch_size=1)
         check_vision(recipe.vision, vision)
-        model: Any = load_model(recipe.model.path)
+        model: Any = load_model(source, "auto")
     else:
         model = build_demo_model(tokenizer.vocab_size, ids, seed=recipe.seed)
     if folded and model.config.vision_config.temporal_patch_size != 1:
+        model.model.visual.patch_embed.float()  # a bfloat16 sum over frames would be rounded
         fold_frames(model)
+    if recipe.model.lora is not None:
+        add_lora(model, recipe.model.lora, seed=recipe.seed)
+    freeze(model, recipe.sft.freeze)
     return model
+
+
+def resolve_steps(recipe: Recipe, loader: DataLoader) -> Recipe:
+    """The recipe with its epochs of SFT as steps, by the loader's plan."""
+    sft = recipe.sft
+    if not sft.epochs:
+        return recipe
+    steps = loader.num_steps(sft.epochs)
+    return dataclasses.replace(recipe, sft=dataclasses.replace(sft, steps=steps, epochs=0))
 
 
 def check_vision(recipe: VisionConfig, model: VisionConfig) -> None:
@@ -275,20 +352,31 @@ def _rollout_sample(prompt: EncodedSample, completion: Completion) -> EncodedSam
     return dataclasses.replace(prompt, input_ids=input_ids, trained=trained)
 
 
-def new_optimizer(model: Any, *, lr: float, weight_decay: float, beta2: float) -> Any:
-    """AdamW; norms, biases and other vectors are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2))
+def on_first(ranks: Ranks, function: Callable[[], object]) -> None:
+    """Let the first rank do what is done once, while the others wait for it.
+
+    Raises:
+        OmrError: what it raised, on every rank.
+    """
+    failed: OmrError | None = None
+    if ranks.is_first:
+        try:
+            function()
+        except OmrError as error:
+            failed = error
+    found = ranks.gather(failed)[0]
+    if found is not None:
+        raise found
 
 
-def cached_json(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` gives, kept at `path` so that a resumed run need not make it again."""
-    if path.exists():
+def cached_json(path: Path, make: Callable[[], Any], ranks: Ranks | None = None) -> Any:
+    """What `make` gives, kept at `path` so that a resumed run need not make it again.
+
+    With several ranks all make it, or none does, and the first writes it.
+    """
+    ranks = ranks or Ranks()
+    if ranks.gather(path.exists())[0]:
         return json.loads(path.read_text(encoding="utf-8"))
     made = make()
-    write_atomically(path, json.dumps(made).encode())
+    on_first(ranks, lambda: write_atomically(path, json.dumps(made).encode()))
     return made
