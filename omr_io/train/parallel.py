@@ -327,16 +327,13 @@ def full_weights(model: Any) -> dict[str, Tensor]:
     One tensor at a time, so a GPU holds no more than its largest beside its own part. Collective.
     """
     first = not is_sharded(model) or dist.get_rank() == 0
-    weights = {}
-    copies: dict[int, Tensor] = {}  # a tied weight stays one tensor
+    weights: dict[str, Tensor] = {}
+    names: dict[int, str] = {}  # a tied weight stays one tensor, gathered once on every rank
     for name, value in model.state_dict(keep_vars=True).items():
-        whole = copies.get(id(value))
-        if whole is None:
-            whole = full_tensor(value.detach())
-            if first:
-                whole = copies[id(value)] = whole.to("cpu", copy=True)
+        known = names.setdefault(id(value), name)
+        whole = full_tensor(value.detach()) if known == name else None
         if first:
-            weights[name] = whole
+            weights[name] = weights[known] if whole is None else whole.to("cpu", copy=True)
     return weights
 
 

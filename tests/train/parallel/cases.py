@@ -128,7 +128,7 @@ def once(ranks: Ranks, family: str, *, tied: bool = False, frozen: Any = (), **o
 
 def steps(ranks: Ranks, *, lora: bool) -> dict[str, Any]:
     """Three updates; after the second, weights and optimiser go through their whole states."""
-    model = make("qwen3_vl")
+    model = make("qwen3_vl", tied=not lora)
     if lora:
         add_lora(model, LoRA(rank=3, alpha=6), seed=1)
     shard(model, ranks)

@@ -141,6 +141,11 @@ def test_steps_of_two_ranks_are_those_of_one(results: Any, kind: str) -> None:
     one = results[1][kind]
     assert one["losses"][2] < one["losses"][0] - 0.1
     assert_steps(results[2][kind], one)
+    weights = results[2][kind]["weights"]
+    head, embedding = (
+        weights[name] for name in ("lm_head.weight", "model.language_model.embed_tokens.weight")
+    )
+    assert (head.data_ptr() == embedding.data_ptr()) == (kind == "steps")  # where it is tied
 
 
 def test_lora_trains_the_mergers_and_the_tower_but_not_the_text_itself(results: Any) -> None:
