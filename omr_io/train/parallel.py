@@ -66,10 +66,14 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
             timeout=datetime.timedelta(seconds=timeout_seconds),
             device_id=device if device.type == "cuda" else None,
         )
+    failed = True
     try:
         yield Ranks(rank, world_size, device)
+        failed = False
     finally:
-        if dist.is_initialized():  # also by `shard` on one process
+        # A rank that fails goes at once, so that torchrun ends the others, which may wait for it.
+        # One process may have a group too, by `shard`.
+        if dist.is_initialized() and not (failed and world_size > 1):
             dist.destroy_process_group()
 
 
@@ -155,7 +159,6 @@ def shard(
         raise ConfigError(f"dtype {dtype}", mend="Use float32 or bfloat16")
     blocks = blocks_of(model)
     _check_same_weights(model, ranks)
-    _store(model, dtype)
     for block in blocks:
         _wrap_forward(
             block,
@@ -165,15 +168,18 @@ def shard(
     if compile_blocks:
         _keep_attention_out()
     if ranks.world_size == 1 and dtype == torch.float32:
+        _store(model, dtype)
         model.to(ranks.device)
         return
     _fully_shard(model, blocks, ranks, dtype)
 
 
-def _store(model: Any, dtype: torch.dtype) -> None:
+def _store(module: nn.Module, dtype: torch.dtype) -> None:
     """Trained parameters in float32, frozen ones in what is computed in; buffers as they are."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
+    from torch.distributed.tensor import DTensor
+
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and not isinstance(parameter, DTensor):
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
 
 
@@ -220,6 +226,10 @@ def _fully_shard(model: Any, blocks: Iterable[nn.Module], ranks: Ranks, dtype: t
         register_fsdp_forward_method,
     )
 
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ConfigError(
+            f"torch {torch.__version__} is too old to shard a model", mend="Install 2.13 or later"
+        )
     if not dist.is_initialized():  # one process: a group in memory, without a network
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
@@ -229,9 +239,11 @@ def _fully_shard(model: Any, blocks: Iterable[nn.Module], ranks: Ranks, dtype: t
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # One after the other, so that a block's masters are whole only until its turn is over: the host
+    # holds the model as it was stored, a GPU its shards and one block.
+    for module in (*blocks, model):
+        _store(module, dtype)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

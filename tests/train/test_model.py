@@ -10,7 +10,7 @@ import torch
 
 from omr_io.batches import Batch, make_batch
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError, TrainingError
+from omr_io.errors import ConfigError, SourceError, TrainingError
 from omr_io.ops import pack_implementation
 from omr_io.train.attention import use_varlen
 from omr_io.train.model import (
@@ -20,6 +20,7 @@ from omr_io.train.model import (
     forward,
     label_log_probs,
     load_model,
+    model_folder,
 )
 from omr_io.types import EncodedSample
 from tests.train import tiny_models as tiny
@@ -56,6 +57,30 @@ def test_wrong_configurations_are_errors(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_a_model_is_a_folder_or_the_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    here = tmp_path / "owner/tiny"
+    here.mkdir(parents=True)
+    assert model_folder(here) == here
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("owner/tiny") == Path("owner/tiny")  # a folder comes first
+    for path in ("owner/other", "owner/other@v1"):
+        with pytest.raises(SourceError, match=rf"model {path} is no folder here.*HF_HUB_OFFLINE"):
+            model_folder(path)
+    for path in ("nowhere", "./owner/other", "/a/b", "a/b/c", "owner/x y"):
+        with pytest.raises(ConfigError, match="is no folder"):
+            model_folder(path)
+    held = cache / "models--owner--other"
+    for commit, name in (("a" * 40, "main"), ("b" * 40, "v1")):
+        (held / "refs").mkdir(parents=True, exist_ok=True)
+        (held / "refs" / name).write_text(commit)
+        (held / "snapshots" / commit).mkdir(parents=True)
+    assert model_folder("owner/other").name == "a" * 40
+    assert model_folder("owner/other@v1", download=False).name == "b" * 40
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
 def test_a_folder_gives_the_model_back(family: str, tmp_path: Path) -> None:
@@ -65,6 +90,9 @@ def test_a_folder_gives_the_model_back(family: str, tmp_path: Path) -> None:
     batch = tiny.pack(model, [[tiny.tiny_sample([(4, 6)], 5, 0), tiny.tiny_sample([(4, 4)], 3, 1)]])
     use_varlen(model)
     assert torch.equal(forward(model, batch), forward(loaded, batch))
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    assert load_model(tmp_path / "half", "auto").dtype == torch.bfloat16
+    assert load_model(tmp_path / "half").dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

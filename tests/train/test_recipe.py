@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from omr_io.errors import ConfigError, ResumeError
+from omr_io.train.parameters import LoRA
 from omr_io.train.recipe import check_recipe, load_recipe, recipe_fields
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,19 @@ def test_every_recipe_in_the_tree_loads() -> None:
     assert recipes
     for path in recipes:
         assert load_recipe(path).name == path.stem
+
+
+def test_the_authors_settings() -> None:
+    recipe = load_recipe(ROOT / "recipes/openmedreason_qwen2_5vl_7b.yaml")
+    assert recipe.model.lora == LoRA(rank=128, alpha=256)
+    assert (recipe.sft.lr, recipe.sft.vision_lr, recipe.sft.warmup) == (5e-7, 1e-8, 0.03)
+    assert (recipe.sft.epochs, recipe.sft.weight_decay, recipe.sft.freeze) == (2, 0.01, ())
+    assert (recipe.vision.min_pixels, recipe.vision.max_pixels) == (256 * 32**2, 768 * 32**2)
+    assert (recipe.rl.group, recipe.rl.max_new_tokens, recipe.rl.lr) == (16, 512, 5e-5)
+    assert "vision" in recipe.rl.freeze
+    bounds = recipe.rl_vision.min_pixels, recipe.rl_vision.max_pixels
+    assert bounds == (128 * 28**2, 256 * 28**2)
+    assert recipe.rl_vision.image_mean == recipe.vision.image_mean
 
 
 def test_numbers_are_floats_however_yaml_reads_them(tmp_path: Path) -> None:
@@ -61,6 +75,20 @@ def test_nested_values_become_tuples_and_dataclasses(tmp_path: Path) -> None:
         (("group: 2", "group: 1"), "rl: group is 1"),
         (("steps: 1, lr: 1e-3", "steps: 0, lr: 1"), "sft: steps is 0"),
         (("group: 2", "group: 2, temperature: 0"), "temperature is 0"),
+        (("steps: 1, lr: 1e-3", "lr: 1"), "sft: steps is 0 and epochs is 0"),
+        (("steps: 1, lr: 1e-3", "steps: 1, epochs: 1, lr: 1"), "steps is 1 and epochs is 1"),
+        (("steps: 1, lr: 1e-3", "steps: 1, lr: 1, freeze: [head]"), "freeze is 'head'"),
+        (("steps: 1, lr: 1e-3", "steps: 1, lr: 1, freeze: [vision]"), "rl trains vision, which"),
+        (
+            ("steps: 1, lr: 1e-3", "steps: 1, lr: 1, vision_lr: 1, freeze: [vision]"),
+            "sft: vision_lr is 1.0, but vision is frozen",
+        ),
+        (("steps: 1, lr: 1e-3", "steps: 1, lr: 1, merger_lr: -1"), "merger_lr is -1"),
+        (("group: 2", "group: 2, max_pixels: 9"), "bound nothing"),
+        (("name: x", "name: x\nmodel: {dtype: float16}"), "Use one of float32, bfloat16"),
+        (("name: x", "name: x\nmodel: {lora: {rank: 8}}"), "lora: missing alpha"),
+        (("name: x", "name: x\nmodel: {lora: {rank: 0, alpha: 1}}"), "lora: rank 0"),
+        (("name: x", "name: x\nparallel: {timeout_minutes: 0}"), "timeout_minutes is 0"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_its_place(
@@ -76,6 +104,7 @@ def test_another_recipe_is_refused_on_resume_with_what_differs(tmp_path: Path) -
     check_recipe(saved, recipe)
     shown = MINIMAL.replace("evaluation: {", "evaluation: {shown: 3, ")
     shown = shown.replace("seq_len: 256", "seq_len: 256, num_threads: 4")
+    shown += "parallel: {activation_checkpointing: true}\n"
     check_recipe(saved, load_recipe(write(tmp_path, shown)))
     other = MINIMAL.replace("lr: 1e-3", "lr: 2e-3").replace("group: 2", "group: 4") + "seed: 1\n"
     with pytest.raises(ResumeError) as caught:
@@ -83,6 +112,20 @@ def test_another_recipe_is_refused_on_resume_with_what_differs(tmp_path: Path) -
     for name in ("sft.lr (saved 0.001, here 0.002)", "rl.group", "seed (saved 0, here 1)"):
         assert name in str(caught.value)
     assert "seq_len" not in str(caught.value)
+
+
+def test_adapters_and_frozen_parts_are_what_a_run_depends_on(tmp_path: Path) -> None:
+    text = MINIMAL.replace("lr: 1e-3", "lr: 1e-3, freeze: [vision, merger]")
+    text = text.replace("group: 2", "group: 2, freeze: [merger, vision]")
+    text += "model: {lora: {rank: 2, alpha: 4, target_modules: [q_proj, v_proj]}}\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.sft.freeze == ("vision", "merger")
+    assert recipe.model.lora == LoRA(2, 4, target_modules=("q_proj", "v_proj"))
+    saved = json.loads(json.dumps(recipe_fields(recipe)))
+    check_recipe(saved, recipe)
+    other = load_recipe(write(tmp_path, text.replace("rank: 2", "rank: 3")))
+    with pytest.raises(ResumeError, match=r"model.lora.rank \(saved 2, here 3\)"):
+        check_recipe(saved, other)
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

@@ -178,7 +178,9 @@ def pack(model: Any, packs: list[list[Sample]], seq_len: int | None = None) -> T
         positions.append(torch.cat([rope_positions(model, s) for s in samples] + [tail], dim=1))
         lengths += [len(s.input_ids) for s in samples] + ([space] if space else [])
     everything = [s for samples in packs for s in samples]
-    grids = torch.cat([torch.empty(0, 3, dtype=torch.int64)] + [s.image_grid_thw for s in everything])
+    grids = torch.cat(
+        [torch.empty(0, 3, dtype=torch.int64)] + [s.image_grid_thw for s in everything]
+    )
     return TinyBatch(
         input_ids=torch.stack(rows),
         labels=torch.stack(labels),

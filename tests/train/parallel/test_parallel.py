@@ -127,6 +127,22 @@ def test_frozen_parts_get_no_gradient_and_change_no_other(results: Any) -> None:
         assert not any("visual" in name for name in found)
 
 
+def test_parts_that_are_frozen_between_steps_get_no_gradient(results: Any) -> None:
+    everything = results[1]["invariance qwen3_vl"]["1/80"]
+    text = {name: g for name, g in everything[1].items() if "visual" not in name}
+    for size in (1, 2):
+        assert_same(results[size]["frozen later"], (everything[0], text))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_gradients(results: Any, tmp_path: Path) -> None:
+    """Through autograd's compiler; Inductor's own code is for GPUs and unmeasured."""
+    compiled = launch(tmp_path, (1, 2), ("compiled",))
+    for size in (1, 2):
+        expected = results[1]["invariance qwen3_vl"]["1/80"]
+        assert_same(compiled[size]["compiled"], expected)
+
+
 def assert_steps(got: Any, expected: Any) -> None:
     assert got["losses"] == pytest.approx(expected["losses"], rel=TOLERANCE)
     assert got["norms"] == pytest.approx(expected["norms"], rel=TOLERANCE)

@@ -17,7 +17,7 @@ seed: 3
 data: {{train: {shards}, test: {shards}, seq_len: 512, packs_per_step: 4, packs_per_batch: 1}}
 model: {{vocab_size: 400{model}}}
 vision: {{family: qwen3_vl, min_pixels: 1024, max_pixels: 4096}}
-sft: {{epochs: 2, lr: 1.0e-3, merger_lr: 5.0e-4, checkpoint_every: 3, evaluate_every: 3}}
+sft: {{epochs: 5, lr: 1.0e-3, merger_lr: 5.0e-4, checkpoint_every: 3, evaluate_every: 3}}
 rl: {{steps: 0, lr: 1.0e-4, prompts_per_step: 3, group: 2, max_new_tokens: 6}}
 evaluation: {{max_new_tokens: 6, samples: 2, shown: 2}}
 """
