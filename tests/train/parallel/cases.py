@@ -277,8 +277,18 @@ def launch(out: Path, world_size: int, names: list[str]) -> bool:
     return not any(statuses)
 
 
+def load_before_the_fork() -> None:
+    """What every rank would import for itself, in seconds."""
+    import peft
+
+    make("qwen3_vl")
+    add_lora(make("qwen2_5_vl"), LoRA(rank=1, alpha=1), seed=0)
+    assert peft
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    load_before_the_fork()
     folder, *sizes = sys.argv[1:]
     chosen = [name for name in os.environ.get("CASES", "").split(",") if name] or [
         name for name in CASES if name != "compiled"
