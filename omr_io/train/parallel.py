@@ -166,7 +166,7 @@ def shard(
             compile_backend=compile_backend if compile_blocks else None,
         )
     if compile_blocks:
-        _keep_attention_out()
+        _prepare_compiling()
     if ranks.world_size == 1 and dtype == torch.float32:
         _store(model, dtype)
         model.to(ranks.device)
@@ -206,11 +206,16 @@ def _checkpointed(block: nn.Module, forward: Callable[..., Any], *args: Any, **k
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def _keep_attention_out() -> None:
+def _prepare_compiling() -> None:
+    import torch._dynamo
     from transformers import AttentionInterface
 
     from omr_io.train.attention import TEXT_ATTENTION, VISION_ATTENTION, varlen_attention
 
+    # All blocks of all kinds share transformers' one wrapper of forward, whose versions count
+    # together: 9 in the first four steps of a tiny Qwen3-VL, none in the next four. Beyond the
+    # limit, 8, blocks would run uncompiled, with no more than a warning.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     outside = torch.compiler.disable(varlen_attention)  # type: ignore[no-untyped-call]
     AttentionInterface.register(TEXT_ATTENTION, outside)
     AttentionInterface.register(VISION_ATTENTION, outside)

@@ -14,11 +14,15 @@ VISION_ATTENTION = "omr_flash_varlen"
 
 
 def register_varlen() -> None:
-    """Make both names known to transformers. Calling it again is harmless."""
+    """Make both names known to transformers. Calling it again changes nothing.
+
+    What stands under them by then stays: `omr_io.train.parallel.shard` keeps ours out of compiling.
+    """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(TEXT_ATTENTION, varlen_attention)
-    AttentionInterface.register(VISION_ATTENTION, varlen_attention)
+    for name in (TEXT_ATTENTION, VISION_ATTENTION):
+        if name not in AttentionInterface().valid_keys():
+            AttentionInterface.register(name, varlen_attention)
 
 
 def _set_attention(model: Any, text: str, vision: str) -> None:

@@ -137,10 +137,15 @@ def test_parts_that_are_frozen_between_steps_get_no_gradient(results: Any) -> No
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_gradients(results: Any, tmp_path: Path) -> None:
     """Through autograd's compiler; Inductor's own code is for GPUs and unmeasured."""
-    compiled = launch(tmp_path, (1, 2), ("compiled",))
+    compiled = launch(tmp_path, (1, 2), ("compiled", "compiled batches"))
     for size in (1, 2):
         expected = results[1]["invariance qwen3_vl"]["1/80"]
         assert_same(compiled[size]["compiled"], expected)
+        batches = compiled[size]["compiled batches"]
+        assert batches["compiled"] == batches["met"][-1]  # none ran as it is
+        assert batches["met"][-1] == batches["met"][-4]  # and sizes became symbols
+        assert len(batches["breaks"]) == 1
+        assert "varlen_attention" in batches["breaks"][0]
 
 
 def assert_steps(got: Any, expected: Any) -> None:
