@@ -40,19 +40,11 @@ from omr_io.train.checkpoint import (
     set_random_state,
 )
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
+from omr_io.train.gathering import clip_gradients, full_weights
 from omr_io.train.history import History, NoHistory
 from omr_io.train.model import label_log_probs, load_model
 from omr_io.train.objectives import group_advantages, grpo_loss, sft_loss
-from omr_io.train.parallel import (
-    clip_gradients,
-    full_optimizer,
-    full_weights,
-    load_optimizer,
-    load_weights,
-    seed_step,
-    shard,
-    start_ranks,
-)
+from omr_io.train.parallel import seed_step, shard, start_ranks
 from omr_io.train.parameters import freeze, new_optimizer
 from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import (
@@ -85,6 +77,7 @@ from omr_io.train.run import (
 from omr_io.train.shared_prefix import pack_shared_rollouts
 from omr_io.train.statistics import majority_letters
 from omr_io.train.summary import make_report
+from omr_io.train.whole_state import full_optimizer, load_optimizer, load_weights
 from omr_io.types import EncodedSample
 
 

@@ -290,7 +290,7 @@ def release_root(model: Any) -> None:
 
 
 GATHERED = "omr_gathered"
-"""An attribute of a sharded model: within `omr_io.train.parallel.gathered`."""
+"""An attribute of a sharded model: within `omr_io.train.gathering.gathered`."""
 
 
 def forward(model: Any, batch: PackedBatch) -> Tensor:

@@ -23,17 +23,17 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from omr_io.errors import ConfigError, TrainingError
-from omr_io.train.model import FORWARD_METHOD, GATHERED, run_as_forward
+from omr_io.train.model import FORWARD_METHOD, run_as_forward
 from omr_io.train.ranks import Ranks, environment_ranks
 
 T = TypeVar("T")
@@ -289,118 +289,6 @@ def _check_same_weights(model: Any, ranks: Ranks) -> None:
                 f"{differing[0]}",
                 mend="Load the same files on every machine, and seed what is random alike",
             )
-
-
-def is_sharded(model: Any) -> bool:
-    """Whether `shard` went through FSDP2."""
-    return hasattr(model, FORWARD_METHOD)
-
-
-@contextmanager
-def gathered(model: Any) -> Iterator[None]:
-    """All parameters whole on every rank, in the dtype of computation, as generation needs them.
-
-    Ranks generate unevenly many tokens, so nothing may be gathered step by step. It takes one
-    all-gather of the model (2 bytes a parameter in bfloat16, beside the shards) on entering: 16 GB
-    on each GPU for 8 B parameters. Within, the model may be called as if it were not sharded; no
-    gradient is computed. It may be nested. A model that is not sharded is left alone.
-
-    Collective: every rank enters.
-    """
-    if not is_sharded(model):
-        yield
-        return
-    from torch.distributed.fsdp import FSDPModule
-
-    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    if getattr(model, GATHERED, False):
-        with torch.no_grad():
-            yield
-        return
-    setattr(model, GATHERED, True)
-    try:
-        model.set_reshard_after_forward(False)
-        for module in modules:
-            module.unshard()
-        with torch.no_grad():
-            yield
-    finally:
-        for module in modules:
-            module.reshard()
-            # The root keeps its parameters from the forward to the backward pass.
-            module.set_reshard_after_forward(module is not model, recurse=False)
-        setattr(model, GATHERED, False)
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor whole: gathered if it is sharded (collective), else itself."""
-    whole = getattr(tensor, "full_tensor", None)
-    return tensor if whole is None else whole()
-
-
-def full_weights(model: Any) -> dict[str, Tensor]:
-    """A copy of the model's state dict, whole and on the CPU, on the first rank; {} elsewhere.
-
-    One tensor at a time, so a GPU holds no more than its largest beside its own part. Collective.
-    """
-    first = not is_sharded(model) or dist.get_rank() == 0
-    weights: dict[str, Tensor] = {}
-    names: dict[int, str] = {}  # a tied weight stays one tensor, gathered once on every rank
-    for name, value in model.state_dict(keep_vars=True).items():
-        known = names.setdefault(id(value), name)
-        whole = full_tensor(value.detach()) if known == name else None
-        if first:
-            weights[name] = weights[known] if whole is None else whole.to("cpu", copy=True)
-    return weights
-
-
-def load_weights(model: Any, weights: Mapping[str, Tensor]) -> None:
-    """Load a whole state dict, which every rank has, into a model that may be sharded."""
-    target = model.state_dict()
-    model.load_state_dict({n: _placed_like(w, target.get(n)) for n, w in weights.items()})
-
-
-def full_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state dict, whole, on every rank. Collective."""
-    return _map_state(optimizer.state_dict(), lambda _, value: full_tensor(value))
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load what `full_optimizer` gave, which every rank has."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def place(number: int, value: Tensor) -> Tensor:
-        like = parameters[number]
-        return _placed_like(value, like) if value.shape == like.shape else value
-
-    optimizer.load_state_dict(_map_state(saved, place))
-
-
-def _map_state(state: Mapping[str, Any], change: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
-    tensors = {
-        number: {k: change(number, v) if isinstance(v, Tensor) else v for k, v in values.items()}
-        for number, values in state["state"].items()
-    }
-    return {**state, "state": tensors}
-
-
-def _placed_like(value: Tensor, like: Tensor | None) -> Tensor:
-    """This rank's part of a whole tensor, where `like` is sharded."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(like, DTensor):
-        return value
-    # Every rank has the whole: no rank need send another its part.
-    whole = value.to(like.device)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale gradients to a norm of at most max_norm over all ranks' parts; returns the norm before.
-
-    Every rank gets the same norm, not finite if any part of any gradient is not. Collective.
-    """
-    return float(full_tensor(nn.utils.clip_grad_norm_(list(parameters), max_norm)))
 
 
 def seed_step(seed: int, step: int, ranks: Ranks) -> None:

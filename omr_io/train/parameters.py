@@ -171,7 +171,7 @@ def merged_weights(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     """Whole weights with every adapter added to its layer: those of the plain transformers model.
 
     Args:
-        weights: the model's state dict, whole (`omr_io.train.parallel.full_weights`); {} on ranks
+        weights: the model's state dict, whole (`omr_io.train.gathering.full_weights`); {} on ranks
             that do not write.
     """
     scales = {

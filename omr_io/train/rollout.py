@@ -21,7 +21,7 @@ from torch import Tensor
 from omr_io.errors import ConfigError
 from omr_io.images.pixel_values import as_tensor
 from omr_io.train.attention import text_attention
-from omr_io.train.parallel import gathered
+from omr_io.train.gathering import gathered
 from omr_io.types import Float32Array, Int32Array, Int64Array, PixelValues
 
 
@@ -74,7 +74,7 @@ def generate(
     Every completion has its own random numbers, so the result depends on `seed` and on its place
     in `prompts`, not on `batch_size` (but for rounding). The process' own random state is neither
     used nor changed; the model's mode and attention are put back. Of a sharded model all weights
-    are gathered meanwhile (`omr_io.train.parallel.gathered`), so every rank must make the call.
+    are gathered meanwhile (`omr_io.train.gathering.gathered`), so every rank must make the call.
 
     Args:
         model: a Qwen VLM; its text part runs under SDPA here.

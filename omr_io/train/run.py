@@ -35,9 +35,9 @@ from omr_io.storage import write_atomically
 from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.train.checkpoint import export_hf
 from omr_io.train.fold import fold_frames
+from omr_io.train.gathering import full_weights
 from omr_io.train.model import TokenIds, build_demo_model, load_model, model_folder
 from omr_io.train.packed import packed_batches
-from omr_io.train.parallel import full_weights
 from omr_io.train.parameters import add_lora, cast_weights, freeze, merged_weights
 from omr_io.train.ranks import Ranks, environment_ranks
 from omr_io.train.recipe import Recipe

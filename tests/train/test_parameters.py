@@ -11,8 +11,8 @@ import torch
 
 from omr_io.errors import ConfigError
 from omr_io.train.attention import use_varlen
+from omr_io.train.gathering import full_weights
 from omr_io.train.model import forward
-from omr_io.train.parallel import full_weights
 from omr_io.train.parameters import (
     LoRA,
     add_lora,

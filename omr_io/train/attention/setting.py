@@ -20,8 +20,9 @@ def register_varlen() -> None:
     """
     from transformers import AttentionInterface
 
+    known = AttentionInterface().valid_keys()  # type: ignore[no-untyped-call]
     for name in (TEXT_ATTENTION, VISION_ATTENTION):
-        if name not in AttentionInterface().valid_keys():
+        if name not in known:
             AttentionInterface.register(name, varlen_attention)
 
 

@@ -22,21 +22,14 @@ import torch
 from torch import Tensor
 
 from omr_io.train.attention import use_varlen
+from omr_io.train.gathering import clip_gradients, full_tensor, full_weights
 from omr_io.train.model import label_log_probs
 from omr_io.train.objectives import sft_loss
-from omr_io.train.parallel import (
-    clip_gradients,
-    full_optimizer,
-    full_tensor,
-    full_weights,
-    load_optimizer,
-    load_weights,
-    shard,
-    start_ranks,
-)
+from omr_io.train.parallel import shard, start_ranks
 from omr_io.train.parameters import LoRA, add_lora, freeze, merged_weights, new_optimizer
 from omr_io.train.ranks import Ranks
 from omr_io.train.rollout import generate
+from omr_io.train.whole_state import full_optimizer, load_optimizer, load_weights
 from tests.train import tiny_models as tiny
 
 GLOBAL_PACKS = 16

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from omr_io.errors import ConfigError
-from omr_io.train.parallel import start_ranks
+from omr_io.train.parallel import seed_step, start_ranks
+from omr_io.train.ranks import Ranks
 from tests.train import tiny_models as tiny
 from tests.train.parallel import cases
 
@@ -233,6 +234,18 @@ def test_wrong_variables_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message), start_ranks():
         pass
+
+
+def test_what_is_random_in_a_step_follows_from_seed_step_and_rank() -> None:
+    def draw(seed: int, step: int, rank: int) -> float:
+        seed_step(seed, step, Ranks(rank, 4))
+        return float(torch.rand(()))
+
+    with torch.random.fork_rng():
+        places = [(s, t, r) for s in (0, 1) for t in (1, 2) for r in (0, 3)]
+        drawn = [draw(*place) for place in places]
+        assert len(set(drawn)) == len(places)
+        assert [draw(*place) for place in reversed(places)] == drawn[::-1]
 
 
 def test_one_process_needs_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
