@@ -35,6 +35,7 @@ from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
 from omr_io.train.checkpoint import Checkpoints, Saved, random_state
+from omr_io.train.clusters import image_clusters
 from omr_io.train.dynamic_sampling import (
     Group,
     PromptOrder,
@@ -45,7 +46,6 @@ from omr_io.train.dynamic_sampling import (
 )
 from omr_io.train.engines import RolloutEngine, SamplingSettings
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
-from omr_io.train.evaluation import image_clusters
 from omr_io.train.finite import check_finite
 from omr_io.train.gathering import clip_gradients
 from omr_io.train.meters import peak_memory
@@ -566,9 +566,14 @@ def completions_of(
     group: int = 1,
     without_image: bool = False,
 ) -> list[ScoredItem]:
-    """Complete and score samples; temperature 0 takes the likeliest tokens."""
-    evaluation = run.recipe.evaluation
-    asked = [encoder.prompt(i) for i in numbers]
+    """Complete and score samples, on every rank a part; temperature 0 takes the likeliest tokens.
+
+    Returns:
+        `group` items of each sample, in their order, on every rank.
+    """
+    evaluation, ranks = run.recipe.evaluation, run.ranks
+    mine = range(ranks.rank, len(numbers), ranks.world_size)
+    asked = [encoder.prompt(numbers[i]) for i in mine]
     if without_image:
         asked = [blind(prompt, encoder) for prompt in asked]
     with run.stopping.interruptible() as leave_if_asked:
@@ -583,12 +588,20 @@ def completions_of(
             seed=run.recipe.seed,
             batch_size=evaluation.batch,
             between=leave_if_asked,
+            places=mine,
+            of=len(numbers),
         )
+    parts = ranks.gather([run.text(completion) for completion in completions])
+    texts = [
+        parts[i % ranks.world_size][i // ranks.world_size * group + k]
+        for i in range(len(numbers))
+        for k in range(group)
+    ]
     places = [i for i in numbers for _ in range(group)]
     return score(
         [encoder.shard_set.key(i) for i in places],
         [encoder.shard_set.read_record(i, images=False) for i in places],
-        [run.text(completion) for completion in completions],
+        texts,
         parse=partial(parse_answer, strict=False),
         reward=lambda completion, record: reward(completion, record).total,
         clusters=image_clusters(encoder.shard_set, places),

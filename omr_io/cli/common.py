@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from omr_io.errors import DiskError
+from omr_io.errors import DiskError, OmrWarning
+from omr_io.text import printable
 
 EXIT_CODES = (
     "Exit codes: 0 done (rows that were refused are named, counted and written to "
@@ -67,3 +70,16 @@ def finish(as_json: bool, result: Any, show: Any) -> None:
             f"the work is done, but its result cannot be printed: {error.strerror}",
             mend="Run it again with an output that has room",
         ) from error
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """Warnings of ours as lines on standard error, not as Python prints them."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", OmrWarning)
+        yield
+    for one in told:
+        if issubclass(one.category, OmrWarning):
+            print(f"warning: {printable(str(one.message))}", file=sys.stderr)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.console import Console
 
-from omr_io.cli.common import AsJson, choices, finish
-from omr_io.cli.plan import _told
+from omr_io.cli.common import AsJson, choices, finish, warnings_told
 from omr_io.cli.stopping import stoppable
 from omr_io.errors import ConfigError
 from omr_io.terminal import Reporter
@@ -144,7 +143,7 @@ def _run(
     from omr_io.train.report.comparison import write_comparison
 
     check_names(models, sets)
-    with Reporter(Console(stderr=True)) as reporter, _told():
+    with Reporter(Console(stderr=True)) as reporter, warnings_told():
         folders = []
         for one in models:
 

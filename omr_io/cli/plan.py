@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from omr_io.cli.common import AsJson, choices, finish
+from omr_io.cli.common import AsJson, choices, finish, warnings_told
 from omr_io.cli.plan_text import print_plan
 from omr_io.cli.remote_options import SET_HELP, RemoteCache, RemoteCacheBytes, remote_options
-from omr_io.errors import ConfigError, OmrWarning
+from omr_io.errors import ConfigError
 from omr_io.terminal import Reporter
-from omr_io.text import printable
 
 if TYPE_CHECKING:
     from omr_io.blend import Blend, Drawn, OpenBlend
@@ -280,18 +276,5 @@ def _chat(vision: VisionConfig, tokenizer: Path | None) -> ChatFormat:
 
     if tokenizer is None:
         raise ConfigError("no tokenizer", mend="Give --tokenizer DIR, or --model DIR with one")
-    with _told():
+    with warnings_told():
         return ChatFormat.for_family(vision.family, Tokenizer.from_pretrained(tokenizer))
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Warnings of ours as lines on standard error, not as Python prints them."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", OmrWarning)
-        yield
-    for one in told:
-        if issubclass(one.category, OmrWarning):
-            print(f"warning: {printable(str(one.message))}", file=sys.stderr)
-        else:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)

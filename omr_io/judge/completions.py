@@ -13,6 +13,7 @@ from typing import Any
 from omr_io.errors import ConfigError, DataError, SourceError, Where
 from omr_io.index import ShardSet
 from omr_io.text import short
+from omr_io.train.clusters import image_clusters
 
 PLAIN = "plain"
 """The variant that is judged; the others (blind, options shuffled, ...) are baselines."""
@@ -125,30 +126,6 @@ def image_hashes(shards: ShardSet, number: int) -> tuple[str, ...]:
     """XXH3-128 of a sample's encoded images, in hex, in order."""
     begin, end = shards.image_offsets[number : number + 2].tolist()
     return tuple(shards.image_hashes[place].tobytes().hex() for place in range(begin, end))
-
-
-def image_clusters(shards: ShardSet, numbers: Sequence[int]) -> list[str]:
-    """A label for each sample: those that share an image, also through others, share it.
-
-    Images are the same if their encoded bytes are; crops and other images of a study are not found
-    so. A sample without images is alone with its key.
-    """
-    linked: dict[str, str] = {}
-
-    def top(name: str) -> str:
-        while (above := linked.setdefault(name, name)) != name:
-            linked[name] = linked[above]
-            name = above
-        return name
-
-    hashes = [image_hashes(shards, number) for number in numbers]
-    for own in hashes:
-        for one in own:
-            linked[top(one)] = top(own[0])
-    return [
-        top(own[0]) if own else f"key:{shards.key(number)}"
-        for own, number in zip(hashes, numbers, strict=True)
-    ]
 
 
 def _value(shards: ShardSet, number: int, column: str) -> str:

@@ -137,7 +137,7 @@ def score(
         keys, records, completions: in the same order.
         parse: the one parser of rewards, bound to strict or not.
         reward: (completion, record) -> the reward RL would give.
-        clusters: one a record, such as `omr_io.train.evaluation.items.image_clusters`; for records
+        clusters: one a record, such as `omr_io.train.clusters.image_clusters`; for records
             whose images were left unread.
         cluster_field: the field of `record.extra` that names the study; it goes before `clusters`.
             With neither, the SHA-256 of the images that the record holds, or its id if it holds

@@ -73,7 +73,7 @@ def add_lora(model: Any, lora: LoRA, *, seed: int) -> list[str]:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError("peft is not installed", mend="pip install peft") from error
+        raise ConfigError("peft is not installed", mend="pip install 'omr_io[lora]'") from error
     if any(_ADAPTER_MARK in name for name, _ in model.named_parameters()):
         raise ConfigError("the model has adapters already", mend="Add them once, and export merges")
     targets = _lora_targets(model, lora)

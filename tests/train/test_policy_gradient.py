@@ -64,6 +64,7 @@ def make_run(model: Any, ranks: Any = None, **options: Any) -> Any:
         model=model,
         ids=SimpleNamespace(banned=BANNED, eos=tiny.EOS),
         loader=SimpleNamespace(packs_per_batch=2),
+        stopping=SimpleNamespace(check=lambda: None),
         prompts=ENCODER,
         device=torch.device("cpu"),
         ranks=ranks or Ranks(),

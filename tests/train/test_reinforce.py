@@ -44,7 +44,7 @@ def steps_of(folder: Path, name: str) -> list[dict[str, Any]]:
     lines = (folder / "runs" / name / "history.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [
-        {key: value for key, value in row.items() if not key.endswith("seconds")}
+        {key: value for key, value in row.items() if not key.endswith(("seconds", "bytes"))}
         for row in rows
         if row["phase"] == "rl"
     ]

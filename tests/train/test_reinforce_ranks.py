@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("omr_io.train.parallel")
-
 ROOT = Path(__file__).parents[2]
 # Three groups in two updates: of each update one rank has fewer packs than the other, or none.
 RECIPE = """
@@ -37,23 +35,18 @@ def shards(write_shards: Any, make_records: Any) -> Path:
 
 def start(path: Path, ranks: int, stop_at: int, *options: str) -> subprocess.CompletedProcess[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    torchrun = torchrun if ranks > 1 else []
-    script = [str(Path(__file__).with_name("reinforce_by_rule.py")), str(path), str(stop_at)]
+    script = Path(__file__).with_name("reinforce_by_rule.py")
     return subprocess.run(
         [
-            sys.executable,
-            *(torchrun if ranks > 1 else []),
-            script,
-            str(path),
-            str(stop_at),
-            *list(options),
+            sys.executable, *(torchrun if ranks > 1 else []), str(script), str(path), str(stop_at),
+            *options,
         ],
         cwd=path.parent,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=400,
-    )
+    )  # fmt: skip
 
 
 def steps(folder: Path, name: str) -> list[dict[str, Any]]:

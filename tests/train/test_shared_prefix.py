@@ -210,6 +210,7 @@ def test_the_recipes_policy_gradient_is_the_same(beta: float) -> None:
             model=model,
             ids=SimpleNamespace(banned=(tiny.IMAGE, tiny.VIDEO)),
             loader=SimpleNamespace(packs_per_batch=2),
+            stopping=SimpleNamespace(check=lambda: None),
             prompts=ENCODER,
             device=torch.device("cpu"),
             ranks=Ranks(),

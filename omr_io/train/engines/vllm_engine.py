@@ -37,6 +37,7 @@ from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, TrainingError, Where
 from omr_io.train.engines.protocol import SamplingSettings
 from omr_io.train.engines.unpatch import collapsed, images_of, processor_bounds
+from omr_io.train.gathering import full_tensor
 from omr_io.train.ranks import Ranks
 from omr_io.train.rollout import Completion
 from omr_io.types import EncodedSample
@@ -251,19 +252,17 @@ def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
         owner, _, rest = name.partition(".base_layer.")
         if ".lora_" in name:
             continue
-        whole = _whole(parameter)
+        whole = full_tensor(parameter.detach())
         if rest == "weight":
             module = adapted[owner]
             for which in module.active_adapters:
-                a, b = (_whole(part[which].weight) for part in (module.lora_A, module.lora_B))
+                a, b = (
+                    full_tensor(part[which].weight.detach())
+                    for part in (module.lora_A, module.lora_B)
+                )
                 delta = module.scaling[which] * (b.float() @ a.float())
                 whole = (whole.float() + delta).to(whole.dtype)
         yield (f"{owner}.{rest}" if rest else name), whole
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    gather = getattr(parameter.detach(), "full_tensor", None)
-    return parameter.detach() if gather is None else gather()
 
 
 def _check_output(prompt: EncodedSample, output: Any, group: int) -> None:

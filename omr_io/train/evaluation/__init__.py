@@ -7,7 +7,7 @@
 
 from omr_io.train.evaluation.comparison import PAPER, Comparison, compare
 from omr_io.train.evaluation.figures import Figures, ModelDifference, ModelOnSet, Score, SetFacts
-from omr_io.train.evaluation.items import image_clusters, read_items
+from omr_io.train.evaluation.items import read_items
 from omr_io.train.evaluation.log import Line, read_completions
 from omr_io.train.evaluation.models import Answerer, Ask, FolderModel
 from omr_io.train.evaluation.options import VARIANTS, EvaluationOptions, Named
@@ -32,7 +32,6 @@ __all__ = [
     "SetFacts",
     "Shuffled",
     "compare",
-    "image_clusters",
     "permutation",
     "read_completions",
     "read_items",

@@ -1,14 +1,14 @@
-"""The items of a shard set that are evaluated, and which of them are not independent."""
+"""The items of a shard set that are evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from omr_io.errors import ConfigError, DataError, Where
 from omr_io.sample_set import SampleSet
+from omr_io.train.clusters import image_clusters
 from omr_io.train.evaluation.options import EvaluationOptions, Named, Variant
 from omr_io.train.evaluation.shuffle import Shuffled, permutation, shuffle_options
 from omr_io.types import Record
@@ -100,32 +100,6 @@ def read_items(of: Named, shards: SampleSet, options: EvaluationOptions) -> Item
         for number, record, cluster in zip(numbers, records, clusters, strict=True)
     ]
     return ItemSet(of.name, of.path, shards, tuple(items), open_ended)
-
-
-def image_clusters(shards: SampleSet, numbers: Sequence[int]) -> list[str]:
-    """A cluster for each sample: samples that share an image, also through others, share it.
-
-    Images are the same if their encoded bytes are (the index' XXH3-128). A sample without an image
-    is a cluster of its own. Crops and other views of a study are not found so: name a column for
-    those.
-    """
-    owner: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while (above := owner.setdefault(name, name)) != name:
-            owner[name] = owner[above]  # halve the way
-            name = above
-        return name
-
-    first: list[str] = []
-    for number in numbers:
-        begin, end = shards.image_offsets[number : number + 2].tolist()
-        hashes = [f"image:{shards.image_hashes[i].tobytes().hex()}" for i in range(begin, end)]
-        names = [root(name) for name in hashes] or [f"key:{shards.key(number)}"]
-        for other in names[1:]:
-            owner[root(other)] = root(names[0])
-        first.append(names[0])
-    return [root(name) if name in owner else name for name in first]
 
 
 def _item(number: int, key: str, record: Record, cluster: str, seed: int | None) -> Item:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from omr_io.errors import ConfigError
 from omr_io.index import ShardSet
-from omr_io.train.evaluation.items import image_clusters, read_items
+from omr_io.train.clusters import image_clusters
+from omr_io.train.evaluation.items import read_items
 from omr_io.train.evaluation.options import EvaluationOptions, Named, check_names, named
 from tests.shard_sets import encoded, record, single_records, write
 
