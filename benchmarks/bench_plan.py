@@ -157,9 +157,9 @@ def main() -> None:
     if given.side == "epoch":
         print(json.dumps(one_epoch()))
         return
-    from benchmarks.run import write  # it imports this module
-
     result = simulate(given.rows, given.window, given.folder)
+    from benchmarks.run import write  # afterwards: it imports torch, whose memory is not ours
+
     write("plan_simulate", result)
     print(json.dumps(result))
 
