@@ -116,8 +116,9 @@ def stage(out: Path) -> str:
         return "joining"
     if (hidden / "pieces" / "taken.arrow").exists():
         return "refusing duplicates"
-    if hidden.exists() and any((hidden / "pieces").glob("*")):
-        return "converting"
+    with suppress(FileNotFoundError):  # the run may be done and remove it while we look
+        if any((hidden / "pieces").iterdir()):
+            return "converting"
     return "nothing yet"
 
 
