@@ -213,7 +213,7 @@ def _import_vllm(ranks: Ranks) -> Any:
     except ImportError as error:
         raise ConfigError(
             "rl: engine vllm, and vLLM is not installed",
-            mend=f"pip install vllm, or use engine transformers. Note that {UNTRIED}",
+            mend=f"pip install 'omr_io[vllm]', or use engine transformers. Note that {UNTRIED}",
         ) from error
     if ranks.device.type != "cuda":
         raise ConfigError(
