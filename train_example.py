@@ -92,7 +92,7 @@ from omr_io.train.run import (
     split_for_rl,
     start_folder,
 )
-from omr_io.train.seen import Synthetic, open_log, sft_meter
+from omr_io.train.seen import Synthetic, has_metric, open_log, sft_meter
 from omr_io.train.statistics import majority_letters
 from omr_io.train.step_log import Most, StepLog, Total
 from omr_io.train.stopping import Stopping, stop_signals
@@ -247,6 +247,9 @@ def fine_tune(
     )
     if saved is not None:
         saved.load_optimizer(model, optimizer)
+    due = done > 0 and done % sft.evaluate_every == 0 and run.ranks.is_first
+    if run.ranks.any(due and not has_metric(run, done, "held_out_accuracy")):  # it was interrupted
+        held_out_accuracy(run, history, done)
     meter = sft_meter(run, profile=profile)
     batches = meter.watch(synthetic.batches(endless(loader), loader, run.device))
     for step in range(done + 1, sft.steps + 1):
@@ -275,18 +278,23 @@ def fine_tune(
         if synthetic:
             run.stopping.step_done(lambda: None, due=False)  # a stop is heard; nothing is saved
             continue
-        if step % sft.evaluate_every == 0:
-            items = completions_of(run, run.held_out, range(len(run.held_out.shard_set)))
-            accuracy = float(np.mean([item.correct for item in items]))
-            history.add("sft", step, held_out_accuracy=accuracy)
-            say(f"sft {step}/{sft.steps}: held-out accuracy {accuracy:.3f}")
         due = step % sft.checkpoint_every == 0 or step == sft.steps
         save(run, history, Place("sft", step), optimizer, due=due)
+        if step % sft.evaluate_every == 0:
+            held_out_accuracy(run, history, step)
     meter.close()
     if synthetic:
         synthetic.report(run, history)
     else:
         run.export("sft-model")
+
+
+def held_out_accuracy(run: Run, history: StepLog, step: int) -> None:
+    """Evaluate the test split after a step of SFT; interrupted by a stop, it is begun again."""
+    items = completions_of(run, run.held_out, range(len(run.held_out.shard_set)))
+    accuracy = float(np.mean([item.correct for item in items]))
+    history.add("sft", step, held_out_accuracy=accuracy)
+    say(f"sft {step}/{run.recipe.sft.steps}: held-out accuracy {accuracy:.3f}")
 
 
 def endless(loader: DataLoader) -> Iterator[Batch]:

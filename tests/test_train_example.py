@@ -154,6 +154,47 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(
     assert lines(tmp_path, "stopped") == expected
 
 
+STOPPED_IN_AN_EVALUATION = """
+import os, signal, sys
+import train_example
+
+generate, calls = train_example.generate, []
+
+def stopping(*arguments, **options):
+    calls.append(1)
+    if len(calls) == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return generate(*arguments, **options)
+
+train_example.generate = stopping
+train_example.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_held_out_evaluation_that_was_interrupted_begins_again(
+    one_image_shards, tmp_path
+) -> None:
+    """Of one more step no checkpoint was due: it is written for the stop."""
+    whole = run(tmp_path, recipe(tmp_path, "whole", one_image_shards))
+    assert whole.returncode == 0, whole.stderr
+    expected = lines(tmp_path, "whole")
+    path = recipe(tmp_path, "stopped", one_image_shards)
+    stopped = subprocess.run(
+        [sys.executable, "-c", STOPPED_IN_AN_EVALUATION, "--config", path],
+        cwd=tmp_path, capture_output=True, text=True,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert stopped.returncode == 75, stopped.stderr
+    done = lines(tmp_path, "stopped")
+    assert done == expected[: len(done)]
+    assert not any("held_out_accuracy" in row for row in done)
+    assert "held_out_accuracy" in expected[len(done)]
+    resumed = run(tmp_path, path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert lines(tmp_path, "stopped") == expected
+
+
 @pytest.mark.slow
 def test_the_exported_model_is_one_that_transformers_loads(one_image_shards, tmp_path) -> None:
     import torch

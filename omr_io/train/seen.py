@@ -66,6 +66,12 @@ def _opened(run: Run, place: Place, done: int) -> tuple[History, Trackers]:
     return History.resume(path, phase=place.phase, step=place.step), trackers
 
 
+def has_metric(run: Run, step: int, name: str) -> bool:
+    """Whether the log of a run has a metric of a step of SFT; for the first rank."""
+    rows = read_history(run.folder / "history.jsonl")
+    return any(row["phase"] == "sft" and row["step"] == step and name in row for row in rows)
+
+
 def sft_meter(run: Run, *, profile: bool = False) -> StepMeter:
     """The meter of SFT's steps; call it once what is trained is settled.
 
