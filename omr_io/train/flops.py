@@ -26,13 +26,15 @@ PEAK_BF16 = (
     ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("GH200", 989e12),
+    ("GB200", 2500e12),
     ("B200", 2250e12),
 )
 """Dense bfloat16 FLOP/s by a part of the device's name; the first that fits counts.
 
 NVIDIA's data sheets: A100 (312 TFLOPS); H100 (SXM 1,979, PCIe 1,513, NVL 1,671 with sparsity) and
 H200 (SXM 1,979, NVL 1,671 with sparsity), GH200 (1,979 with sparsity); HGX B200 (36 PFLOPS with
-sparsity for 8 GPUs). Without sparsity it is half. Clocks under load are lower: nothing reaches it.
+sparsity for 8 GPUs), GB200 NVL72 (360 PFLOPS with sparsity for 72). Without sparsity it is half.
+Clocks under load are lower: nothing reaches it.
 """
 
 

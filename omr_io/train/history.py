@@ -157,22 +157,6 @@ class History:
         self.close()
 
 
-class NoHistory(History):
-    """What the ranks have that write none."""
-
-    def __init__(self) -> None:
-        pass
-
-    def add(self, phase: str, step: int, **metrics: object) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 def read_history(path: str | Path) -> list[Row]:
     """All lines of a log, in order; a torn last line is left out.
 

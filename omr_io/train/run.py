@@ -122,6 +122,9 @@ def say(text: str) -> None:
 def start_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """An empty folder for a new run; an earlier run is never lost without being asked for.
 
+    A tokenizer alone is no run: a recipe that is refused after it was trained leaves it. It is
+    removed, since the next recipe may train another.
+
     Raises:
         ConfigError: there is an earlier run and neither `resume` nor `overwrite`.
         DiskError: the folder cannot be made.
@@ -129,7 +132,10 @@ def start_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     try:
         if overwrite and folder.exists():
             shutil.rmtree(folder)
-        if not resume and folder.exists() and any(folder.iterdir()):
+        held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if not resume and held == {"tokenizer"}:
+            shutil.rmtree(folder / "tokenizer")
+        elif not resume and held:
             raise ConfigError(
                 f"{folder} holds an earlier run",
                 mend="Continue it with --resume, delete it with --overwrite, or rename the recipe",

@@ -54,11 +54,6 @@ Metric: TypeAlias = "Total | Share | Most | Value | str | None"
 """What is none of the three kinds is the first rank's own."""
 
 
-def mean_of(values: Sequence[float]) -> Share:
-    """The mean over all ranks' values together, however many each has."""
-    return Share(float(sum(values)), float(len(values)))
-
-
 @dataclass(frozen=True, slots=True)
 class PhaseSteps:
     """A phase of the run: how many steps, shown every so many, after how many of other phases."""

@@ -170,6 +170,7 @@ def test_padding_and_dummy_images_are_not_work():
         ("NVIDIA H100 NVL", 835),
         ("NVIDIA H200", 989),
         ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
         ("NVIDIA GH200 480GB", 989),
         ("NVIDIA GeForce RTX 4090", None),
     ],

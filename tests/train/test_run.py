@@ -110,6 +110,20 @@ def test_an_earlier_run_is_not_lost_by_accident(tmp_path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_a_tokenizer_alone_is_no_run_and_does_not_outlive_its_recipe(tmp_path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    start_folder(tmp_path, resume=True, overwrite=False)
+    assert (tmp_path / "tokenizer" / "tokenizer.json").exists()
+    start_folder(tmp_path, resume=False, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "history.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        start_folder(tmp_path, resume=False, overwrite=False)
+    assert (tmp_path / "tokenizer").exists()
+
+
 def test_cached_json_is_made_once(tmp_path) -> None:
     made = [cached_json(tmp_path / "x.json", lambda n=n: [{"n": n}]) for n in (1, 2)]
     assert made == [[{"n": 1}], [{"n": 1}]]

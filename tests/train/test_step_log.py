@@ -14,7 +14,7 @@ import torch
 from omr_io.errors import OmrWarning
 from omr_io.train.history import History, read_history
 from omr_io.train.ranks import Ranks
-from omr_io.train.step_log import Most, PhaseSteps, Share, StepLog, Total, mean_of, step_line
+from omr_io.train.step_log import Most, PhaseSteps, Share, StepLog, Total, step_line
 from omr_io.train.trackers import Trackers
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def some_steps(log: StepLog) -> None:
             note="text",
             seconds=Share(0.25, 1.0),
         )
-    log.add("rl", 1, reward=mean_of([1.0, 0.0, 0.5, 0.5]), seconds=2.0)
+    log.add("rl", 1, reward=Share(2.0, 4.0), seconds=2.0)
 
 
 @pytest.mark.parametrize("log_every", [1, 2, 100])
