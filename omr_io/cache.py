@@ -130,9 +130,15 @@ class Cache:
                 (self.folder / key).unlink()
 
     def _remove_old(self, keep: Path) -> None:
-        """Remove what is over the bounds, longest unused first, and what died half-written."""
+        """Remove what is over the bounds, longest unused first, and what died half-written.
+
+        `keep` counts first, whatever its time: clocks of file systems tick in milliseconds, and a
+        writer beside this one may have begun later and ended sooner. So, of writers at once, the
+        last to look leaves no more than the bounds allow.
+        """
         now, count, total = time.time(), 0, 0
-        for modified, size, file in sorted(self._files(), reverse=True):
+        newest_first = sorted(self._files(), reverse=True)
+        for modified, size, file in sorted(newest_first, key=lambda found: found[2] != keep):
             if file.name.startswith("."):
                 unwanted = now - modified > _ABANDONED
             else:

@@ -60,6 +60,14 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
     assert names(tmp_path) == ["f"]  # what was asked for is kept, whatever its size
 
 
+def test_the_bounds_hold_where_another_entry_is_newer(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_files=1)
+    cache.store("other", b"by a writer that began later and ended sooner")
+    os.utime(tmp_path / "other", (4e9, 4e9))
+    cache.store("key", b"x")
+    assert names(tmp_path) == ["key"]
+
+
 def test_what_died_half_written_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
     for name, time in ((".old.tmp", 1000.0), (".new.tmp", None)):
         (tmp_path / name).write_bytes(b"x")

@@ -260,7 +260,7 @@ def test_the_cache_is_bounded_and_may_be_none(serve, judge_of, tmp_path):
         judge.ask_all(questions)
     folders = list((tmp_path / "cache").iterdir())
     assert len(folders) < 60  # so that some held two
-    assert {len(list(folder.iterdir())) for folder in folders} == {1}
+    assert max(len(list(folder.iterdir())) for folder in folders) == 1
     asked = len(server.asked)
     with judge_of(server, cache_bytes=0) as judge:
         judge.ask_all(questions[:5])
