@@ -6,7 +6,8 @@ is clipped at 255, as Pillow does, not scaled: window 16-bit images before they 
 Animations and multi-page files give their first frame.
 
 **Strict.** What makes Pillow fail is an error, and so is what it lets pass: a JPEG for which
-libjpeg-turbo gives any warning, a PNG with a wrong checksum.
+libjpeg-turbo gives any warning (those of a rare subsampling aside, which only Pillow decodes), or
+of more scans than any encoder makes; a PNG with a wrong checksum.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from io import BytesIO
+from typing import Final
 
 import numpy as np
 import PIL
@@ -24,6 +26,10 @@ from omr_io.config import PassOrder
 from omr_io.errors import ConfigError, ImageError
 from omr_io.images import headers
 from omr_io.types import ImageInfo, UInt8Array
+
+_MAX_SCANS: Final = 500
+"""Of a JPEG; libjpeg-turbo's own limit where it is asked for one. Encoders make up to some twenty.
+Each scan goes over all blocks and may be 60 bytes: a thousand in 125 KB took 19 s to decode."""
 
 
 def installed_pass_order() -> PassOrder:
@@ -73,26 +79,42 @@ def _decode_jpeg(
     """JPEG by libjpeg-turbo, any warning being an error.
 
     simplejpeg is equal to Pillow for grey, YCbCr and RGB (accurate DCT, fancy upsampling) and
-    twice as fast. CMYK it only checks: its inversion and conversion are Pillow's.
+    twice as fast. CMYK it only checks: its inversion and conversion are Pillow's. Subsamplings that
+    are not in TurboJPEG's list, good JPEGs all the same, are left to Pillow too.
     """
+    if has_too_many_scans(data):
+        raise ImageError(f"the JPEG has more than {_MAX_SCANS} scans, to keep its decoder busy")
     cmyk = info.mode == "CMYK"
     space = "CMYK" if cmyk else "RGB"
     block = None if take is None else take(info.width * info.height * len(space))
+    pixels: UInt8Array | None = None
     try:
         pixels = simplejpeg.decode_jpeg(data, space, strict=True, buffer=block)
     except ValueError as error:
         text = str(error)
-        cut = "remature end of JPEG" in text
-        raise ImageError(
-            f"the JPEG does not decode: {text}",
-            reason="image-truncated" if cut else "image-corrupt",
-        ) from error
-    if cmyk:
+        if "Could not determine subsampling" not in text:
+            cut = "remature end of JPEG" in text
+            raise ImageError(
+                f"the JPEG does not decode: {text}",
+                reason="image-truncated" if cut else "image-corrupt",
+            ) from error
+    if cmyk or pixels is None:
         from PIL import JpegImagePlugin
 
         return _decode_by_pillow(data, info, JpegImagePlugin.JpegImageFile)
-    result: UInt8Array = pixels
-    return result
+    return pixels
+
+
+def has_too_many_scans(data: bytes) -> bool:
+    """Whether a JPEG has so many scans that it was made to keep decoders busy: 3 us for 100 KB."""
+    # Here, not above: `headers` and what needs no pixels work where the C++ is not built.
+    from omr_io import _C
+
+    try:
+        scans = sum(marker == 0xDA for _, _, marker in _C.jpeg_segments(data))
+    except _C.JpegFormatError:  # it may decode all the same
+        scans = data.count(b"\xff\xda")
+    return scans > _MAX_SCANS
 
 
 def _decode_other(data: bytes, info: ImageInfo) -> UInt8Array:

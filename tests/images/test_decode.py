@@ -229,6 +229,50 @@ def test_libraries_pass_over_libjpegs_warnings_and_cpu_does_not(name: str) -> No
         assert_equal(decode(decoder, [stuffed]), [stuffed])
 
 
+def without_adobe(data: bytes) -> bytes:
+    """A JPEG without Adobe's marker."""
+    at = data.index(b"\xff\xee")
+    return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+
+
+def test_cmyk_with_and_without_adobes_marker(decoder: Decoder) -> None:
+    """Whether CMYK is inverted: Pillow always thinks so, the libraries only by Adobe's marker."""
+    inks = encode(photograph(40, 50).convert("CMYK"), "JPEG", quality=95)
+    images = [inks, without_adobe(inks)]
+    at = inks.index(b"Adobe") + 11
+    images.append(inks[:at] + b"\2" + inks[at + 1 :])  # YCCK
+    assert_equal(decode(decoder, images), images)
+
+
+@pytest.mark.parametrize("factors", [(0x11, 0x11, 0x12), (0x21, 0x21, 0x11), (0x22, 0x22, 0x12)])
+def test_subsamplings_that_turbojpeg_does_not_know(
+    decoder: Decoder, factors: tuple[int, int, int]
+) -> None:
+    """They are sound JPEGs, which Pillow decodes."""
+    # Flat grey: all blocks are equal, so other factors only make it fewer or more of them.
+    data = bytearray(encode(Image.new("RGB", (64, 64), (128, 128, 128)), "JPEG", subsampling=0))
+    frame = data.index(b"\xff\xc0")
+    for place, factor in enumerate(factors):
+        data[frame + 11 + 3 * place] = factor
+    with pytest.raises(ValueError, match="subsampling"):
+        simplejpeg.decode_jpeg(bytes(data), strict=True)
+    images = [bytes(data), encode(photograph(9, 9), "JPEG")]
+    assert_equal(decode(decoder, images), images)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_made_of_many_scans_is_refused_before_it_keeps_a_core_busy(
+    decoder: Decoder, progressive: bool
+) -> None:
+    data = encode(photograph(16, 16), "JPEG", progressive=progressive)
+    last = data.rindex(b"\xff\xda")
+    few, many = (data[:last] + data[last:-2] * count + data[-2:] for count in (1, 501))
+    results = decoder.decode([few, many, few], [probe(few)] * 3)
+    assert_equal([results[0], results[2]], [few, few])
+    assert isinstance(results[1], ImageFailure)
+    assert "500 scans" in results[1].detail
+
+
 def test_an_image_over_the_cap_is_a_failure_before_it_is_decoded() -> None:
     image = encode(photograph(64, 80), "JPEG")
     (result,) = CpuDecoder(max_pixels=64 * 80 - 1).decode([image], [probe(image)])

@@ -217,6 +217,9 @@ def test_kinds_of_jpeg_for_a_gpu() -> None:
     for name, data in {
         "CMYK": encode(image.convert("CMYK"), "JPEG"),
         "RGB, by Adobe's marker": encode(image, "JPEG", keep_rgb=True),
+        "RGB by Adobe's marker, YCbCr by JFIF": plain[:20]
+        + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
+        + plain[20:],
         "arithmetic": plain.replace(b"\xff\xc0", b"\xff\xc9"),
         "extended": plain.replace(b"\xff\xc0", b"\xff\xc1"),
         "lossless": plain.replace(b"\xff\xc0", b"\xff\xc3"),

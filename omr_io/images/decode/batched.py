@@ -24,6 +24,7 @@ from omr_io.errors import ConfigError, ImageError, OmrWarning
 from omr_io.images.decode.base import Decoded, check_planned
 from omr_io.images.decode.cpu import CpuDecoder
 from omr_io.images.decode.jpeg_kinds import is_for_gpu
+from omr_io.images.pixels import has_too_many_scans
 from omr_io.images.sizes import MAX_PIXELS
 from omr_io.types import ImageFailure, ImageInfo, UInt8Array
 
@@ -66,7 +67,8 @@ class BatchDecoder(ABC):
     """JPEGs in batches by a library's own code; all else by simplejpeg and Pillow.
 
     Before anything is decoded each header is compared with the plan, and by it an image goes to the
-    library, or to the CPU: other formats; on a GPU also CMYK, RGB, arithmetic-coded and 12-bit
+    library, or to the CPU: other formats, and JPEGs in CMYK, which Pillow always takes for inverted
+    and NVIDIA's libraries only with Adobe's marker; on a GPU also RGB, arithmetic-coded and 12-bit
     JPEGs, unusual subsamplings, and images over `MAX_GPU_PIXELS`. On a GPU both work at the same
     time. Results keep the order of the images.
 
@@ -182,7 +184,7 @@ class BatchDecoder(ABC):
 
     def _is_native(self, data: bytes, found: ImageInfo) -> bool:
         """Whether an image goes to the library; `found` is what its header says."""
-        if found.format not in _JPEG:
+        if found.format not in _JPEG or found.mode == "CMYK" or has_too_many_scans(data):
             return False
         if self.device == "cpu":  # there it is libjpeg-turbo, which knows what simplejpeg's knows
             return True

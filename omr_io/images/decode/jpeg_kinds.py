@@ -46,9 +46,11 @@ def is_for_gpu(data: bytes) -> bool:
 
 
 def _is_ycc(frame: bytes, adobe: int, jfif: bool) -> bool:
-    """libjpeg's rule (default_decompress_parms in jdapimin.c) for three components."""
-    if jfif:
-        return True
+    """libjpeg's rule (default_decompress_parms in jdapimin.c) for three components.
+
+    But for a file that says both, YCbCr by JFIF and RGB by Adobe's marker: libjpeg believes JFIF,
+    and what nvJPEG believes is not documented.
+    """
     if adobe >= 0:
         return adobe != 0
-    return (frame[6], frame[9], frame[12]) != (0x52, 0x47, 0x42)  # "R", "G", "B"
+    return jfif or (frame[6], frame[9], frame[12]) != (0x52, 0x47, 0x42)  # "R", "G", "B"
