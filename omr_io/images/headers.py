@@ -12,15 +12,17 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
 from omr_io.errors import ImageError
 from omr_io.types import ImageFormat, ImageInfo
 
 MAX_TEXT_BYTES: Final = 1 << 20  # of an inflated PNG text chunk: where a zip bomb would sit
+MAX_TILE_PIXELS: Final = 1 << 22  # of a TIFF whose one tile is larger than its picture
 ORIENTATION_TAG: Final = 0x0112
+_TILE_SIDES: Final = (322, 323)
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 # EXIF value types that Pillow reads as an integer: SHORT, LONG, SBYTE, SSHORT, SLONG.
 _INTEGER_TYPES: Final = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
@@ -326,12 +328,25 @@ def tiff(data: bytes) -> ImageInfo:
     return _by_pillow(data, "tiff", TiffImagePlugin.TiffImageFile)
 
 
-def _by_pillow(data: bytes, kind: ImageFormat, plugin: Callable[[BytesIO], object]) -> ImageInfo:
+def _by_pillow(data: bytes, kind: ImageFormat, plugin: Callable[[BytesIO], Any]) -> ImageInfo:
     try:
         image = plugin(BytesIO(data))
     except MemoryError:  # the machine's fault, not the image's
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds for malformed bytes
         raise ImageError(f"the {kind.upper()}'s header cannot be read: {error}") from error
-    width, height = image.size  # type: ignore[attr-defined]
-    return ImageInfo(width, height, kind, image.mode)  # type: ignore[attr-defined]
+    width, height = image.size
+    if kind == "tiff":
+        _check_tile(image.tag_v2, (width + 15) * (height + 15))
+    return ImageInfo(width, height, kind, image.mode)
+
+
+def _check_tile(tags: Mapping[int, object], pixels: int) -> None:
+    """Refuse a TIFF of tiles that are far larger than it: memory is taken for a whole tile."""
+    tile = [side for tag in _TILE_SIDES if isinstance(side := tags.get(tag), int)]
+    if len(tile) == 2 and tile[0] * tile[1] > max(pixels, MAX_TILE_PIXELS):
+        raise ImageError(
+            f"the TIFF is made of tiles of {tile[0]}x{tile[1]} pixels, larger than itself",
+            reason="image-too-large",
+            mend="Write it again in strips, or in tiles of 256x256",
+        )

@@ -178,6 +178,18 @@ def claims(side: int) -> dict[str, bytes]:
     return found
 
 
+def tiff_tile(side: int) -> bytes:
+    """A TIFF of 40 x 40 pixels in one tile of side x side, which are there."""
+    data = zeros()
+    numbers = {
+        256: 40, 257: 40, 258: 8, 259: 8, 262: 2, 277: 3, 284: 1,
+        322: side, 323: side, 324: 8 + 2 + 12 * 11 + 4, 325: len(data),
+    }  # fmt: skip
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in numbers.items()]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + b"".join(entries) + bytes(4) + data
+
+
 def bombs() -> dict[str, bytes]:
     """Images of 40 x 40 pixels, by their headers, that hold a gigabyte."""
     text = b"Comment\0\0" + zeros()
@@ -194,6 +206,7 @@ def bombs() -> dict[str, bytes]:
         "png pixels": png(40, data=rows),
         "tiff strip": tiff_bomb(),
         "tiff counts": tiff_counts(),
+        "tiff tile": tiff_tile(16_000),
         "webp frame in a small canvas": webp_frame_in_canvas(13_000),
         "webp canvas smaller than its frame": webp_canvas(20),
         "jpeg of ten thousand scans": many_scans(10_000),
