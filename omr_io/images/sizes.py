@@ -124,8 +124,8 @@ def check_decodes(data: bytes, info: ImageInfo) -> None:
     (premature end, bytes missing or left over before a marker), a PNG with a wrong checksum in
     a critical chunk (IDAT among them) or without its IEND, a WebP shorter than it says, and pixels
     of another size than the header's. Not caught, since the formats carry no checksum: a flipped
-    bit in a JPEG, WebP, TIFF, BMP or GIF that still decodes. In a JPEG that is 9 flips of 10. Nor is
-    a progressive JPEG that ends well without its last scans: that is a legal, coarser picture.
+    bit in a JPEG, WebP, TIFF, BMP or GIF that still decodes. In a JPEG that is 9 flips of 10.
+    Nor is a progressive JPEG that ends well without its last scans: that is a coarser picture.
 
     Raises:
         ImageError: "image-truncated", "image-corrupt", "image-changed" or "image-format".
