@@ -16,7 +16,7 @@ from contextlib import suppress
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from omr_io import __version__
-from omr_io.errors import SourceError, Where
+from omr_io.errors import ConfigError, SourceError, Where
 from omr_io.remote.urls import redact
 
 Origin = tuple[str, str, int]
@@ -58,6 +58,7 @@ class Connections:
 
         Raises:
             SourceError: a redirect to another scheme, from https to http, or too many of them.
+            ConfigError: the environment names a proxy of a kind that is not known here.
             OSError, http.client.HTTPException: the connection failed.
         """
         home, own = origin_of(url), {**_basic(url), **private}
@@ -195,12 +196,24 @@ def _basic(url: str) -> dict[str, str]:
 
 
 def _proxy(origin: Origin) -> SplitResult | None:
-    """The proxy of the usual environment variables (HTTPS_PROXY, NO_PROXY, ...)."""
+    """The proxy of the usual environment variables (HTTPS_PROXY, NO_PROXY, ...).
+
+    Raises:
+        ConfigError: it is of another kind than http://HOST:PORT.
+    """
     scheme, host, port = origin
     url = urllib.request.getproxies().get(scheme)
     if not url or urllib.request.proxy_bypass(f"{host}:{port}"):
         return None
-    return urlsplit(url if "://" in url else f"http://{url}")
+    url = url if "://" in url else f"http://{url}"
+    with suppress(ValueError):  # a malformed port or host; its message may quote a password
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname and parts.port != 0:
+            return parts
+    raise ConfigError(
+        f"no proxy for {scheme}:// can be {redact(url)}, of the environment",
+        mend=f"Give {scheme}_proxy as http://[NAME:PASSWORD@]HOST:PORT, or the host in no_proxy",
+    )
 
 
 def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:

@@ -170,6 +170,8 @@ class HttpRanges:
             if error.errno != socket.EAI_NONAME or self._stat is not None:
                 return TransientError(f"the host's name cannot be resolved: {error.strerror}")
             permanent = "there is no such host"
+        except UnicodeError:  # a ValueError of http.client's: a label that is empty or too long
+            permanent = "this can be no host's name"
         except (OSError, http.client.HTTPException) as error:
             self._connections.close()
             what = "the server was silent too long" if isinstance(error, TimeoutError) else ""
@@ -230,9 +232,16 @@ class HttpRanges:
         if status == 416:
             match = _CONTENT_RANGE.search(headers.get("Content-Range", ""))
             total = int(match[3]) if match and match[3] != "*" else None
-            if total == 0 or (total is None and start == 0):
+            if total == 0:
                 self._note(0, headers)
                 return
+            if self._stat is None:  # taken for an empty file, a full one would be lost silently
+                raise SourceError(
+                    "the server refuses to send a range (416), and does not say that the file is "
+                    "empty",
+                    where=self._where,
+                    mend="Download the file and read the copy, or use a server that knows ranges",
+                )
             raise changed(self._source, f"it has no byte {start} any more")
         if status == 200 and headers.get("Content-Length") == "0":
             self._note(0, headers)
@@ -251,7 +260,7 @@ class HttpRanges:
         self, response: http.client.HTTPResponse, url: str, start: int, size: int, out: Buffer
     ) -> None:
         match = _CONTENT_RANGE.search(response.headers.get("Content-Range", ""))
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        encoding = response.headers.get("Content-Encoding", "").lower() or "identity"
         if match is None or match[1] is None or match[3] == "*" or encoding != "identity":
             self._connections.drop(url)
             what = "the server sends a range without saying which of how many bytes it is"

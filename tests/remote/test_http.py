@@ -185,6 +185,30 @@ def test_answers_that_are_no_range(server, fault, what):
     assert read(server.url + "/small") == SMALL
 
 
+def test_a_refusal_of_any_range_is_no_empty_file(server):
+    """416 means empty where the server says so; taken for it otherwise, all of a file was lost."""
+    server.always = status(416)
+    with pytest.raises(SourceError, match=r"\(416\)") as info:
+        read(server.url + "/small")
+    assert info.value.mend
+    server.always = status(416, {"Content-Range": "bytes */0"})
+    assert read(server.url + "/small") == b""
+
+
+def test_an_encoding_without_a_name_is_none(server):
+    server.always = header("Content-Encoding", "")
+    assert read(server.url + "/small") == SMALL
+
+
+@pytest.mark.parametrize("host", ["\xfc" + 70 * "a" + ".example", "a..example"])
+def test_a_host_that_can_have_no_such_name(server, host):
+    with pytest.raises(SourceError, match="no host's name"):
+        read(f"http://{host}/file")
+    server.redirects["/moved"] = f"http://{host}/file"
+    with pytest.raises(SourceError, match="no host's name"):
+        read(server.url + "/moved")
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -371,6 +395,19 @@ def test_a_proxy(server, monkeypatch):
         assert identity("http://a.invalid/file", QUICK)[:2] == ("file", len(SMALL))
     assert seen[0].host == "a.invalid"
     assert seen[0].headers["proxy-authorization"] == "Basic bmFtZTp3b3Jk"
+
+
+@pytest.mark.parametrize("kind", ["http", "https"])
+@pytest.mark.parametrize(
+    "proxy",
+    ["socks5://127.0.0.1:1080", "https://127.0.0.1:1", f"http://name:{SECRET}/x@127.0.0.1:1",
+     f"http://name:{SECRET}@127.0.0.1:port", "http://", ":"],
+)  # fmt: skip
+def test_a_proxy_of_another_kind_is_told_without_its_password(monkeypatch, kind, proxy):
+    monkeypatch.setenv(f"{kind}_proxy", proxy)
+    with pytest.raises(ConfigError, match=f"{kind}_proxy") as info:
+        open_url(f"{kind}://a.invalid/file", QUICK)
+    assert SECRET not in trace(info)
 
 
 def test_threads_with_a_file_each(server):
