@@ -34,6 +34,7 @@ _MEND = {
     "bucket (`gcloud auth application-default login` makes some). On a machine that has an "
     "account of its own, set GOOGLE_SKIP_SIGNATURE=false",
 }
+_MEND_KEY = "Check the URL for // and the like; or copy the object to a key without"
 _FORK = "the bucket was used in a process before it forked: obstore's threads do not outlive a fork"
 # obstore starts its threads at first use. In a child of a later fork they are missing, and a call
 # would wait for them for ever: the process is remembered, so that this is an error instead.
@@ -44,7 +45,8 @@ def parse(url: str) -> tuple[str, str]:
     """Bucket and key of a URL; the key as it stands, without percent-decoding, as in AWS's tools.
 
     Raises:
-        SourceError: it is of another form.
+        SourceError: it is of another form; or the key has an empty part, . or .., which obstore
+            does not know: it would take BUCKET//KEY for BUCKET/KEY.
     """
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
@@ -54,6 +56,9 @@ def parse(url: str) -> tuple[str, str]:
         if "@" in bucket:
             mend = f"Credentials belong into the environment, as {_ENVIRONMENT[scheme]}"
         raise SourceError("this names no bucket", where=Where(source=redact(url)), mend=mend)
+    if key.strip("/") and {"", ".", ".."} & set(key.rstrip("/").split("/")):
+        what = "the key holds an empty part, . or .., and such objects cannot be read"
+        raise SourceError(what, where=Where(source=redact(url)), mend=_MEND_KEY)
     return bucket, key
 
 
@@ -114,7 +119,7 @@ class Bucket:
         import obstore
 
         options: dict[str, Any] = {"range": (offset + len(out), offset + size)}
-        if '"' in stat.tag:  # else it is a date
+        if stat.tag.startswith('"'):  # a weak one never matches, and a date is none
             options["if_match"] = stat.tag
         result = obstore.get(store, key, options=options)  # type: ignore[arg-type]
         meta, source = result.meta, redact(self.url(key))
@@ -212,12 +217,18 @@ class Bucket:
             "connect_timeout": timedelta(seconds=min(self._policy.timeout, 10.0)),
         }
         if self.scheme == "gs":
-            from omr_io.remote.gcs import make_store as make_gcs_store
-
-            return make_gcs_store(self.name, options)
-        from omr_io.remote.s3 import make_store as make_s3_store
-
-        return make_s3_store(self.name, options)
+            from omr_io.remote.gcs import make_store as make
+        else:
+            from omr_io.remote.s3 import make_store as make  # type: ignore[assignment]
+        try:
+            return make(self.name, options)
+        except OmrError:
+            raise
+        except Exception as error:  # obstore's, of settings that cannot be; it may quote secrets
+            text = redact(str(error).partition("\n")[0])[:200]
+        names = "AWS_*" if self.scheme == "s3" else "GOOGLE_*"
+        what = f"the settings of {self.scheme}:// in the environment cannot be: {text}"
+        raise ConfigError(what, mend=f"Mend the variables {names} of the environment")
 
 
 class BucketRanges:
@@ -328,6 +339,9 @@ def explain(error: Exception, source: str, scheme: str) -> OmrError | TransientE
         return SourceError("the credentials have expired (400)", where=where, mend=_MEND[scheme])
     if kind == "PreconditionError" or status == 412:
         return changed(source, "its ETag is another")
+    if kind == "InvalidPathError":
+        what = "a key there holds an empty part, . or .., and such objects cannot be listed"
+        return SourceError(what, where=where, mend="Name the files, or a folder without such keys")
     if "non-partial response" in text:
         return SourceError("the server ignores Range and sends whole objects", where=where)
     if "incorrectly configured region" in text or status in (301, 307):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def make_store(bucket: str, client_options: Mapping[str, Any]) -> S3Store:
     AWS_SHARED_CREDENTIALS_FILE (~/.aws/credentials); without either the requests are anonymous.
 
     Raises:
-        ConfigError: the shared credentials file cannot be read.
+        ConfigError: the shared credentials file cannot be read, or the endpoint is no URL.
     """
     from obstore.store import S3Store
 
@@ -40,6 +41,11 @@ def make_store(bucket: str, client_options: Mapping[str, Any]) -> S3Store:
         config["region"] = "us-east-1"
     options = dict(client_options)
     if endpoint:
+        if re.match(r"https?://[^/]", endpoint) is None:  # obstore would panic at the first request
+            raise ConfigError(
+                "the endpoint of s3:// in the environment does not begin with http:// or https://",
+                mend="Set AWS_ENDPOINT_URL to http://HOST:PORT or https://HOST:PORT",
+            )
         config["endpoint"] = endpoint
         options["allow_http"] = endpoint.startswith("http://")  # the user's own word
     return S3Store(

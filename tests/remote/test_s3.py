@@ -12,7 +12,7 @@ pytest.importorskip("obstore")
 
 from omr_io.errors import ConfigError, SourceError
 from omr_io.remote import RetryPolicy, buckets, identity, list_urls, open_url
-from tests.remote.servers import S3Server, cut, etag, no_ranges, silent, status
+from tests.remote.servers import S3Server, cut, etag, header, no_ranges, silent, status
 
 QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=2)
 DATA = np.random.default_rng(0).bytes(2_000_000)
@@ -196,3 +196,71 @@ def test_without_obstore(monkeypatch):
         list_urls("s3://bucket/x.parquet", QUICK)
     assert info.value.exit_code == 2
     assert buckets.parse("s3://bucket/x") == ("bucket", "x")
+
+
+@pytest.mark.parametrize(
+    "key", ["/plain", "data//train-1.parquet", "./plain", "data/../plain", "."]
+)
+def test_keys_that_obstore_would_take_for_others(server, key):
+    """It read `plain` for `/plain`."""
+    for action in (open_url, identity, list_urls):
+        with pytest.raises(SourceError, match="an empty part") as info:
+            action(f"s3://bucket/{key}", QUICK)
+        assert info.value.mend
+    assert not server.requests
+
+
+def test_a_folder_with_a_key_that_cannot_be_listed_is_told(server):
+    server.objects["data/deep//y.parquet"] = b"y"
+    with pytest.raises(SourceError, match="an empty part") as info:
+        list_urls("s3://bucket/data/**/*.parquet", QUICK)
+    assert info.value.mend
+    assert list_urls("s3://bucket/data/train-*.parquet", QUICK)
+
+
+def test_odd_keys_are_read_as_they_stand(server):
+    for key in (
+        "a%20b",
+        "a+b",
+        "a#b",
+        "a?b=c",
+        "a&b",
+        r"C:\d\x",
+        "\u65e5\u672c",
+        "'\"",
+        "{b}",
+        "~",
+        "a:b@c",
+    ):
+        server.objects[key] = key.encode()
+        with open_url(f"s3://bucket/{key}", QUICK) as file:
+            assert file.read() == key.encode()
+
+
+def test_weak_etags_are_compared_and_not_asked_for(server):
+    """If-Match never holds for a weak one, so that every object seemed to have changed."""
+    server.always = header("ETag", 'W/"5"')
+    with open_url("s3://bucket/big.bin", QUICK) as file:
+        assert file.read(5) == DATA[:5]
+        server.always = header("ETag", 'W/"6"')
+        with pytest.raises(SourceError, match="changed"):
+            file.read()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "value"),
+    [
+        ("s3", "AWS_ENDPOINT_URL", "name:S3CR3TWORD@127.0.0.1:1"),
+        ("s3", "AWS_ENDPOINT_URL", "ftp://127.0.0.1"),
+        ("s3", "AWS_SKIP_SIGNATURE", "perhaps"),
+        ("gs", "GOOGLE_APPLICATION_CREDENTIALS", "/no/such/file"),
+        ("gs", "GOOGLE_SERVICE_ACCOUNT_KEY", "{S3CR3TWORD"),
+    ],
+)
+def test_settings_that_cannot_be(server, monkeypatch, scheme, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as info:
+        open_url(f"{scheme}://bucket/plain", QUICK)
+    assert info.value.mend
+    assert "S3CR3TWORD" not in "".join(traceback.format_exception(info.value))
+    assert not server.requests
