@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
-from omr_io.errors import IntegrityError, OmrWarning, SourceError, Where
+from omr_io.errors import ConfigError, IntegrityError, OmrWarning, SourceError, Where
 from omr_io.remote.ranges import Buffer, Stat
 from omr_io.remote.retries import Traffic
 from omr_io.remote_storage.block_cache import BlockCache, Claim
@@ -49,10 +49,7 @@ class Fetcher:
         self._pid = os.getpid()
         self._root, self._known, self._options = root, known, options
         self._origin = make_origin(root, options.retries, self.traffic)
-        folder = options.folder()
-        self.cache = None if folder is None else BlockCache(folder, options.cache_bytes)
-        if self.cache is not None and self.cache.max_bytes < 4 * options.block_bytes:
-            self.cache = None  # too small to be of use
+        self.cache = _cache(options)
         self._stats: dict[str, Stat] = {}
         self._stat_locks: dict[str, threading.Lock] = {}
         self._sizes = {name: size for name, (size, _) in known.items()}
@@ -218,9 +215,17 @@ class Fetcher:
         if not self._threads and not self._closed:
             for number in range(self._options.threads):
                 name = f"omr-io-fetch-{number}"
-                self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
-            for thread in self._threads:
-                thread.start()
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more are allowed; a few do as well
+                    if self._threads:
+                        break
+                    raise ConfigError(
+                        f"no thread can be started that fetches: {error}",
+                        mend="Raise the limit of processes (ulimit -u, or the container's)",
+                    ) from error
+                self._threads.append(thread)
         self._work.notify(count)
 
     def _run(self) -> None:
@@ -370,6 +375,21 @@ class Fetcher:
                 OmrWarning,
                 stacklevel=2,
             )
+
+
+def _cache(options: RemoteOptions) -> BlockCache | None:
+    folder = options.folder()
+    cache = None if folder is None else BlockCache(folder, options.cache_bytes)
+    if cache is not None and cache.max_bytes < options.least_cache_bytes:
+        warnings.warn(
+            f"there is no room for a cache in {cache.folder}: half of what is free there are "
+            f"{cache.max_bytes} bytes, so that bytes are fetched again when they are read again. "
+            "Free space there, give RemoteOptions another folder, or cache=None",
+            OmrWarning,
+            stacklevel=5,
+        )
+        return None
+    return cache
 
 
 def _again(error: BaseException) -> BaseException:

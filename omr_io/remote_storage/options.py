@@ -21,7 +21,8 @@ class RemoteOptions:
             (~/.cache/omr_io, or where OMR_IO_CACHE_DIR says; none where that is set to nothing).
             None keeps nothing on disk: only what is read ahead, in memory.
         cache_bytes: the bound of that folder; what was longest unused goes first. None: 32 GiB, or
-            half of what is free there, if that is less.
+            half of what is free there, if that is less. 0: as `cache` None. Shards are kept while
+            those that are read from at a time take at most half of it: give twice their size.
         threads: transfers at once. One of them (if there are two or more) is kept for reads that
             somebody waits for.
         read_ahead_bytes: of memory, for what is read ahead and not yet asked for.
@@ -47,8 +48,16 @@ class RemoteOptions:
                 f"{self.block_bytes}",
                 mend="Use at least 1 thread, 0 bytes and blocks of 4096 bytes",
             )
-        if self.cache_bytes is not None and self.cache_bytes < 0:
-            raise ConfigError(f"cache_bytes {self.cache_bytes}", mend="Use 0 or more, or None")
+        if self.cache_bytes and self.cache_bytes < self.least_cache_bytes:
+            raise ConfigError(
+                f"cache_bytes {self.cache_bytes} is less than four blocks of {self.block_bytes}",
+                mend=f"Use {self.least_cache_bytes} or more, 0 for no cache, or None",
+            )
+
+    @property
+    def least_cache_bytes(self) -> int:
+        """A smaller cache is of no use."""
+        return 4 * self.block_bytes
 
     def folder(self) -> Path | None:
         """The cache's folder, which need not exist; None: there is no cache."""

@@ -113,18 +113,16 @@ def _cached(storage: RemoteStorage, index: FileDigest) -> pa.Buffer | None:
                 time.sleep(_POLL)
                 continue
             try:
-                if cache.has(key):  # just now; or it cannot be read
-                    time.sleep(_POLL)
-                    continue
-                if not claim.commit(storage.pieces(index.name), index.bytes):
-                    return None  # there is no room for it
+                # It may be there just now; if not, None means that there is no room for it.
+                if cache.has(key) or not claim.commit(storage.pieces(index.name), index.bytes):
+                    return _mapped(cache, key, index)
             finally:
                 claim.release()
             return _mapped(cache, key, index)  # None: not the manifest's, see `_read_index`
     except OSError as error:
         warnings.warn(
             f"the index cannot be kept in the cache, and is held in memory: {error}. Give "
-            "RemoteOptions a folder that can be written, or cache=None",
+            "RemoteOptions a folder that can be read and written, or cache=None",
             OmrWarning,
             stacklevel=5,
         )
@@ -133,12 +131,18 @@ def _cached(storage: RemoteStorage, index: FileDigest) -> pa.Buffer | None:
 
 
 def _mapped(cache: BlockCache, key: str, index: FileDigest) -> pa.Buffer | None:
-    """An entry's body, mapped; it stays so when the entry is removed."""
+    """An entry's body, mapped; it stays so when the entry is removed.
+
+    None if there is no such entry, or none that is sound: that one is removed.
+
+    Raises:
+        OSError: it is there and cannot be read: another user's, say.
+    """
     path = cache.path(key)
     try:
         with pa.memory_map(str(path)) as file:
             buffer = file.read_buffer(index.bytes)
-    except OSError:
+    except FileNotFoundError:
         return None
     if not _matches(buffer, index):
         cache.discard(key)

@@ -1,17 +1,20 @@
 """Shard sets behind http(s): the same bytes as in a folder, with and without a cache."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import traceback
+import warnings
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from omr_io.errors import ConfigError, IntegrityError, SourceError
+from omr_io.errors import ConfigError, IntegrityError, OmrWarning, SourceError
 from omr_io.index import ShardSet
 from omr_io.remote_storage import RemoteOptions, RemoteStorage, hints
 from omr_io.storage import StorageStats
@@ -438,6 +441,22 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 def test_options_that_cannot_be():
-    for bad in ({"threads": 0}, {"block_bytes": 1}, {"cache_bytes": -1}, {"read_ahead_bytes": -1}):
+    for bad in (
+        {"threads": 0}, {"block_bytes": 1}, {"cache_bytes": -1}, {"read_ahead_bytes": -1},
+        {"cache_bytes": 1}, {"cache_bytes": (4 << 20) - 1, "block_bytes": 1 << 20},
+    ):  # fmt: skip
         with pytest.raises(ConfigError):
             RemoteOptions(**bad)
+
+
+def test_a_disk_without_room_for_a_cache_is_told(url, same, monkeypatch, options):
+    """It was left out without a word, and every epoch went over the network."""
+    full = namedtuple("usage", "total used free")(1 << 30, 1 << 30, 5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.warns(OmrWarning, match="no room for a cache") as told:
+        shards = ShardSet.open(url, options(cache_bytes=None))
+    with shards, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        same(shards)
+        assert shards.storage_stats().cache_bytes == 0
+    assert "Free space" in str(told[0].message)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omr_io.errors import OmrWarning
+from omr_io.errors import ConfigError, OmrWarning
 from omr_io.index import ShardSet
-from omr_io.remote_storage import RemoteStorage, fetcher
+from omr_io.remote_storage import RemoteStorage, fetcher, shard_sets
 from omr_io.remote_storage.block_cache import TRAILER_BYTES, BlockCache
 from tests.remote.servers import FileServer
 
@@ -225,3 +226,38 @@ def test_what_is_counted_is_what_is_held(tmp_path):
         list(pool.map(work, range(6)))
     assert 0 < held(caches[0]) <= 40_000
     assert caches[0].used_bytes() == held(caches[0])
+
+
+def test_an_index_that_is_there_and_cannot_be_read(url, options, same, monkeypatch):
+    """Another user's, say (here a folder: root may read all). It was waited for 10 minutes."""
+    monkeypatch.setattr(shard_sets, "_PATIENCE", 0.2)  # so that the old way would end at all
+    chosen = options()
+    ShardSet.open(url, chosen).close()
+    (entry,) = (path for path in chosen.folder().rglob("[0-9a-f]" * 40) if path.is_file())
+    entry.unlink()
+    entry.mkdir()
+    with pytest.warns(OmrWarning, match="the index cannot be kept"):
+        shards = ShardSet.open(url, chosen)
+    with shards:
+        same(shards)
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_no_more_threads_are_allowed(url, options, same, monkeypatch, allowed):
+    """Of a limit of processes: who read after the first error waited for ever."""
+    with ShardSet.open(url, options()) as shards:
+        left, start = [allowed], threading.Thread.start
+
+        def limited(thread):
+            if thread.name.startswith("omr-io-fetch-"):
+                if not left[0]:
+                    raise RuntimeError("can't start new thread")
+                left[0] -= 1
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+        for _ in range(0 if allowed else 2):
+            with pytest.raises(ConfigError, match="no thread can be started"):
+                shards.read_record(0)
+        left[0] = allowed or 1
+        same(shards)
