@@ -6,8 +6,10 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from omr_io.corpus.formats.location import Location
 from omr_io.errors import ConfigError, SourceError
@@ -23,7 +25,8 @@ class ForeignTars:
 
     Attributes:
         root: an absolute folder, or a URL that ends in a slash.
-        names: of the tars, relative to `root`, in the order given; each once.
+        names: of the tars, relative to `root`, in the order given; each once. As they stand, not
+            percent-encoded: `RemoteStorage` encodes what it reads by http(s).
     """
 
     root: str
@@ -36,7 +39,11 @@ class ForeignTars:
 
     def location(self, name: str) -> Location:
         """Where one of them is."""
-        return self.root + name if self.is_remote else Path(self.root) / name
+        if not self.is_remote:
+            return Path(self.root) / name
+        from omr_io.remote_storage.origins import join
+
+        return join(self.root, name)
 
 
 def locate(sources: Iterable[str | Path]) -> ForeignTars:
@@ -172,4 +179,17 @@ def _relative_urls(urls: list[str]) -> ForeignTars:
     root = "".join(f"{part}/" for part in folders[0][:same])
     if same < 3:  # scheme:, nothing, host
         raise ConfigError("the URLs have no place in common", mend="Index them apart")
-    return ForeignTars(root, tuple(dict.fromkeys(url.removeprefix(root) for url in urls)))
+    names = [url.removeprefix(root) for url in urls]
+    if root.lower().startswith(("http://", "https://")):
+        names = [_decoded(name) for name in names]
+    return ForeignTars(root, tuple(dict.fromkeys(names)))
+
+
+def _decoded(name: str) -> str:
+    """A name under a URL of http(s), without percent-encoding."""
+    parts: list[str] = []
+    with suppress(UnicodeDecodeError):
+        parts = [unquote(part, errors="strict") for part in name.split("/")]
+    if not parts or any("/" in part for part in parts):
+        raise SourceError(f"{name} is no name of a tar: %2F, or no UTF-8", mend="Rename it")
+    return "/".join(parts)

@@ -75,6 +75,24 @@ def test_http(local, server, tmp_path):
     assert lint(tmp_path / "out").samples == 9
 
 
+def test_names_that_http_encodes(local, files, tmp_path):
+    """They were indexed, and then asked for with their %20 encoded once more."""
+    with FileServer(
+        {f"/my sets/{name[0]} #%+é.tar": data for name, data in files.items()}
+    ) as server:
+        encoded = "%20%23%25+%C3%A9.tar"
+        index_foreign([f"{server.url}/my%20sets/{{a,b}}{encoded}"], tmp_path / "out")
+        with ShardSet.open(local) as here, ShardSet.open(tmp_path / "out") as there:
+            assert len(there) == len(here) == 9
+            for i in range(9):
+                assert there.read_images(i) == here.read_images(i)
+                assert there.read_record(i).question == here.read_record(i).question
+        for odd in ("a%2Fb.tar", "a%FF.tar"):
+            with pytest.raises(SourceError, match=odd) as info:
+                locate([f"{server.url}/my%20sets/{odd}"])
+            assert info.value.mend
+
+
 def test_a_window_may_end_within_a_sample(local, server, tmp_path, monkeypatch):
     """Windows of one member each: every sample is put together from two."""
     monkeypatch.setattr(
