@@ -8,7 +8,7 @@ Legend: H, W pixels; P patches; D patch width (3 x temporal_patch_size x patch_s
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ def to_patches(
         ImageError: "image-too-narrow".
         ConfigError: an array has another shape or dtype.
     """
-    pixels_HW3 = _in_order(pixels_HW3)
+    pixels_HW3 = _checked(pixels_HW3)
     height, width, _ = pixels_HW3.shape
     target = patch_target((height, width), smart_resize(height, width, vision), vision)
     shape = (target.num_patches, vision.patch_width)
@@ -95,8 +95,19 @@ def to_patches(
     return out
 
 
-def _in_order(pixels_HW3: UInt8Array) -> UInt8Array:
-    """The pixels, copied where their rows are not in order."""
+def _checked(pixels_HW3: UInt8Array) -> UInt8Array:
+    """`in_order`, and refused if there are none."""
+    pixels_HW3 = in_order(pixels_HW3)
+    check_image(pixels_HW3)
+    return pixels_HW3
+
+
+def in_order(pixels_HW3: UInt8Array) -> UInt8Array:
+    """The pixels, copied where the bytes of a row do not lie side by side, or rows not in order.
+
+    Raises:
+        ConfigError: they are not (H, W, 3) uint8.
+    """
     if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
         raise ConfigError(
             f"pixels must be (H, W, 3) uint8, not {pixels_HW3.shape} {pixels_HW3.dtype}"
@@ -105,7 +116,6 @@ def _in_order(pixels_HW3: UInt8Array) -> UInt8Array:
         check_image(pixels_HW3)
     except ConfigError:
         pixels_HW3 = np.ascontiguousarray(pixels_HW3)
-        check_image(pixels_HW3)
     return pixels_HW3
 
 
@@ -126,7 +136,7 @@ def resize(
     Raises:
         ConfigError: the array has another shape or dtype, or the size is not 1 to MAX_SIDE.
     """
-    pixels_HW3 = _in_order(pixels_HW3)
+    pixels_HW3 = _checked(pixels_HW3)
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise ConfigError(f"no size to resize to: {width}x{height}; sides are 1 to {MAX_SIDE}")
     first = vertical_first(pixels_HW3.shape[:2], (height, width), vision.pass_order)
@@ -150,7 +160,23 @@ def vertical_first(
     return to_rows < rows and rows - to_rows > 2 * (columns - to_columns)
 
 
-def value_table(vision: VisionConfig) -> Float32Array:
+class Normalisation(Protocol):
+    """What makes values of bytes: `VisionConfig`, or one of `omr_io.images.families`."""
+
+    @property
+    def rescale_factor(self) -> float:
+        """What a byte is multiplied by."""
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
+        """Then subtracted, per RGB channel."""
+
+    @property
+    def image_std(self) -> tuple[float, float, float]:
+        """Then divided by."""
+
+
+def value_table(vision: Normalisation) -> Float32Array:
     """The value of each byte in each channel: transformers' rescale and normalize, run on a ramp.
 
     Returns:

@@ -17,7 +17,7 @@ from omr_io.errors import ConfigError, ImageError
 from omr_io.images import families, probe
 from omr_io.images.decode import CpuDecoder
 from omr_io.images.families import Family, Gemma3Vision, Idefics3Vision, PixtralVision
-from omr_io.images.families.core import value_table
+from omr_io.images.patches import value_table
 from omr_io.ops import patches_implementation
 from omr_io.types import UInt8Array
 from tests.images.family_processors import VISIONS, image_processor, random_pixels

@@ -243,16 +243,17 @@ class Family(ABC, Generic[Plan]):
             ImageError, ConfigError: as `to_pixels`.
         """
         from omr_io.images.families import core
+        from omr_io.images.patches import in_order
 
-        pixels_HW3 = core.in_order(pixels_HW3)
+        pixels_HW3 = in_order(pixels_HW3)
         plan = self.plan(pixels_HW3.shape[0], pixels_HW3.shape[1])
         return self._parts(pixels_HW3, plan, core.Core(self.filter, self.pass_order))
 
     def value_table(self) -> Float32Array:
         """(3, 256) float32: the value of each byte in each channel."""
-        from omr_io.images.families import core
+        from omr_io.images.patches import value_table
 
-        return core.value_table(self)
+        return value_table(self)
 
 
 def check_positive(vision: Family[Any], *names: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,12 +15,8 @@ from omr_io import _C
 from omr_io.config import PassOrder
 from omr_io.errors import ConfigError
 from omr_io.images.cpu_patches import patches
-from omr_io.images.patch_arguments import check_image
 from omr_io.images.patches import vertical_first
 from omr_io.types import Filter, Float32Array, PatchLayout, PatchTarget, UInt8Array
-
-if TYPE_CHECKING:
-    from omr_io.images.families.base import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +45,6 @@ class Core:
         return PatchTarget(*size, layout, self.filter, first)
 
 
-def in_order(pixels_HW3: UInt8Array) -> UInt8Array:
-    """The pixels, copied where the bytes of a row do not lie side by side.
-
-    Raises:
-        ConfigError: they are not (H, W, 3) uint8.
-    """
-    if pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.dtype != np.uint8:
-        raise ConfigError(
-            f"pixels must be (H, W, 3) uint8, not {pixels_HW3.shape} {pixels_HW3.dtype}"
-        )
-    try:
-        check_image(pixels_HW3)
-    except ConfigError:
-        pixels_HW3 = np.ascontiguousarray(pixels_HW3)
-    return pixels_HW3
-
-
 def write(
     parts: tuple[Sequence[UInt8Array], Sequence[PatchTarget]],
     table_3x256: Float32Array,
@@ -86,15 +64,3 @@ def write(
         num_patches = sum(target.num_patches for target in parts[1])
         out = out.view(num_patches, -1)
     return patches(*parts, table_3x256, dtype=wanted, out=out).view(shape)
-
-
-def value_table(vision: Family[Any]) -> Float32Array:
-    """(3, 256) float32: transformers' rescale and normalize (5.23), run on each byte.
-
-    The product is taken in float64 and rounded, the rest is in float32.
-    """
-    scaled = (np.arange(256, dtype=np.float64) * vision.rescale_factor).astype(np.float32)
-    mean = np.array(vision.image_mean, dtype=np.float32)[:, None]
-    std = np.array(vision.image_std, dtype=np.float32)[:, None]
-    table: Float32Array = (scaled - mean) / std
-    return table
