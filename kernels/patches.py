@@ -345,7 +345,8 @@ def prepare(
         pinned.numpy()[part].reshape(pixels.shape)[...] = pixels
     where = dict(at.pixels)
     sources = [
-        _source(image, buffer.data_ptr(), where.get(number)) for number, image in enumerate(images)
+        _source(image, number, buffer.data_ptr(), where.get(number))
+        for number, image in enumerate(images)
     ]
     gpu_plan.fill(pinned.numpy(), at, plan, table, sources)
     buffer.copy_(pinned, non_blocking=True)
@@ -396,13 +397,25 @@ def _is_on(image: UInt8Array | Tensor, device: torch.device, number: int) -> boo
     return image.device == device
 
 
-def _source(image: UInt8Array | Tensor, buffer: int, part: slice | None) -> tuple[int, int]:
-    """Address and bytes from row to row, where the kernel reads the image."""
+def _source(
+    image: UInt8Array | Tensor, number: int, buffer: int, part: slice | None
+) -> tuple[int, int]:
+    """Address and bytes from row to row, where the kernel reads the image.
+
+    Raises:
+        ConfigError: its rows lie too far apart for 32-bit offsets: a crop of a huge image.
+    """
     height, width, _ = image.shape
     if part is not None:
         return buffer + part.start, 3 * width
     assert isinstance(image, Tensor)
-    return image.data_ptr(), image.stride(0) if height > 1 else 3 * width
+    pitch = image.stride(0) if height > 1 else 3 * width
+    if height * pitch > gpu_plan.LIMIT:
+        raise ConfigError(
+            f"image {number} has {height} rows {pitch} bytes apart, more than 32-bit offsets reach",
+            mend="Copy the crop: image.contiguous()",
+        )
+    return image.data_ptr(), pitch
 
 
 def _keep_until_read(images: Sequence[UInt8Array | Tensor], device: torch.device) -> None:

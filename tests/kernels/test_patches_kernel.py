@@ -194,6 +194,17 @@ def test_bad_input_is_refused_before_anything_is_written() -> None:
 
 
 @interpreted
+def test_a_crop_whose_rows_lie_too_far_apart_is_refused() -> None:
+    """Its offsets wrapped around at 2**31 and were read from before the image."""
+    huge = torch.empty(2**31 + 4096, dtype=torch.uint8)  # not touched: it takes no memory
+    crop = huge.as_strided((17, 20, 3), (2**27, 3, 1))
+    table, target = np.zeros((3, 256), np.float32), PatchTarget(28, 28, P14)
+    for image in (crop, crop[:16]):
+        with pytest.raises(ConfigError, match=r"image 1 has 1\d rows 134217728 bytes apart"):
+            patches([torch.zeros((2, 2, 3), dtype=torch.uint8), image], [target] * 2, table)
+
+
+@interpreted
 def test_no_images_are_no_patches() -> None:
     assert patches([], [], np.zeros((3, 256), np.float32), dtype=torch.bfloat16).shape == (0, 0)
 
