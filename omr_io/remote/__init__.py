@@ -1,7 +1,16 @@
-"""Files that are elsewhere: hf://, s3://, gs://, http(s)://.
+"""One file that is elsewhere, read once: hf://, s3://, gs://, http(s)://.
 
-`list_urls` finds them, `open_url` reads them with Python's file protocol, `identity` tells what a
-corpus' fingerprint is made of. No other scheme is known, and none starts a program.
+`list_urls` finds files, `open_url` reads one with Python's file protocol, `identity` tells what a
+corpus' fingerprint is made of. No other scheme is known, and none starts a program. Conversion and
+`omr-io index` read their sources so. **Shard sets that are trained from are another package's**,
+`omr_io.remote_storage`, which has the cache and reads ahead; it asks by the same clients:
+
+    urls                       what a URL is, what in it is secret, patterns
+    retries, ranges            trying again, stalls; what every client gives
+    connections, http_ranges   HTTP by the standard library
+    hub                        hf://: names, commits, tokens; the bytes by http_ranges
+    buckets, s3, gcs           s3:// and gs:// by obstore
+    remote_file                a client's ranges as a Python file
 """
 
 from __future__ import annotations
