@@ -34,6 +34,12 @@ _MEND = {
     "bucket (`gcloud auth application-default login` makes some). On a machine that has an "
     "account of its own, set GOOGLE_SKIP_SIGNATURE=false",
 }
+_CONNECTION = {
+    "dns error": ": the host's name cannot be resolved",
+    "ConnectionRefused": ": it was refused",
+    "ConnectionReset": ": it was reset",
+    "TimedOut": ": it took too long",
+}
 _MEND_KEY = "Check the URL for // and the like; or copy the object to a key without"
 _FORK = "the bucket was used in a process before it forked: obstore's threads do not outlive a fork"
 # obstore starts its threads at first use. In a child of a later fork they are missing, and a call
@@ -352,6 +358,10 @@ def explain(error: Exception, source: str, scheme: str) -> OmrError | TransientE
         return SourceError(f"the server answers {status}", where=where)
     if status is not None:
         return TransientError(f"the server answers {status}")
+    if "InvalidCertificate" in text:
+        mend = "Check the endpoint; a certificate of your own must be known to this machine"
+        return SourceError("the server's certificate is not trusted", where=where, mend=mend)
     if kind == "GenericError" or isinstance(error, TimeoutError | ConnectionError):
-        return TransientError("the connection failed")
+        told = (words for mark, words in _CONNECTION.items() if mark in text)
+        return TransientError(f"the connection failed{next(told, '')}")
     return SourceError(f"reading failed ({kind})", where=where)

@@ -6,13 +6,17 @@ import base64
 import hashlib
 import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+import pytest
 
 
 @dataclass
@@ -240,6 +244,20 @@ class FileServer(Server):
         if not self.knows_conditions:
             request.headers.pop("if-match", None)
         return ranged(request, self.files[request.path])
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate of localhost that nobody trusts, its key beside it as key.pem."""
+    pem = folder / "cert.pem"
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout",
+         folder / "key.pem", "-out", pem, "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip("no openssl")
+    return pem
 
 
 class S3Server(Server):

@@ -20,6 +20,7 @@ from omr_io.remote.retries import retry_after
 from tests.remote.servers import (
     FileServer,
     Reply,
+    certificate,
     cut,
     etag,
     header,
@@ -353,17 +354,7 @@ def test_an_idle_connection_that_the_server_closed(server):
 
 
 def test_https_certificates_and_downgrades(tmp_path, monkeypatch):
-    import subprocess
-
-    pem = tmp_path / "cert.pem"
-    made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout",
-         tmp_path / "key.pem", "-out", pem, "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        capture_output=True,
-    )  # fmt: skip
-    if made.returncode:
-        pytest.skip("no openssl")
+    pem = certificate(tmp_path)
     with FileServer({"/x": SMALL}) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pem, tmp_path / "key.pem")

@@ -1,6 +1,7 @@
 """s3://, against a small server that speaks it."""
 
 import os
+import ssl
 import subprocess
 import sys
 import traceback
@@ -12,7 +13,7 @@ pytest.importorskip("obstore")
 
 from omr_io.errors import ConfigError, SourceError
 from omr_io.remote import RetryPolicy, buckets, identity, list_urls, open_url
-from tests.remote.servers import S3Server, cut, etag, header, no_ranges, silent, status
+from tests.remote.servers import S3Server, certificate, cut, etag, header, no_ranges, silent, status
 
 QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=2)
 DATA = np.random.default_rng(0).bytes(2_000_000)
@@ -264,3 +265,17 @@ def test_settings_that_cannot_be(server, monkeypatch, scheme, name, value):
     assert info.value.mend
     assert "S3CR3TWORD" not in "".join(traceback.format_exception(info.value))
     assert not server.requests
+
+
+def test_why_a_connection_failed_is_told(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(SourceError, match="it was refused"):
+        open_url("s3://bucket/plain", QUICK)
+    pem = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, tmp_path / "key.pem")
+    server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.other.replace("http:", "https:"))
+    with pytest.raises(SourceError, match="certificate is not trusted") as info:
+        open_url("s3://bucket/plain", RetryPolicy(tries=100, first_wait=100))  # not tried again
+    assert info.value.mend
