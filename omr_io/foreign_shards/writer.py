@@ -5,7 +5,9 @@ manifest.json comes last. What a killed run left is written again, the same byte
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -49,7 +51,8 @@ class IndexWriter:
         samples, images, bytes: so far; bytes are of the tars.
 
     Raises:
-        ConfigError: the folder holds an index already, or files of these names that are not ours.
+        ConfigError: the folder holds an index already, or files of these names that are not ours;
+            or another process writes one there.
         DiskError: writing failed; from all methods.
     """
 
@@ -60,18 +63,37 @@ class IndexWriter:
         self._keys = KeysSeen()
         self._refused = 0
         self._unfinished: list[Path] = []
+        self._replaces = False
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self._claim()
-        self._index_file = AtomicFile(folder / INDEX_NAME)
+            self._lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._claim()
+            self._index_file = AtomicFile(folder / INDEX_NAME)
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._index = pa.ipc.new_file(self._index_file, INDEX_SCHEMA)
         self._rejects_file: AtomicFile | None = None
         self._rejects: pq.ParquetWriter | None = None
 
     def _claim(self) -> None:
-        """Check that nothing of another origin is replaced; then take back the old manifest."""
+        """Check that nobody else is at it, and that nothing of another origin is replaced."""
+        taken = False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            taken = True
+        except OSError:  # a file system that knows no locks of folders
+            pass
+        if taken:
+            raise ConfigError(
+                f"another `omr-io index` is writing into {self._folder}",
+                mend="Wait until it has ended: one is enough, whatever the number of ranks",
+            )
         manifest, index = self._folder / MANIFEST_NAME, self._folder / INDEX_NAME
-        if not manifest.exists() and not index.exists():
+        self._replaces = manifest.exists() or index.exists()
+        if not self._replaces:
             return
         if manifest.exists():
             if not self._overwrite:
@@ -85,13 +107,20 @@ class IndexWriter:
                     f"{manifest} was not written by `omr-io index`, so it is not replaced",
                     mend="Choose another folder by -o",
                 )
-            with writing(manifest):
-                manifest.unlink()
-                fsync_folder(self._folder)
         elif not self._overwrite:
             self._check_left_behind(index)
-        with writing(self._folder), suppress(FileNotFoundError):
-            (self._folder / REJECTS_NAME).unlink()
+
+    def _take_back(self) -> None:
+        """The old manifest goes before anything changes that it tells of.
+
+        Not earlier: a run that fails on the way leaves the old set as it was.
+        """
+        if not self._replaces:
+            return
+        with writing(self._folder):
+            for name in (MANIFEST_NAME, REJECTS_NAME):
+                (self._folder / name).unlink(missing_ok=True)
+            fsync_folder(self._folder)
 
     def _check_left_behind(self, path: Path) -> None:
         """An index without a manifest is what a killed run left, or a file that is not ours."""
@@ -140,6 +169,7 @@ class IndexWriter:
                     f"{path} is there already, with other content",
                     mend="Pass --overwrite to replace it, or choose another folder by -o",
                 )
+            self._take_back()
         self._unfinished.append(path)
         write_atomically(path, text)
         return digest
@@ -164,6 +194,7 @@ class IndexWriter:
     ) -> Manifest:
         """Complete the set."""
         self._index.close()
+        self._take_back()
         self._index_file.commit()
         if self._rejects is not None and self._rejects_file is not None:
             self._rejects.close()
@@ -200,6 +231,10 @@ class IndexWriter:
         for path in self._unfinished:
             with suppress(OSError):
                 path.unlink()
+        self._unfinished = []
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
 
 def idx_name(shard: str) -> str:

@@ -336,6 +336,38 @@ def test_nothing_of_another_origin_is_replaced(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_run_that_fails_leaves_the_old_set_as_it_was(tmp_path):
+    """Its manifest went at once: a set that was sound could not be opened any more."""
+    make_tar(tmp_path / "a.tar", [*sample("a"), ("odd", b"x")])
+    index_foreign([tmp_path])
+    before = contents(tmp_path)
+    (tmp_path / "b.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(TarError):
+        index_foreign([tmp_path], options=IndexOptions(overwrite=True))
+    (tmp_path / "b.tar").unlink()
+    assert contents(tmp_path) == before
+    with ShardSet.open(tmp_path) as shards:
+        assert shards.key(0) == "a"
+
+
+def test_one_process_writes_a_folder_at_a_time(tmp_path):
+    """Of ranks that all began it each removed what the others had, and none got to its end."""
+    make_tar(tmp_path / "a.tar", sample("a"))
+    seen = []
+
+    def meanwhile(done, shards, samples):
+        with pytest.raises(ConfigError, match="another `omr-io index` is writing") as info:
+            index_foreign([tmp_path])
+        assert info.value.mend
+        seen.append(samples)
+
+    index_foreign([tmp_path], progress=meanwhile)
+    assert seen == [1]
+    with ShardSet.open(tmp_path) as shards:
+        assert len(shards) == 1
+    index_foreign([tmp_path], options=IndexOptions(overwrite=True))  # it is free again
+
+
 def test_damage_in_a_foreign_tar_is_found(tmp_path):
     tar = make_tar(tmp_path / "a.tar", [*sample("a"), *sample("b", 1)])
     index_foreign([tar])
