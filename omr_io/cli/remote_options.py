@@ -32,7 +32,8 @@ RemoteCacheBytes = Annotated[
         "--remote-cache-bytes",
         min=0,
         metavar="BYTES",
-        help="The most that is kept there; 0: nothing. Default: 32 GiB, or half of what is free.",
+        help="The most that is kept there, 32 MiB or more; 0: nothing. Default: 32 GiB, or half of "
+        "what is free.",
     ),
 ]
 
