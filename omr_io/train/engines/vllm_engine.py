@@ -39,7 +39,7 @@ from omr_io.train.engines.protocol import SamplingSettings
 from omr_io.train.engines.unpatch import collapsed, images_of, processor_bounds
 from omr_io.train.gathering import full_tensor
 from omr_io.train.ranks import Ranks
-from omr_io.train.rollout import Completion
+from omr_io.train.rollout import Completion, seed_32
 from omr_io.types import EncodedSample
 
 UNTRIED = "omr_io's vLLM engine was never run against a real vLLM"
@@ -185,7 +185,7 @@ class VllmEngine:
 
     def _sampling(self, settings: SamplingSettings, place: int, allowed: list[int]) -> Any:
         # A completion's own seed is this one plus its number, so prompts are a group apart.
-        seed = (settings.seed * 1_000_003 + place * settings.group) % 2**31
+        seed = (seed_32(settings.seed) * 1_000_003 + place * settings.group) % 2**31
         return self._vllm.SamplingParams(
             n=settings.group,
             temperature=settings.temperature,
