@@ -178,6 +178,7 @@ def train(
         loader.check_ranks(ranks.gather(loader.state_dict()))
         recipe = synthetic.with_steps(resolve_steps(recipe, loader), loader)
         model = get_model(recipe, tokenizer, ids, source)
+        ids = ids.for_model(model, tokenizer.vocab_size)
         shard(
             model,
             ranks,
