@@ -72,6 +72,7 @@ from omr_io.train.rollout_metrics import (
 )
 from omr_io.train.rollouts import (
     Rollouts,
+    check_prompt_lengths,
     make_engine,
     rollout_batches,
     train_without_dropout,
@@ -176,6 +177,8 @@ def train(
             pixel_dtype=dtype,
         )
         loader.check_ranks(ranks.gather(loader.state_dict()))
+        if recipe.rl.steps:
+            check_prompt_lengths(recipe, loader, chat, train_set, rl_samples)
         recipe = synthetic.with_steps(resolve_steps(recipe, loader), loader)
         model = get_model(recipe, tokenizer, ids, source)
         ids = ids.for_model(model, tokenizer.vocab_size)

@@ -16,14 +16,21 @@ import torch
 from torch import Tensor
 
 from omr_io.batches import Batch
+from omr_io.chat import ChatFormat
+from omr_io.errors import SampleTooLongError, Where
+from omr_io.images import image_grid_thw, num_image_tokens
+from omr_io.index import ShardSet
+from omr_io.loader import DataLoader
+from omr_io.loader.lengths import image_lengths
 from omr_io.loader.samples import SampleEncoder
 from omr_io.train.dynamic_sampling import Group, in_step
 from omr_io.train.engines import RolloutEngine, TransformersEngine, VllmEngine
 from omr_io.train.objectives import group_advantages
+from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
 from omr_io.train.run import Run, pack_rollouts
 from omr_io.train.shared_prefix import SharedPrefixBatch, pack_shared_rollouts
-from omr_io.types import EncodedSample
+from omr_io.types import EncodedSample, Int64Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,6 +128,40 @@ def train_without_dropout(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.eval()
+
+
+def check_prompt_lengths(
+    recipe: Recipe, loader: DataLoader, chat: ChatFormat, shards: ShardSet, samples: Int64Array
+) -> None:
+    """Refuse prompts that a completion of max_new_tokens would not fit into seq_len with.
+
+    Before a run, not at the step that draws the first such prompt: resumed, it would draw it again.
+
+    Args:
+        loader: of the same shard set, for the lengths it measured.
+        samples: the numbers of RL's.
+
+    Raises:
+        SampleTooLongError: names the longest, and how many there are.
+    """
+    lengths, vision, rl = loader.lengths, recipe.rl_vision, recipe.rl
+    images, _ = image_lengths(shards, vision)
+    untrained = (lengths.text_tokens - lengths.label_tokens + images)[samples]
+    number = int(samples[untrained.argmax()])
+    counts = num_image_tokens(image_grid_thw(shards.images(number), vision), vision.merge_size)
+    record = shards.read_record(number, images=False)
+    prompt = len(chat.encode(record, counts.tolist(), completion=None).input_ids)
+    # What stands after a completion is not trained either, and the same for all.
+    tokens = untrained - (untrained.max() - prompt)
+    over = int((tokens + rl.max_new_tokens > recipe.data.seq_len).sum())
+    if over:
+        raise SampleTooLongError(
+            f"{over} of RL's {len(samples)} prompts have no room for a completion of rl: "
+            f"max_new_tokens {rl.max_new_tokens} within data: seq_len {recipe.data.seq_len}; the "
+            f"longest has {prompt} tokens",
+            where=Where(shard=shards.shard(number), key=shards.key(number)),
+            mend="Raise seq_len, or lower rl: max_new_tokens or rl: max_pixels",
+        )
 
 
 def make_engine(run: Run) -> RolloutEngine:

@@ -1,0 +1,68 @@
+"""What a rank's rollouts need before a run, and when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import train_example
+from omr_io.chat import ChatFormat
+from omr_io.errors import SampleTooLongError
+from omr_io.images.decode import make_decoder
+from omr_io.index import ShardSet
+from omr_io.loader import DataLoader
+from omr_io.loader.samples import SampleEncoder
+from omr_io.train.rollouts import check_prompt_lengths
+from tests.train.test_reinforce import RECIPE
+
+NEW = 9
+
+
+@pytest.mark.parametrize("sides", [1, 3])
+def test_prompts_have_room_for_their_completions_or_are_refused(
+    shards: Path, tokenizer: Any, vision: Any, sides: int
+) -> None:
+    """To the token: with one less of seq_len the longest prompt of RL does not fit."""
+    rl_vision = dataclasses.replace(vision, max_pixels=vision.max_pixels * sides**2)
+    samples = np.arange(7, 37)
+    with ShardSet.open(shards) as opened, closing(make_decoder("cpu", vision)) as decoder:
+        chat = ChatFormat.for_family("qwen3_vl", tokenizer)
+        encoder = SampleEncoder(opened, chat, rl_vision, decoder)
+        lengths = np.array([len(encoder.prompt(int(i)).input_ids) for i in samples])
+        assert len(set(lengths)) > 5
+        with DataLoader(
+            opened, chat=chat, vision=vision, seq_len=4096, packs_per_step=1, cache=False
+        ) as loader:
+            for room in (0, -1, -7):
+                recipe: Any = SimpleNamespace(
+                    data=SimpleNamespace(seq_len=int(lengths.max()) + NEW + room),
+                    rl=SimpleNamespace(max_new_tokens=NEW),
+                    rl_vision=rl_vision,
+                )
+                if room == 0:
+                    check_prompt_lengths(recipe, loader, chat, opened, samples)
+                    continue
+                over = int((lengths > lengths.max() + room).sum())
+                with pytest.raises(SampleTooLongError, match=f"{over} of RL's 30") as error:
+                    check_prompt_lengths(recipe, loader, chat, opened, samples)
+                assert f"longest has {lengths.max()} tokens" in str(error.value)
+                assert opened.key(int(samples[lengths.argmax()])) in str(error.value)
+
+
+def test_a_run_is_refused_before_its_first_step(
+    tmp_path: Path, write_shards: Any, make_records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = write_shards([r for r in make_records(20) if len(r.images) == 1])
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "long.yaml"
+    text = RECIPE.format(name="long", shards=shards, options="updates: 1")
+    path.write_text(text.replace("max_new_tokens: 5,", "max_new_tokens: 500,"))
+    with pytest.raises(SampleTooLongError, match=r"max_new_tokens 500 within data: seq_len 512"):
+        train_example.train(path)
+    assert not (tmp_path / "runs/long/history.jsonl").exists()
