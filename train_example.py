@@ -76,6 +76,7 @@ from omr_io.train.rollouts import (
     make_engine,
     rollout_batches,
     train_without_dropout,
+    update_cost,
 )
 from omr_io.train.run import (
     Place,
@@ -481,7 +482,8 @@ def roll_out(
         record = run.prompts.shard_set.read_record(number, images=False)
         made = tuple(completions[i * rl.group : (i + 1) * rl.group])
         rewards = tuple(reward(run.text(completion), record) for completion in made)
-        groups.append(Group(place, number, made, rewards, asked[place].failure))
+        cost = update_cost(rl, asked[place], made)
+        groups.append(Group(place, number, made, rewards, asked[place].failure, cost))
     return groups
 
 

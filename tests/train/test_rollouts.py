@@ -18,7 +18,11 @@ from omr_io.images.decode import make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
-from omr_io.train.rollouts import check_prompt_lengths
+from omr_io.packing import CostModel
+from omr_io.train.recipe import RLRecipe
+from omr_io.train.rollout import Completion
+from omr_io.train.rollouts import check_prompt_lengths, update_cost
+from omr_io.types import EncodedSample
 from tests.train.test_reinforce import RECIPE
 
 NEW = 9
@@ -66,3 +70,33 @@ def test_a_run_is_refused_before_its_first_step(
     with pytest.raises(SampleTooLongError, match=r"max_new_tokens 500 within data: seq_len 512"):
         train_example.train(path)
     assert not (tmp_path / "runs/long/history.jsonl").exists()
+
+
+@pytest.mark.parametrize("freeze", [(), ("vision", "merger")])
+def test_a_groups_cost_is_that_of_its_samples(freeze: tuple[str, ...]) -> None:
+    """What is shared counts once: less than unshared by all other copies of the prompt."""
+    prompt = EncodedSample(
+        key="k",
+        input_ids=np.zeros(300, np.int32),
+        trained=np.zeros(300, np.bool_),
+        pixel_values=None,
+        image_grid_thw=np.array([[1, 8, 10], [1, 4, 6]], np.int64),
+    )
+    lengths = (5, 512, 77)
+    made = [Completion(np.zeros(n, np.int32), np.zeros(n, np.float32), True) for n in lengths]
+    model = CostModel().with_frozen_vision() if freeze else CostModel()
+
+    def cost(tokens: int, patches: int) -> int:
+        return int(model.cost(np.array([tokens]), np.array([patches]))[0])
+
+    def of(completions: list[Completion], shared_prefix: bool) -> int:
+        rl = RLRecipe(
+            steps=1, lr=1, prompts_per_step=4, group=3, max_new_tokens=512, freeze=freeze,
+            shared_prefix=shared_prefix,
+        )  # fmt: skip
+        return update_cost(rl, prompt, completions)
+
+    alone = [cost(300 + n, 104) for n in lengths]
+    assert of(made, shared_prefix=False) == sum(alone)
+    assert of(made, shared_prefix=True) == sum(alone) - 2 * cost(300, 104)
+    assert of(made[:1], shared_prefix=True) == of(made[:1], shared_prefix=False) == alone[0]
