@@ -172,20 +172,22 @@ def _sentence_letter(
     rest = completion[match.end() :]
     negated = match["not"] or match["is_not"]
     letter = _valid(match["letter"], options)
-    if negated or letter is None or _ANOTHER.match(rest) or not _AFTER.match(rest):
+    if negated or letter is None:
         return None
-    named = completion[match.start("letter") :]
-    after = rest.lstrip(_PUNCTUATION)
     own = next(option.text for option in options if option.letter == letter)
+    after = rest.lstrip(_PUNCTUATION)
     if _begins_with(after, own):
         return letter
+    if _ANOTHER.match(rest) or not _AFTER.match(rest):
+        return None
+    named = completion[match.start("letter") :]
     others = [option.text for option in options if option.letter != letter]
     if any(_begins_with(text, other) for text in (after, named) for other in others):
         return None
     return None if _GOES_ON.match(rest) else letter
 
 
-_PUNCTUATION = " .:;,*\n\t"
+_PUNCTUATION = " .:;,*-\u2013\u2014\n\t"
 
 
 def _begins_with(text: str, option: str) -> bool:

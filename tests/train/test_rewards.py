@@ -126,6 +126,9 @@ TABLE: list[tuple[str, str | None, How, str | None]] = [
     ("The answer is B: Computed tomography.", None, "unparsed", None),
     ("The answer is **D. X-ray**.", "D", "sentence", None),
     ("The answer is D. x-ray, of course.", "D", "sentence", None),
+    ("The answer is (B) magnetic resonance imaging.", "B", "sentence", None),
+    ("The answer is B - Magnetic resonance imaging", "B", "sentence", None),
+    ("The answer is (B) computed tomography.", None, "unparsed", None),
     ("The answer is B. Magnetic resonance imaging shows it best.", "B", "sentence", None),
     ("The answer is B. Computed tomography would not show it.", "B", "sentence", None),
     # nothing said
