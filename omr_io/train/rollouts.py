@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omr_io.batches import Batch
 from omr_io.chat import ChatFormat
-from omr_io.errors import SampleTooLongError, Where
+from omr_io.errors import IntegrityError, SampleTooLongError, Where
 from omr_io.images import image_grid_thw, num_image_tokens
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
@@ -66,8 +66,11 @@ class Rollouts:
             encoded: prompts that are encoded already, by place; others, which another rank rolled
                 out, are read.
             scale: whether advantages are divided by the group's standard deviation.
+
+        Raises:
+            IntegrityError: an image that was sampled from can no longer be read.
         """
-        asked = [encoded.get(g.place) or prompts.prompt(g.number) for g in groups]
+        asked = [encoded.get(g.place) or _read_again(prompts, g.number) for g in groups]
         totals = torch.tensor([[r.total for r in g.rewards] for g in groups])
         advantages = group_advantages(totals, scale_by_std=scale) if groups else totals
         completions = [completion for g in groups for completion in g.completions]
@@ -76,6 +79,17 @@ class Rollouts:
     def with_old(self, old_logprobs: Sequence[Tensor]) -> Rollouts:
         """The same, with log-probabilities of the old policy."""
         return dataclasses.replace(self, old_logprobs=tuple(old_logprobs))
+
+
+def _read_again(prompts: SampleEncoder, number: int) -> EncodedSample:
+    prompt = prompts.prompt(number)
+    if prompt.failure is not None:  # its completions are of the image, not of the blank
+        raise IntegrityError(
+            f"an image that another rank sampled completions of cannot be read: {prompt.failure}",
+            where=Where(shard=prompts.shard_set.shard(number), key=prompt.key),
+            mend="Look at this machine's copy of the shards with omr-io verify, then --resume",
+        )
+    return prompt
 
 
 def update_cost(rl: RLRecipe, prompt: EncodedSample, completions: Sequence[Completion]) -> int:

@@ -13,16 +13,18 @@ import pytest
 
 import train_example
 from omr_io.chat import ChatFormat
-from omr_io.errors import SampleTooLongError
+from omr_io.errors import IntegrityError, SampleTooLongError
 from omr_io.images.decode import make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
 from omr_io.packing import CostModel
+from omr_io.train.dynamic_sampling import Group
 from omr_io.train.recipe import RLRecipe
+from omr_io.train.rewards import Reward
 from omr_io.train.rollout import Completion
-from omr_io.train.rollouts import check_prompt_lengths, update_cost
-from omr_io.types import EncodedSample
+from omr_io.train.rollouts import Rollouts, check_prompt_lengths, update_cost
+from omr_io.types import EncodedSample, ImageFailure
 from tests.train.test_reinforce import RECIPE
 
 NEW = 9
@@ -70,6 +72,35 @@ def test_a_run_is_refused_before_its_first_step(
     with pytest.raises(SampleTooLongError, match=r"max_new_tokens 500 within data: seq_len 512"):
         train_example.train(path)
     assert not (tmp_path / "runs/long/history.jsonl").exists()
+
+
+def test_a_prompt_that_cannot_be_read_again_is_an_error_not_a_blank(
+    shards: Path, tokenizer: Any, vision: Any
+) -> None:
+    """Its completions were sampled, on another rank, of the image."""
+    with ShardSet.open(shards) as opened, closing(make_decoder("cpu", vision)) as decoder:
+        chat = ChatFormat.for_family("qwen3_vl", tokenizer)
+        number = next(i for i in range(len(opened)) if opened.images(i))
+        encoder = SampleEncoder(opened, chat, vision, decoder)
+        made = (Completion(np.array([9], np.int32), np.zeros(1, np.float32), True),) * 2
+        group = Group(0, number, made, (Reward(0, 0, 0), Reward(1, 1, 1.5)))
+        sound = Rollouts.of([group], {}, encoder, scale=True)
+        assert sound.asked[0].pixel_values is not None
+        broken = SampleEncoder(opened, chat, vision, BlindDecoder())
+        with pytest.raises(IntegrityError, match="image-corrupt: too dark") as error:
+            Rollouts.of([group], {}, broken, scale=True)
+        assert opened.key(number) in str(error.value)
+        assert Rollouts.of([group], {0: sound.asked[0]}, broken, scale=True).asked == sound.asked
+
+
+class BlindDecoder:
+    """Decodes nothing."""
+
+    name = "cpu"
+    device = "cpu"
+
+    def decode(self, images: Any, _infos: Any) -> list[ImageFailure]:
+        return [ImageFailure("image-corrupt", "too dark") for _ in images]
 
 
 @pytest.mark.parametrize("freeze", [(), ("vision", "merger")])
