@@ -86,7 +86,7 @@ def generate(
         banned: ids never sampled: `TokenIds.banned`.
         temperature: 0 takes the likeliest token.
         seed: any integer; see `seed_32`.
-        batch_size: completions at a time.
+        batch_size: completions at a time, in whole groups: at least one.
         between: called before each batch; what it raises ends the call.
         places: each prompt's place among `of` prompts, of which these are a part (a rank's share):
             its completions are those it has where all are sampled together. None: these are all.
