@@ -1,8 +1,8 @@
 """Rollouts by vLLM in the training processes: written against its documentation, never run.
 
 **Nothing here was ever run against a real vLLM**: it could not be installed where this was written.
-The calls follow vLLM's documentation of 0.11 and later (V1); tests run them against a stand-in that
-checks their order and their data. Before a long run, look at the first steps' `rollout_mismatch`:
+The calls follow vLLM's documentation and source of 0.11 and later (V1), and of 2026 where caches
+are reset; tests run them against a stand-in that checks their order and their data. Before a long run, look at the first steps' `rollout_mismatch`:
 some hundredths are rounding, whole units are two different models.
 
 Each rank has an engine of its own on its own GPU (`external_launcher`, no tensor parallelism), and
@@ -18,7 +18,7 @@ it sleeps while the model trains. What must agree with training, and how:
 - Probabilities: `processed_logprobs`, after temperature and bans. vLLM's kernels round otherwise
   than the trained model's: `exact` is False, and the update corrects for it.
 - Bans: all other ids are allowed (`allowed_token_ids`). A bias can be outweighed, and `bad_words`
-  are text.
+  are text. Ids that no token has must be banned: some versions refuse them.
 """
 
 from __future__ import annotations
