@@ -2,8 +2,9 @@
 
 **Nothing here was ever run against a real vLLM**: it could not be installed where this was written.
 The calls follow vLLM's documentation and source of 0.11 and later (V1), and of 2026 where caches
-are reset; tests run them against a stand-in that checks their order and their data. Before a long run, look at the first steps' `rollout_mismatch`:
-some hundredths are rounding, whole units are two different models.
+are reset; tests run them against a stand-in that checks their order and their data. Before a long
+run, look at the first steps' `rollout_mismatch`: some hundredths are rounding, whole units are two
+different models.
 
 Each rank has an engine of its own on its own GPU (`external_launcher`, no tensor parallelism), and
 it sleeps while the model trains. What must agree with training, and how:
