@@ -72,9 +72,11 @@ from omr_io.train.rollout_metrics import (
 )
 from omr_io.train.rollouts import (
     Rollouts,
+    check_prompt_lengths,
     make_engine,
     rollout_batches,
     train_without_dropout,
+    update_cost,
 )
 from omr_io.train.run import (
     Place,
@@ -176,8 +178,11 @@ def train(
             pixel_dtype=dtype,
         )
         loader.check_ranks(ranks.gather(loader.state_dict()))
+        if recipe.rl.steps:
+            check_prompt_lengths(recipe, loader, chat, train_set, rl_samples)
         recipe = synthetic.with_steps(resolve_steps(recipe, loader), loader)
         model = get_model(recipe, tokenizer, ids, source)
+        ids = ids.for_model(model, tokenizer.vocab_size)
         shard(
             model,
             ranks,
@@ -477,7 +482,8 @@ def roll_out(
         record = run.prompts.shard_set.read_record(number, images=False)
         made = tuple(completions[i * rl.group : (i + 1) * rl.group])
         rewards = tuple(reward(run.text(completion), record) for completion in made)
-        groups.append(Group(place, number, made, rewards, asked[place].failure))
+        cost = update_cost(rl, asked[place], made)
+        groups.append(Group(place, number, made, rewards, asked[place].failure, cost))
     return groups
 
 

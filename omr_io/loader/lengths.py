@@ -84,7 +84,7 @@ def measure(
     cache = cache or Cache(None)
     parts: list[Lengths] = []
     for name, _, one in _sets(samples):
-        image_tokens, patches = _image_lengths(one, vision)
+        image_tokens, patches = image_lengths(one, vision)
         with naming(name):
             text_tokens, label_tokens = _text_lengths(one, chat, cache, progress)
         parts.append(Lengths(text_tokens, image_tokens, label_tokens, patches))
@@ -179,7 +179,7 @@ def _refused_rows(samples: SampleSet) -> Iterator[Int64Array]:
         yield rows.start + np.flatnonzero(_sums(narrow_N.astype(np.int64), offsets))
 
 
-def _image_lengths(samples: SampleSet, vision: VisionConfig) -> tuple[Int32Array, Int32Array]:
+def image_lengths(samples: SampleSet, vision: VisionConfig) -> tuple[Int32Array, Int32Array]:
     """(n,) image tokens and (n,) patches, by blocks of samples; 0 for sizes that are refused."""
     tokens, patches = (np.empty(len(samples), np.int32) for _ in range(2))
     for rows, images in _blocks(samples):

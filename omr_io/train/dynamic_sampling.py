@@ -3,8 +3,8 @@
 All ranks together draw a step's prompts, round by round; each rolls out its share, and everyone is
 told every group's completions and rewards (text and numbers, no pixels). So all ranks know the
 step's whole list, and what follows from it is the same for any number of ranks: which groups are
-dropped, when enough are there, which update a group belongs to. Ranks that made more useful groups
-than their share give the surplus to those that made fewer: the alternative, cutting all ranks to
+dropped, when enough are there, which update a group belongs to. Ranks whose useful groups would
+take longer to learn from than those of others give some away: the alternative, cutting all ranks to
 the smallest count, throws away rollouts, which are most of a step's time, and makes the global
 batch depend on the number of ranks. A group that moves costs one more reading of its prompt.
 """
@@ -89,6 +89,7 @@ class Group:
         number: of the sample.
         completions, rewards: as many of each as the recipe's group.
         failure: why an image was replaced by a blank, or None: such a group is never learned from.
+        cost: of learning from it, in any unit; `deal` evens it out over ranks.
     """
 
     place: int
@@ -96,6 +97,7 @@ class Group:
     completions: tuple[Completion, ...]
     rewards: tuple[Reward, ...]
     failure: str | None = None
+    cost: int = 1
 
     @property
     def is_mixed(self) -> bool:
@@ -175,22 +177,50 @@ def minibatches(groups: Sequence[T], updates: int) -> Iterator[Sequence[T]]:
 def deal(groups: Sequence[Group], made_by: Mapping[int, int], ranks: Ranks) -> list[Group]:
     """This rank's share of an update's groups, in their order.
 
-    Shares are equal, or differ by one where the ranks do not divide the groups. A rank keeps what
-    it made, up to its share; the rest goes to ranks that have room.
+    Shares cost nearly the same, so that ranks have as many packs to go through. A rank keeps what
+    it made but for what evens out the cost.
     """
-    size, over = divmod(len(groups), ranks.world_size)
-    room = [size + (rank < over) for rank in range(ranks.world_size)]
-    holder: dict[int, int] = {}
-    for group in groups:
-        maker = made_by[group.place]
-        if room[maker]:
-            holder[group.place] = maker
-            room[maker] -= 1
-    free = iter([rank for rank, places in enumerate(room) for _ in range(places)])
-    for group in groups:
-        if group.place not in holder:
-            holder[group.place] = next(free)
-    return [group for group in groups if holder[group.place] == ranks.rank]
+    costs = np.array([group.cost for group in groups], np.int64)
+    makers = np.array([made_by[group.place] for group in groups], np.int64)
+    holders = _evened(costs, makers, ranks.world_size)
+    return [group for group, rank in zip(groups, holders, strict=True) if rank == ranks.rank]
+
+
+_WORTH = 100
+"""A group moves if that takes a hundredth of a mean share off the dearest one: reading a prompt
+again costs some milliseconds, an update seconds."""
+
+
+def _evened(costs_n: Int64Array, holders_n: Int64Array, world_size: int) -> Int64Array:
+    """Who holds each of n groups when the dearest share can no longer be made cheaper.
+
+    Again and again the rank with the dearest share gives a group to another one, or exchanges it
+    for a cheaper one: whichever leaves the dearer of the two the cheapest, and then the other one.
+    Integers only, and the first of equals, so that all ranks arrive at the same.
+    """
+    holders_n = holders_n.copy()
+    loads = np.zeros(world_size, np.int64)
+    np.add.at(loads, holders_n, costs_n)
+    least = int(loads.sum()) // (_WORTH * world_size)
+    while True:
+        dearest = int(loads.argmax())
+        own = np.flatnonzero(holders_n == dearest)
+        others = np.flatnonzero(holders_n != dearest)
+        # What may come back: nothing, from each rank (itself: no gain), or a group of another one.
+        givers = np.concatenate([np.arange(world_size), holders_n[others]])
+        back = np.concatenate([np.zeros(world_size, np.int64), costs_n[others]])
+        moved = costs_n[own, None] - back
+        theirs = loads[givers] + moved
+        dearer = np.maximum(loads[dearest] - moved, theirs)
+        if not dearer.size or loads[dearest] - dearer.min() <= least:
+            return holders_n
+        best = np.flatnonzero(dearer == dearer.min())
+        gift, place = divmod(int(best[theirs.flat[best].argmin()]), len(back))
+        loads[dearest] -= moved[gift, place]
+        loads[givers[place]] += moved[gift, place]
+        holders_n[own[gift]] = givers[place]
+        if place >= world_size:
+            holders_n[others[place - world_size]] = dearest
 
 
 def in_step(batches: Iterator[T], idle: Callable[[], T], ranks: Ranks) -> Iterator[tuple[T, bool]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -52,7 +52,11 @@ class PackedBatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
-    """The control tokens that a model's configuration names, as ids."""
+    """The control tokens that a model's configuration names, as ids.
+
+    `unused` are ids that no token has: a head may have more rows than the tokenizer has tokens
+    (Qwen2.5-VL-7B's 152,064 for 151,665).
+    """
 
     image_pad: int
     video_pad: int
@@ -60,11 +64,20 @@ class TokenIds:
     vision_end: int
     eos: int
     pad: int
+    unused: tuple[int, ...] = ()
 
     @property
     def banned(self) -> tuple[int, ...]:
-        """What must never be sampled: an image token without an image breaks the next forward."""
-        return (self.image_pad, self.video_pad, self.vision_start, self.vision_end)
+        """What must never be sampled.
+
+        An image token without an image breaks the next forward; an id without a token is no text.
+        """
+        return (self.image_pad, self.video_pad, self.vision_start, self.vision_end, *self.unused)
+
+    def for_model(self, model: Any, num_tokens: int) -> TokenIds:
+        """These ids where the tokenizer has `num_tokens`: rows beyond them are `unused`."""
+        rows = model.config.get_text_config().vocab_size
+        return replace(self, unused=tuple(range(num_tokens, rows)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ def policy_loss(
       are the same and which takes a weight a token.
 
     KL is the estimator exp(d) - d - 1 with d = reference - policy (Schulman, "Approximating KL
-    divergence", k3).
+    divergence", k3). Log-ratios, and d, count as 20 beyond that.
 
     Args:
         logprobs_R, old_logprobs_R: (R,) of the tokens of completions, one completion after the
@@ -268,7 +268,7 @@ def grpo_loss(
     # Masked positions may hold anything, even inf: select before the arithmetic, or 0 * inf is NaN.
     if log_ratio is None:
         log_ratio = logprobs - old_logprobs.detach()
-    ratio = torch.where(keep, log_ratio, 0.0).exp()
+    ratio = torch.where(keep, log_ratio, 0.0).clamp(max=_MOST).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     weight = torch.where(keep, advantages.expand_as(logprobs), 0.0)
     losses = -torch.minimum(ratio * weight, clipped * weight)
@@ -291,7 +291,13 @@ def grpo_loss(
     )
 
 
+_MOST = 20.0
+"""The largest log-ratio, without a gradient beyond. From 89 on its exponential is infinite, and the
+gradient of what the clip cuts off would be 0 times infinity; low temperatures get there."""
+
+
 def _kl(difference: Tensor) -> Tensor:
+    difference = difference.clamp(max=_MOST)
     return difference.exp() - difference - 1
 
 

@@ -223,8 +223,11 @@ class RLRecipe:
             checkpoint_every=(self.checkpoint_every, 1),
             log_every=(self.log_every, 1),
         )
-        if self.temperature <= 0:
-            raise ConfigError(f"rl: temperature is {self.temperature}", mend="It must be above 0")
+        if not 0.01 <= self.temperature <= 2:
+            raise ConfigError(
+                f"rl: temperature is {self.temperature}",
+                mend="It must be from 0.01 to 2, as vLLM has it; gradients are divided by it",
+            )
         if self.updates > self.prompts_per_step:
             raise ConfigError(
                 f"rl: updates is {self.updates} for {self.prompts_per_step} groups a step",

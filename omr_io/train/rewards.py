@@ -6,8 +6,8 @@ What counts as the answer of a completion, in this order:
    text ("B. liver"), or an option's text. If it is none of these, the completion is unparsed:
    nothing else in it is looked at.
 2. The last `\boxed{…}` around a single letter.
-3. The last sentence "answer is X" with a capital letter; one that names two letters, or says "not",
-   is unparsed.
+3. The last sentence "answer is X" with a capital letter; one that names two letters, says "not", or
+   goes on with another option's text is unparsed. So is "C. difficile", unless that is C's text.
 
 Valid letters come from the row's own options. Unparsed answers are counted apart, and are wrong.
 Letters are ASCII: a Cyrillic or full-width look-alike is not a letter here.
@@ -16,6 +16,7 @@ Letters are ASCII: a Cyrillic or full-width look-alike is not a letter here.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -35,10 +36,12 @@ _BOXED = re.compile(
 )
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*[.):]*", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Za-z])\s*[.):]+\s*(.+)", re.ASCII | re.DOTALL)
+_ADVERBS = r"(?:(?:[a-z]{1,20}ly|most|therefore|thus|then|now|still|indeed|instead)\s{1,8}){0,2}"
 _SENTENCE = re.compile(
-    r"""\b[Aa]nswer\s{1,8}is\s{0,8}:?\s{1,8}
-    (?P<not>not\s{1,8})?(?:(?:[Oo]ption|[Cc]hoice|[Ll]etter)\s{1,8})?[*_"'`(\[]{0,4}
-    (?P<letter>[A-Z])(?![\w'\u2019^])[*_"'`)\]]{0,4}""",
+    rf"""\b[Aa]nswer\s{{1,8}}is(?:(?P<is_not>n['\u2019]t)\b|\s{{0,8}}:?)\s{{1,8}}
+    {_ADVERBS}(?P<not>not\s{{1,8}})?{_ADVERBS}
+    (?:(?:[Oo]ption|[Cc]hoice|[Ll]etter)\s{{1,8}})?[*_"'`(\[]{{0,4}}
+    (?P<letter>[A-Z])(?![\w'\u2019^])[*_"'`)\]]{{0,4}}""",
     re.VERBOSE,
 )
 # What may follow the letter of a sentence: its end, punctuation, or a reason. Anything else ("A
@@ -47,8 +50,13 @@ _AFTER = re.compile(
     r"\s*(?:\Z|[.,;:!?](?:\s|\Z)|\n|[\u2013\u2014]|(?:because|since|as|due|given|for|not)\b)"
 )
 _ANOTHER = re.compile(
-    r"\s{0,8}[.,;]?\s{0,8}(?:or|and|/|&|,)\s{0,8}[\"'(*]{0,3}[A-Z](?![\w'\u2019])"
+    r"\s{0,8}[.,;]?\s{0,8}(?:or|and|/|&|,)\s{0,8}"
+    r"(?:(?:[a-z]{1,20}ly|maybe|perhaps|even|else|also)\s{1,8}){0,2}"
+    r"[\"'(*]{0,3}[A-Z](?![\w'\u2019])"
 )
+# "B. it" and "C. difficile": no new sentence begins with a small letter.
+_GOES_ON = re.compile(r"\.\s{1,8}[a-z]")
+_CLAUSE_ENDS = re.compile(r"\s{0,8}(?:\Z|[.,;:!?)\n])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +151,47 @@ def _resolve(content: str, options: Sequence[Option]) -> str | None:
         own = next(option.text for option in options if option.letter == letter)
         if _same(both[2]) == _same(own):
             return letter
-    exact = [option.letter for option in options if option.text.strip() == text]
-    found = exact or [option.letter for option in options if _same(option.text) == _same(text)]
-    return found[0] if text and len(found) == 1 else None
+    exact = [o.letter for o in options if _composed(o.text) == _composed(text)]
+    found = exact or [o.letter for o in options if _same(o.text) == _same(text)]
+    return found[0] if _same(text) and len(found) == 1 else None
+
+
+def _composed(text: str) -> str:
+    """Characters composed (NFC), as Qwen's tokenizers make them: a model's é is one, not two."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _same(text: str) -> str:
     """Text without the differences that do not matter: case, runs of whitespace, a last stop."""
-    return " ".join(text.split()).casefold().removesuffix(".").rstrip()
+    return " ".join(_composed(text).split()).casefold().removesuffix(".").rstrip()
 
 
 def _sentence_letter(
     match: re.Match[str], completion: str, options: Sequence[Option]
 ) -> str | None:
     rest = completion[match.end() :]
-    if match["not"] or _ANOTHER.match(rest) or not _AFTER.match(rest):
+    negated = match["not"] or match["is_not"]
+    letter = _valid(match["letter"], options)
+    if negated or letter is None:
         return None
-    return _valid(match["letter"], options)
+    own = next(option.text for option in options if option.letter == letter)
+    after = rest.lstrip(_PUNCTUATION)
+    if _begins_with(after, own):
+        return letter
+    if _ANOTHER.match(rest) or not _AFTER.match(rest):
+        return None
+    named = completion[match.start("letter") :]
+    others = [option.text for option in options if option.letter != letter]
+    if any(_begins_with(text, other) for text in (after, named) for other in others):
+        return None
+    return None if _GOES_ON.match(rest) else letter
+
+
+_PUNCTUATION = " .:;,*-\u2013\u2014\n\t"
+
+
+def _begins_with(text: str, option: str) -> bool:
+    """Whether a text begins with an option's, and the clause ends there."""
+    wanted = _composed(option).removesuffix(".")
+    head, tail = text[: len(wanted)], text[len(wanted) :]
+    return bool(wanted) and _same(head) == _same(wanted) and bool(_CLAUSE_ENDS.match(tail))

@@ -9,6 +9,7 @@ longest prompt, V vocabulary, P patches, D patch width, N images.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def generate(
         eos: the token that ends a completion.
         banned: ids never sampled: `TokenIds.banned`.
         temperature: 0 takes the likeliest token.
-        batch_size: completions at a time.
+        seed: any integer; see `seed_32`.
+        batch_size: completions at a time, in whole groups: at least one.
         between: called before each batch; what it raises ends the call.
         places: each prompt's place among `of` prompts, of which these are a part (a rank's share):
             its completions are those it has where all are sampled together. None: these are all.
@@ -97,7 +99,7 @@ def generate(
     of = len(prompts) if of is None else of
     if len(places) != len(prompts) or not all(0 <= place < of for place in places):
         raise ConfigError(f"places {list(places)} are not those of {len(prompts)} of {of} prompts")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_32(seed))
     uniforms = torch.rand(of, group_size, max_new_tokens, generator=generator)[list(places)]
     device = next(model.parameters()).device
     # Prompts of like length share a batch, so that little of it is padding.
@@ -117,6 +119,17 @@ def generate(
             for place, i in enumerate(chosen):
                 groups[i] = made[place * group_size : (place + 1) * group_size]
     return [completion for i in range(len(prompts)) for completion in groups[i]]
+
+
+def seed_32(seed: int) -> int:
+    """A seed in 32 bits: itself if it has no more, else hashed.
+
+    torch's generator on the CPU takes the low 32 bits of a seed and drops the others, so two seeds
+    that differ above them would give the same numbers.
+    """
+    if 0 <= seed < 2**32:
+        return seed
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "little")
 
 
 def _check(

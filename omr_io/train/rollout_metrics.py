@@ -106,7 +106,7 @@ class PolicyMeter:
             self._values[name] = self._values.get(name, 0.0) + value.detach().double()
         largest = {
             "importance_ratio_max": policy.max_ratio,
-            "rollout_mismatch": (old_R - sampled_R).abs().max(),
+            "rollout_mismatch": _largest(old_R - sampled_R),
         }
         for name, value in largest.items():
             value = value.detach().double()
@@ -122,6 +122,11 @@ class PolicyMeter:
             # Of NaN and a number, max() takes either: NaN must come through.
             totals[name] = float(np.max([one.get(name, 0.0) for one in everywhere]))
         return Update(self._counts, here.get("loss", 0.0), totals)
+
+
+def _largest(difference_R: Tensor) -> Tensor:
+    """The largest size; 0 of none, where all completions of a part are empty."""
+    return difference_R.abs().max() if len(difference_R) else difference_R.sum()
 
 
 def update_metrics(updates: Sequence[Update], *, has_reference: bool) -> Metrics:

@@ -16,14 +16,22 @@ import torch
 from torch import Tensor
 
 from omr_io.batches import Batch
+from omr_io.chat import ChatFormat
+from omr_io.errors import IntegrityError, SampleTooLongError, Where
+from omr_io.images import image_grid_thw, num_image_tokens
+from omr_io.index import ShardSet
+from omr_io.loader import DataLoader
+from omr_io.loader.lengths import image_lengths
 from omr_io.loader.samples import SampleEncoder
+from omr_io.packing import CostModel
 from omr_io.train.dynamic_sampling import Group, in_step
 from omr_io.train.engines import RolloutEngine, TransformersEngine, VllmEngine
 from omr_io.train.objectives import group_advantages
+from omr_io.train.recipe import Recipe, RLRecipe
 from omr_io.train.rollout import Completion
 from omr_io.train.run import Run, pack_rollouts
 from omr_io.train.shared_prefix import SharedPrefixBatch, pack_shared_rollouts
-from omr_io.types import EncodedSample
+from omr_io.types import EncodedSample, Int64Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +66,11 @@ class Rollouts:
             encoded: prompts that are encoded already, by place; others, which another rank rolled
                 out, are read.
             scale: whether advantages are divided by the group's standard deviation.
+
+        Raises:
+            IntegrityError: an image that was sampled from can no longer be read.
         """
-        asked = [encoded.get(g.place) or prompts.prompt(g.number) for g in groups]
+        asked = [encoded.get(g.place) or _read_again(prompts, g.number) for g in groups]
         totals = torch.tensor([[r.total for r in g.rewards] for g in groups])
         advantages = group_advantages(totals, scale_by_std=scale) if groups else totals
         completions = [completion for g in groups for completion in g.completions]
@@ -68,6 +79,35 @@ class Rollouts:
     def with_old(self, old_logprobs: Sequence[Tensor]) -> Rollouts:
         """The same, with log-probabilities of the old policy."""
         return dataclasses.replace(self, old_logprobs=tuple(old_logprobs))
+
+
+def _read_again(prompts: SampleEncoder, number: int) -> EncodedSample:
+    prompt = prompts.prompt(number)
+    if prompt.failure is not None:  # its completions are of the image, not of the blank
+        raise IntegrityError(
+            f"an image that another rank sampled completions of cannot be read: {prompt.failure}",
+            where=Where(shard=prompts.shard_set.shard(number), key=prompt.key),
+            mend="Look at this machine's copy of the shards with omr-io verify, then --resume",
+        )
+    return prompt
+
+
+def update_cost(rl: RLRecipe, prompt: EncodedSample, completions: Sequence[Completion]) -> int:
+    """What learning from a group costs, by the loader's cost model, in the recipe's layout.
+
+    Where prompts are shared each completion sees its own, which is computed once; one that needs
+    several packs counts as if it needed one.
+    """
+    model = CostModel()
+    if "vision" in rl.freeze:
+        model = model.with_frozen_vision()
+    nothing = np.zeros(1, np.int64)
+    prefix = nothing + len(prompt.input_ids)
+    alone_C = np.concatenate([prefix + len(completion.ids) for completion in completions])
+    again = len(completions) - 1 if rl.shared_prefix else 0
+    text = model.cost(alone_C, nothing).sum() - again * model.cost(prefix, nothing).sum()
+    patches = nothing + int(prompt.image_grid_thw.prod(axis=1).sum())
+    return int(text + (len(completions) - again) * model.cost(nothing, patches).sum())
 
 
 def rollout_batches(
@@ -121,6 +161,40 @@ def train_without_dropout(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.eval()
+
+
+def check_prompt_lengths(
+    recipe: Recipe, loader: DataLoader, chat: ChatFormat, shards: ShardSet, samples: Int64Array
+) -> None:
+    """Refuse prompts that a completion of max_new_tokens would not fit into seq_len with.
+
+    Before a run, not at the step that draws the first such prompt: resumed, it would draw it again.
+
+    Args:
+        loader: of the same shard set, for the lengths it measured.
+        samples: the numbers of RL's.
+
+    Raises:
+        SampleTooLongError: names the longest, and how many there are.
+    """
+    lengths, vision, rl = loader.lengths, recipe.rl_vision, recipe.rl
+    images, _ = image_lengths(shards, vision)
+    untrained = (lengths.text_tokens - lengths.label_tokens + images)[samples]
+    number = int(samples[untrained.argmax()])
+    counts = num_image_tokens(image_grid_thw(shards.images(number), vision), vision.merge_size)
+    record = shards.read_record(number, images=False)
+    prompt = len(chat.encode(record, counts.tolist(), completion=None).input_ids)
+    # What stands after a completion is not trained either, and the same for all.
+    tokens = untrained - (untrained.max() - prompt)
+    over = int((tokens + rl.max_new_tokens > recipe.data.seq_len).sum())
+    if over:
+        raise SampleTooLongError(
+            f"{over} of RL's {len(samples)} prompts have no room for a completion of rl: "
+            f"max_new_tokens {rl.max_new_tokens} within data: seq_len {recipe.data.seq_len}; the "
+            f"longest has {prompt} tokens",
+            where=Where(shard=shards.shard(number), key=shards.key(number)),
+            mend="Raise seq_len, or lower rl: max_new_tokens or rl: max_pixels",
+        )
 
 
 def make_engine(run: Run) -> RolloutEngine:

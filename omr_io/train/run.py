@@ -89,9 +89,13 @@ class Run:
     ranks: Ranks = field(default_factory=Ranks)
 
     def text(self, completion: Completion) -> str:
-        """A completion as the parser sees it: without control tokens."""
-        tokenizer = self.held_out.chat.tokenizer
-        return tokenizer.decode(completion.ids, skip_special_tokens=True)
+        """A completion as the parser sees it: without the end token that finished it.
+
+        Other control tokens stay. Left out, they would cost a policy nothing: what ends with a
+        hundred `<|endoftext|>` would be in the corpus' form.
+        """
+        ids = completion.ids[:-1] if completion.finished else completion.ids
+        return self.held_out.chat.tokenizer.decode(ids)
 
     def export(self, name: str) -> None:
         """Write the model as it is now as a Hugging Face folder of this name.

@@ -180,13 +180,52 @@ def test_any_number_of_ranks_learns_from_the_same_groups(
             assert len(groups) == wanted or len(tried) == max_draws * wanted
 
 
+def dealt(costs: list[int], makers: list[int], world_size: int) -> list[list[int]]:
+    groups = [Group(p, p, (COMPLETION,), rewards(2)[:1], cost=cost) for p, cost in enumerate(costs)]
+    made_by = dict(enumerate(makers))
+    return [places(deal(groups, made_by, Ranks(r, world_size))) for r in range(world_size)]
+
+
 def test_a_rank_keeps_what_it_made() -> None:
     """Only a surplus moves: its prompts must be read again elsewhere."""
-    groups = [Group(p, p, (COMPLETION,), rewards(2)[:1]) for p in range(6)]
-    made_by = {0: 0, 1: 0, 2: 0, 3: 1, 4: 2, 5: 2}
-    shares = [places(deal(groups, made_by, Ranks(rank, 3))) for rank in range(3)]
-    assert shares == [[0, 1], [2, 3], [4, 5]]
-    assert places(deal(groups[:4], made_by, Ranks(2, 3))) == [2]
+    assert dealt([1] * 6, [0, 0, 0, 1, 2, 2], 3) == [[1, 2], [0, 3], [4, 5]]
+    assert dealt([1] * 4, [0, 0, 0, 1], 3) == [[1, 2], [3], [0]]
+    assert dealt([7, 8, 7, 8], [1, 0, 0, 1], 2) == [[1, 2], [0, 3]]
+    assert dealt([1000, 994], [1, 0], 2) == [[1], [0]]
+
+
+def test_shares_are_even_by_cost_not_by_count() -> None:
+    """One group of long completions against many of short ones."""
+    assert dealt([90, 30, 30, 30], [0, 1, 0, 1], 2) == [[0], [1, 2, 3]]
+    assert dealt([50, 50, 80, 20], [0, 1, 0, 1], 2) == [[2, 3], [0, 1]]  # an exchange alone helps
+    assert dealt([5, 5], [0, 0], 4) == [[1], [0], [], []]
+
+
+@given(
+    data=st.data(),
+    costs=st.lists(st.integers(1, 5000), max_size=14),
+    world_size=st.integers(1, 5),
+)
+@settings(max_examples=80, deadline=None)
+def test_no_gift_and_no_exchange_would_even_the_shares_further(
+    data: st.DataObject, costs: list[int], world_size: int
+) -> None:
+    rank = st.integers(0, world_size - 1)
+    makers = data.draw(st.lists(rank, min_size=len(costs), max_size=len(costs)))
+    shares = dealt(costs, makers, world_size)
+    assert sorted(place for share in shares for place in share) == list(range(len(costs)))
+    loads = [sum(costs[place] for place in share) for share in shares]
+    before = [
+        sum(c for c, m in zip(costs, makers, strict=True) if m == r) for r in range(world_size)
+    ]
+    assert max(loads) <= max(before)
+    dearest = loads.index(max(loads))
+    for other in range(world_size):
+        for gift in shares[dearest]:
+            for back in [0, *(costs[place] for place in shares[other])]:
+                moved = costs[gift] - back
+                then = max(loads[dearest] - moved, loads[other] + moved)
+                assert other == dearest or max(loads) - then <= sum(costs) / (100 * world_size)
 
 
 def test_a_resumed_run_draws_what_the_whole_one_would_have() -> None:

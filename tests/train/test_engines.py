@@ -325,6 +325,9 @@ def test_vllm_is_asked_for_what_the_policy_is_trained_on(
     engine.generate([PROMPTS[2], PROMPTS[0]], places)
     assert [params.seed for params in log.sampling] == [seeds[2], seeds[0]]
     assert engine.generate([], SETTINGS) == []
+    log.sampling.clear()
+    engine.generate(PROMPTS, dataclasses.replace(SETTINGS, seed=SETTINGS.seed + 2**32))
+    assert not {params.seed for params in log.sampling} & set(seeds)  # a step's second round
 
 
 def test_weights_that_are_not_the_policys_are_not_sampled_from(

@@ -43,6 +43,14 @@ def test_the_demo_model_is_small_and_the_same_for_a_seed() -> None:
     assert a.model.language_model.rotary_emb.mrope_section == [6, 5, 5]
 
 
+def test_rows_of_the_head_that_no_token_has_are_banned() -> None:
+    model = build_demo_model(2000, IDS, seed=0)
+    assert IDS.for_model(model, 2000) == IDS
+    fewer = IDS.for_model(model, 1990)
+    assert fewer.banned == (*IDS.banned, *range(1990, 2000))
+    assert fewer.eos == IDS.eos
+
+
 def test_wrong_configurations_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="vocabulary of 6"):
         build_demo_model(6, IDS, seed=0)

@@ -161,6 +161,28 @@ def test_an_update_on_any_groups_is_the_plain_one(objective: str, shared_prefix:
 
 
 @pytest.mark.parametrize("shared_prefix", [False, True])
+@pytest.mark.parametrize("objective", ["grpo", "gspo"])
+def test_empty_completions_teach_nothing(objective: str, shared_prefix: bool) -> None:
+    """A batch may hold nothing else; GSPO counts them, as completions, all the same."""
+    empty = Completion(np.empty(0, np.int32), np.empty(0, np.float32), finished=False)
+    made = [empty if i // GROUP == 1 else c for i, c in enumerate(COMPLETIONS)]
+    members = [i for i in range(len(made)) if i // GROUP != 1]
+    loss, expected = expected_gradients(objective, members)
+    share = 1.0 if objective == "grpo" else len(members) / len(made)
+    model = packed(ORACLE)
+    run = make_run(model, objective=objective, shared_prefix=shared_prefix)
+    run.loader.packs_per_batch = 1
+    run.recipe.data.seq_len = 64
+    part = part_of([0, 1, 2, 3], completions=made)
+    old = [s[: len(c.ids)] for s, c in zip(OLD_SCORES, made, strict=True)]
+    update = policy_gradient(run, None, part.with_old(old))
+    assert update.counts == StepCounts(sum(len(c.ids) for c in made), len(made))
+    assert update.totals["loss"] == pytest.approx(loss * share, abs=2e-6)
+    scaled = {name: None if g is None else g * share for name, g in expected.items()}
+    assert_equal_gradients(gradients_of(model), scaled)
+
+
+@pytest.mark.parametrize("shared_prefix", [False, True])
 @pytest.mark.parametrize("objective", ["grpo", "dr_grpo", "gspo"])
 def test_another_engines_tokens_are_corrected(objective: str, shared_prefix: bool) -> None:
     loss, expected = expected_gradients(objective, list(range(len(COMPLETIONS))), corrected=1.3)

@@ -250,6 +250,33 @@ def test_the_three_differ_where_they_should() -> None:
     assert (long, short) == pytest.approx((1 / 12, 1 / 4))
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+def test_a_ratio_beyond_all_bounds_is_finite(objective: Any, advantage: float) -> None:
+    """exp(199.9) is infinite in float32; what is clipped has no gradient, and not 0 x infinity."""
+    new_R = torch.tensor([-0.1, -0.1, -1.0], requires_grad=True)
+    got = policy_loss(
+        new_R,
+        torch.tensor([-200.0, -200.0, -1.0]),
+        torch.tensor([advantage, 1.0]),
+        torch.tensor([2, 1]),
+        StepCounts(3, 2),
+        objective=objective,
+        max_new_tokens=2,
+        beta=0.1,
+        reference_logprobs_R=torch.tensor([-0.1, -0.1, -1.0]) + torch.tensor([0.0, 150.0, 0.0]),
+    )
+    got.loss.backward()
+    assert torch.isfinite(got.loss)
+    assert new_R.grad is not None
+    assert torch.isfinite(new_R.grad).all()
+    assert new_R.grad[2] < 0  # the other completion learns
+    if advantage >= 0:
+        assert (new_R.grad[:2] == 0).all()
+    else:
+        assert got.max_ratio == pytest.approx(math.exp(20.0))
+
+
 def test_clips_are_the_objectives_own_unless_given() -> None:
     assert CLIPS["grpo"] == (0.2, 0.28)
     new_R = torch.tensor([math.log(0.5), math.log(0.5)])

@@ -75,6 +75,8 @@ def test_nested_values_become_tuples_and_dataclasses(tmp_path: Path) -> None:
         (("group: 2", "group: 1"), "rl: group is 1"),
         (("steps: 1, lr: 1e-3", "steps: 0, lr: 1"), "sft: steps is 0"),
         (("group: 2", "group: 2, temperature: 0"), "temperature is 0"),
+        (("group: 2", "group: 2, temperature: 0.005"), "temperature is 0.005"),
+        (("group: 2", "group: 2, temperature: 2.5"), "temperature is 2.5"),
         (("steps: 1, lr: 1e-3", "lr: 1"), "sft: steps is 0 and epochs is 0"),
         (("steps: 1, lr: 1e-3", "steps: 1, epochs: 1, lr: 1"), "steps is 1 and epochs is 1"),
         (("steps: 1, lr: 1e-3", "steps: 1, lr: 1, freeze: [head]"), "freeze is 'head'"),

@@ -141,6 +141,24 @@ def test_a_step_without_a_group_changes_nothing(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_ids_that_no_token_has_are_never_sampled(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen's heads have more rows than their tokenizers have tokens; here half are such rows."""
+    make, rows = train_example.get_model, []
+
+    def with_a_larger_head(*arguments: Any) -> Any:
+        model = make(*arguments)
+        model.resize_token_embeddings(2 * model.config.text_config.vocab_size)
+        rows.append(model.config.text_config.vocab_size)
+        return model
+
+    monkeypatch.setattr(train_example, "get_model", with_a_larger_head)
+    run(tmp_path, "padded", shards, "temperature: 2.0")
+    assert len(steps_of(tmp_path, "padded")) == 4
+    assert rows[0] > 600
+
+
 @pytest.mark.slow
 def test_more_updates_move_the_policy_away_from_the_rollout(tmp_path: Path, shards: Path) -> None:
     """One update: ratio 1, nothing clipped, no drift. Four: all three are seen."""

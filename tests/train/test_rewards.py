@@ -2,9 +2,9 @@ r"""The table of hostile completions that pins the parser."""
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from omr_io.train.rewards import How, parse_answer, reward
 from omr_io.types import Option, Record
@@ -109,6 +109,28 @@ TABLE: list[tuple[str, str | None, How, str | None]] = [
     ("The answer is D-dimer.", None, "unparsed", None),
     ("The answer is Absent.", None, "unparsed", None),
     ("The answer is E.", None, "unparsed", None),
+    # an adverb, a denial, a second thought
+    ("The answer is A. On reflection the answer is definitely B.", "B", "sentence", None),
+    ("The answer is most likely B.", "B", "sentence", None),
+    ("The answer is therefore clearly option B.", "B", "sentence", None),
+    ("The answer is clearly not B.", None, "unparsed", None),
+    ("The answer is A. Wait, the answer isn't A.", None, "unparsed", None),
+    ("The answer isn\u2019t B.", None, "unparsed", None),
+    ("The answer is B, or perhaps C.", None, "unparsed", None),
+    ("The answer is B, possibly C.", None, "unparsed", None),
+    ("The answer is B or maybe C.", None, "unparsed", None),
+    # names of species are no letters, and a letter with another option's text is none either
+    ("The answer is C. difficile.", None, "unparsed", None),
+    ("The answer is B. burgdorferi, a spirochete.", None, "unparsed", None),
+    ("The answer is B. computed tomography", None, "unparsed", None),
+    ("The answer is B: Computed tomography.", None, "unparsed", None),
+    ("The answer is **D. X-ray**.", "D", "sentence", None),
+    ("The answer is D. x-ray, of course.", "D", "sentence", None),
+    ("The answer is (B) magnetic resonance imaging.", "B", "sentence", None),
+    ("The answer is B - Magnetic resonance imaging", "B", "sentence", None),
+    ("The answer is (B) computed tomography.", None, "unparsed", None),
+    ("The answer is B. Magnetic resonance imaging shows it best.", "B", "sentence", None),
+    ("The answer is B. Computed tomography would not show it.", "B", "sentence", None),
     # nothing said
     ("The answer…", None, "unparsed", None),
     ("The answer", None, "unparsed", None),
@@ -163,6 +185,60 @@ def test_option_texts_that_look_alike() -> None:
     assert parse_answer("<answer>left</answer>", same, strict=False).letter is None
 
 
+def test_a_species_is_an_options_text_and_not_a_letter() -> None:
+    """The options' own texts begin with letters that are options, too."""
+    names = ("E. coli", "S. aureus", "C. difficile", "B. cereus", "H. pylori")
+    options = tuple(Option(letter, name) for letter, name in zip("ABCDE", names, strict=True))
+    for letter, name in zip("ABCDE", names, strict=True):
+        for text in (name, name + ".", f"{letter}. {name}", f"({letter}) {name}"):
+            got = parse_answer(f"{THINK}<answer>{text}</answer>", options, strict=True)
+            assert got.letter == letter, text
+        said = parse_answer(f"The answer is {letter}. {name}.", options, strict=False)
+        assert said.letter == letter
+    for wrong in ("E. coli", "E. coli.", "C. difficile, a toxin", "B. cereus", "E. Coli"):
+        assert parse_answer(f"The answer is {wrong}", options, strict=False).letter is None, wrong
+    assert parse_answer("<answer>E. faecalis</answer>", options, strict=False).letter is None
+
+
+def test_texts_are_compared_composed() -> None:
+    """Qwen's tokenizers compose characters, so a model cannot write a corpus' decomposed text."""
+    options = (Option("A", "Meniere"), Option("B", "Me\u0301nie\u0300re"))
+    for text in ("M\u00e9ni\u00e8re", "Me\u0301nie\u0300re", "m\u00c9ni\u00e8re."):
+        assert parse_answer(f"<answer>{text}</answer>", options, strict=False).letter == "B"
+    assert (
+        parse_answer("<answer>B. M\u00e9ni\u00e8re</answer>", options, strict=False).letter == "B"
+    )
+
+
+def test_a_stop_is_no_options_text() -> None:
+    options = (Option("A", ""), Option("B", "."))
+    for text in (".", "...", " "):
+        assert parse_answer(f"<answer>{text}</answer>", options, strict=False).letter is None
+
+
+PIECES = st.sampled_from(
+    [
+        "<think>", "</think>", "<answer>", "</answer>", "<ANSWER>", "</Answer>", "A", "B", "b", "E",
+        " ", "\n", ".", ",", " or ", "/", "The answer is ", "answer is not ", "\\boxed{", "}",
+        "ultrasound", "X-ray", "C. difficile", "B. magnetic resonance imaging", "\u0412", "\u200b",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=14).map("".join), st.sampled_from(["", "B", "D. X-ray", "A/B"]))
+@settings(max_examples=100, deadline=None)
+def test_what_strict_takes_lenient_reads_alike(soup: str, answer: str) -> None:
+    for text in (soup, f"{THINK}<answer>{answer}</answer>", f"{THINK}<answer>{soup}</answer>"):
+        strict = parse_answer(text, OPTIONS, strict=True)
+        lenient = parse_answer(text, OPTIONS, strict=False)
+        assert strict.letter in (None, lenient.letter)
+        assert lenient.letter in (None, *"ABCD")
+        assert (lenient.letter is None) == (lenient.how == "unparsed")
+        scored = reward(text, record())
+        assert scored.accuracy == float(strict.letter == "B")
+        assert scored.accuracy <= scored.format
+
+
 def test_the_corpus_own_form_gets_the_full_reward() -> None:
     """A known defect of the authors' recipe: a format reward that the corpus' own rows fail."""
     for gap in ("", "\n", "\n\n", " "):
@@ -201,6 +277,7 @@ def test_rewards(completion: str, accuracy: float, form: float) -> None:
         "The answer is A" + " " * 100_000 + "x",
         "answer" + " " * 100_000,
         "answer is" + " " * 100_000 + "x",
+        "answer is most likely not " * 20_000,
         ("answer is A" + " " * 50) * 5_000 + "x",
         "\\boxed{A" + " " * 100_000,
         "<answer>A" + " " * 100_000 + "x</answer>",
@@ -208,8 +285,7 @@ def test_rewards(completion: str, accuracy: float, form: float) -> None:
         "<answer>" + " " * 100_000 + "</answer>",
     ],
 )
-def test_long_hostile_text_takes_no_time(hostile: str) -> None:
-    start = time.perf_counter()
-    assert parse_answer(hostile, OPTIONS, strict=False).letter is None
-    assert reward(hostile, record()).total == 0.0
-    assert time.perf_counter() - start < 2.0
+def test_long_hostile_text_is_read_in_one_go(hostile: str) -> None:
+    """No timer: what goes over such a text again at every place does not end within a test run."""
+    assert parse_answer(10 * hostile, OPTIONS, strict=False).letter is None
+    assert reward(10 * hostile, record()).total == 0.0

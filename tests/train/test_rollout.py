@@ -120,6 +120,16 @@ def test_seeds_decide_and_batch_size_does_not() -> None:
     assert not same(one, sample_many(model, group_size=3, seed=8))
 
 
+def test_all_of_a_seed_counts() -> None:
+    """torch drops the bits above 32, where RL's later rounds of a step have their number."""
+    _, model = models("qwen3_vl")
+    seeds = (7, 7 + 2**32, 7 + 2**33, 7 - 2**32)
+    made = [sample_many(model, group_size=3, seed=seed) for seed in seeds]
+    for i, one in enumerate(made):
+        assert same(one, sample_many(model, group_size=3, seed=seeds[i]))
+        assert not any(same(one, other) for other in made[:i])
+
+
 def test_completions_end_at_the_end_token_and_bans_hold() -> None:
     _, model = models("qwen3_vl")
     with torch.no_grad():

@@ -107,6 +107,23 @@ def test_parts_and_ranks_add_up() -> None:
     }
 
 
+def test_a_part_without_tokens_counts_nothing() -> None:
+    """All of its completions may be empty."""
+    meter, nothing = PolicyMeter(StepCounts(4, 2)), torch.empty(0)
+    fill(meter, loss=0.5, largest=1.5, mismatch=0.1)
+    meter.add(
+        part(0.0, 0.0, 0.0),
+        entropy_R=nothing,
+        old_R=nothing,
+        sampled_R=nothing,
+        importance_R=None,
+        importance_clip=2.0,
+    )
+    totals = meter.total(Ranks()).totals
+    assert totals["loss"] == 0.5
+    assert totals["rollout_mismatch"] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("order", [(math.nan, 1.0), (1.0, math.nan)])
 def test_what_is_not_a_number_comes_through(order: tuple[float, float]) -> None:
     """max(1, nan) is 1 in Python: a loss that is not finite must stop the run all the same."""

@@ -1,5 +1,8 @@
 """The parts of a run that train_example.py only calls."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,8 +14,10 @@ from omr_io.index import ShardSet
 from omr_io.loader.samples import SampleEncoder
 from omr_io.tokenizer import train_bpe
 from omr_io.train.recipe import load_recipe
+from omr_io.train.rewards import parse_answer
 from omr_io.train.rollout import Completion
 from omr_io.train.run import (
+    Run,
     blind,
     cached_json,
     check_options,
@@ -21,6 +26,7 @@ from omr_io.train.run import (
     split_for_rl,
     start_folder,
 )
+from omr_io.types import Option
 from tests.shard_sets import record, write
 
 VISION = VisionConfig(min_pixels=32 * 32, max_pixels=64 * 64)
@@ -55,6 +61,23 @@ def test_every_completion_token_is_a_label_in_the_order_of_members(encoder) -> N
         assert batch.num_images == sum(len(prompts[i // 2].image_grid_thw) for i in members)
         seen += members
     assert sorted(seen) == list(range(12))
+
+
+def test_control_tokens_of_a_completion_cost_it_its_form(encoder) -> None:
+    """All but the end token that finished it, of which there can be only one."""
+    tokenizer = encoder.chat.tokenizer
+    run: Any = SimpleNamespace(held_out=encoder)
+    right = "<think>It is bright.</think><answer>A</answer>"
+    options = (Option("A", "yes"), Option("B", "no"))
+    end, pad = (tokenizer.token_id(name) for name in ("<|im_end|>", "<|endoftext|>"))
+    for after, finished, letter in (
+        ([end], True, "A"), ([], False, "A"), ([pad], False, None), ([pad, pad, end], True, None),
+    ):  # fmt: skip
+        ids = np.concatenate([tokenizer.encode(right), np.array(after, np.int32)]).astype(np.int32)
+        text = Run.text(run, Completion(ids, np.zeros(len(ids), np.float32), finished))
+        assert text == right + "<|endoftext|>" * after.count(pad)
+        assert parse_answer(text, options, strict=True).letter == letter
+        assert parse_answer(text, options, strict=False).letter == "A"
 
 
 def test_blind_takes_the_images_and_nothing_else(encoder) -> None:

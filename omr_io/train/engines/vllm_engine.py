@@ -1,9 +1,10 @@
 """Rollouts by vLLM in the training processes: written against its documentation, never run.
 
 **Nothing here was ever run against a real vLLM**: it could not be installed where this was written.
-The calls follow vLLM's documentation of 0.11 and later (V1); tests run them against a stand-in that
-checks their order and their data. Before a long run, look at the first steps' `rollout_mismatch`:
-some hundredths are rounding, whole units are two different models.
+The calls follow vLLM's documentation and source of 0.11 and later (V1), and of 2026 where caches
+are reset; tests run them against a stand-in that checks their order and their data. Before a long
+run, look at the first steps' `rollout_mismatch`: some hundredths are rounding, whole units are two
+different models.
 
 Each rank has an engine of its own on its own GPU (`external_launcher`, no tensor parallelism), and
 it sleeps while the model trains. What must agree with training, and how:
@@ -18,7 +19,7 @@ it sleeps while the model trains. What must agree with training, and how:
 - Probabilities: `processed_logprobs`, after temperature and bans. vLLM's kernels round otherwise
   than the trained model's: `exact` is False, and the update corrects for it.
 - Bans: all other ids are allowed (`allowed_token_ids`). A bias can be outweighed, and `bad_words`
-  are text.
+  are text. Ids that no token has must be banned: some versions refuse them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from omr_io.train.engines.protocol import SamplingSettings
 from omr_io.train.engines.unpatch import collapsed, images_of, processor_bounds
 from omr_io.train.gathering import full_tensor
 from omr_io.train.ranks import Ranks
-from omr_io.train.rollout import Completion
+from omr_io.train.rollout import Completion, seed_32
 from omr_io.types import EncodedSample
 
 UNTRIED = "omr_io's vLLM engine was never run against a real vLLM"
@@ -185,7 +186,7 @@ class VllmEngine:
 
     def _sampling(self, settings: SamplingSettings, place: int, allowed: list[int]) -> Any:
         # A completion's own seed is this one plus its number, so prompts are a group apart.
-        seed = (settings.seed * 1_000_003 + place * settings.group) % 2**31
+        seed = (seed_32(settings.seed) * 1_000_003 + place * settings.group) % 2**31
         return self._vllm.SamplingParams(
             n=settings.group,
             temperature=settings.temperature,

@@ -144,6 +144,7 @@ class FolderModel:
         options = self._options
         if self._model is None:
             self._model = load_model(self._folder, self._dtype).to(self._device)  # type: ignore[arg-type]
+            self._ids = self._ids.for_model(self._model, self._chat.tokenizer.vocab_size)
         shards.will_read([ask.number for ask in asks])
         with closing(make_decoder("cpu", self._vision)) as decoder:
             encoder = SampleEncoder(
