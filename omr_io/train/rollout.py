@@ -99,8 +99,10 @@ def generate(
     of = len(prompts) if of is None else of
     if len(places) != len(prompts) or not all(0 <= place < of for place in places):
         raise ConfigError(f"places {list(places)} are not those of {len(prompts)} of {of} prompts")
-    generator = torch.Generator().manual_seed(seed_32(seed))
-    uniforms = torch.rand(of, group_size, max_new_tokens, generator=generator)[list(places)]
+    uniforms = torch.zeros(1).expand(len(places), group_size, max_new_tokens)
+    if temperature > 0:
+        generator = torch.Generator().manual_seed(seed_32(seed))
+        uniforms = torch.rand(of, group_size, max_new_tokens, generator=generator)[list(places)]
     device = next(model.parameters()).device
     # Prompts of like length share a batch, so that little of it is padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids))
