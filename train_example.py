@@ -49,7 +49,7 @@ from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
 from omr_io.train.finite import check_finite
 from omr_io.train.gathering import clip_gradients
 from omr_io.train.meters import peak_memory
-from omr_io.train.model import label_log_probs, load_model
+from omr_io.train.model import label_log_probs
 from omr_io.train.objectives import StepCounts, importance_weights, policy_loss, sft_loss
 from omr_io.train.parallel import seed_step, shard, start_ranks
 from omr_io.train.parameters import freeze, new_optimizer
@@ -81,19 +81,19 @@ from omr_io.train.run import (
     Run,
     blind,
     cached_json,
-    check_options,
     get_folder,
     get_model,
+    get_reference,
     get_token_ids,
     get_tokenizer,
-    on_first,
+    majority_of,
     resolve_steps,
     say,
     split_for_rl,
-    start_folder,
 )
+from omr_io.train.run_checks import check_engine, check_samples
+from omr_io.train.run_folder import run_folder
 from omr_io.train.seen import Synthetic, has_metric, open_log, sft_meter
-from omr_io.train.statistics import majority_letters
 from omr_io.train.step_log import Most, StepLog, Total
 from omr_io.train.stopping import Stopping, stop_signals
 from omr_io.train.summary import make_report
@@ -141,6 +141,7 @@ def train(
     """The whole recipe; everything it writes is in runs/NAME."""
     synthetic = synthetic or Synthetic()
     recipe = synthetic.renamed(load_recipe(config))
+    text = config.read_text(encoding="utf-8")  # now: the file may have changed when the run ends
     check_trackers(recipe.trackers)
     folder = Path("runs") / recipe.name
     dtype = getattr(torch, recipe.model.dtype)
@@ -150,11 +151,11 @@ def train(
         ShardSet.open(recipe.data.train) as train_set,
         ShardSet.open(recipe.data.test) as test_set,
         closing(make_decoder(recipe.data.decoder, recipe.vision)) as decoder,
+        run_folder(folder, ranks, resume=resume, overwrite=overwrite) as begin,
     ):
-        on_first(ranks, lambda: start_folder(folder, resume=resume, overwrite=overwrite))
         sft_samples, rl_samples = split_for_rl(recipe, len(train_set))
-        check_options(train_set, rl_samples, "RL")
-        check_options(test_set, range(len(test_set)), "evaluation")
+        check_samples(recipe, train_set, test_set, rl_samples)
+        check_engine(recipe, ranks.device)
         source = get_folder(recipe, ranks)
         tokenizer = get_tokenizer(recipe, train_set, folder, source=source, ranks=ranks)
         ids = get_token_ids(tokenizer)
@@ -211,6 +212,7 @@ def train(
             say(f"resumed after {place.phase} step {place.step}")
         history = open_log(run, place)
         with history, loader, checkpoints:
+            begin()  # nothing is refused from here on: an earlier run is deleted now
             if place.phase == "sft":
                 fine_tune(run, history, place.step, saved, synthetic, profile=profile)
                 if synthetic:
@@ -220,7 +222,7 @@ def train(
             before = sampled_rewards(run, "before-rl.json")
             reinforce(run, history, place.step, saved)
             after = sampled_rewards(run, "after-rl.json")
-            report(run, config, before, after)
+            report(run, text, before, after)
 
 
 # Supervised fine-tuning
@@ -387,10 +389,8 @@ def reinforce(run: Run, history: StepLog, done: int, saved: Saved | None) -> Non
         order.load_state_dict(saved.progress["prompts"])
     reference_model = None
     if rl.beta > 0:
-        reference_model = load_model(
-            run.folder / "sft-model", getattr(torch, run.recipe.model.dtype)
-        )
-        reference_model.to(run.device)  # type: ignore[arg-type]  # transformers' wrapper hides it
+        dtype = getattr(torch, run.recipe.model.dtype)
+        reference_model = get_reference(run.folder / "sft-model", run.ranks, dtype)
     engine = make_engine(run)
     for step in range(done + 1, rl.steps + 1):
         started, watch = time.perf_counter(), Stopwatch()
@@ -651,21 +651,22 @@ def sampled_rewards(run: Run, name: str) -> dict[str, list[ScoredItem]]:
 
 def report(
     run: Run,
-    config: Path,
+    recipe_text: str,
     before: Mapping[str, Sequence[ScoredItem]],
     after: Mapping[str, Sequence[ScoredItem]],
 ) -> None:
     """Evaluate the final model, with its image and blind; print the table, write report.html."""
     recipe, held_out = run.recipe, run.held_out
     started = time.perf_counter()
-    train_set = run.prompts.shard_set
-    seen = [train_set.read_record(i, images=False) for i in range(len(train_set))]
     everything = range(len(held_out.shard_set))
     items = completions_of(run, held_out, everything)
+    blind_items = completions_of(run, held_out, everything, without_image=True)
+    if not run.ranks.is_first:
+        return
     evaluation = evaluate(
         items,
-        majority=majority_letters([r.answer for r in seen], [len(r.options) for r in seen]),
-        blind=completions_of(run, held_out, everything, without_image=True),
+        majority=majority_of(run.prompts.shard_set),
+        blind=blind_items,
         seed=recipe.seed,
     )
     rewards = {
@@ -673,10 +674,7 @@ def report(
         for which, scored in before.items()
     }
     seconds = time.perf_counter() - started
-    text = config.read_text(encoding="utf-8")
-    if not run.ranks.is_first:
-        return
-    page = make_report(run, text, evaluation, items, rewards, seconds)
+    page = make_report(run, recipe_text, evaluation, items, rewards, seconds)
     write_report(run.folder / "report.html", page)
     print_summary(page)
     say(f"report: {run.folder / 'report.html'}")
