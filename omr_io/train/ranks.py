@@ -10,14 +10,12 @@ import datetime
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from omr_io.errors import OmrError, TrainingError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +81,26 @@ class Ranks:
             dist.barrier(self.group)
 
 
-def on_first(ranks: Ranks, function: Callable[[], T]) -> T:
+def on_first(ranks: Ranks, function: Callable[[], object]) -> None:
     """Let the first rank do what is done once, while the others wait for it. Collective.
-
-    Returns:
-        what the function gave, on every rank: a small Python object.
 
     Raises:
         OmrError: what it raised, on every rank. Anything else is raised on the first rank, and
             the others end with a TrainingError.
     """
-    made: Any = None
     failed: Exception | None = None
     told: OmrError | None = None
     if ranks.is_first:
         try:
-            made = function()
+            function()
         except Exception as error:
             failed = error
             told = error if isinstance(error, OmrError) else _of_the_first(error)
-    told, made = ranks.gather((told, made))[0]
+    told = ranks.gather(told)[0]
     if failed is not None:
         raise failed
     if told is not None:
         raise told
-    return made  # type: ignore[no-any-return]
 
 
 def _of_the_first(error: Exception) -> TrainingError:
