@@ -53,6 +53,7 @@ from omr_io.train.model import label_log_probs
 from omr_io.train.objectives import StepCounts, importance_weights, policy_loss, sft_loss
 from omr_io.train.parallel import seed_step, shard, start_ranks
 from omr_io.train.parameters import freeze, new_optimizer
+from omr_io.train.ranks import on_first
 from omr_io.train.recipe import (
     RLRecipe,
     SFTRecipe,
@@ -91,7 +92,7 @@ from omr_io.train.run import (
     say,
     split_for_rl,
 )
-from omr_io.train.run_checks import check_engine, check_samples
+from omr_io.train.run_checks import check_engine, check_profile, check_samples
 from omr_io.train.run_folder import run_folder
 from omr_io.train.seen import Synthetic, has_metric, open_log, sft_meter
 from omr_io.train.step_log import Most, StepLog, Total
@@ -210,6 +211,8 @@ def train(
             loader.load_state_dict(saved.progress["loader"])
             saved.load_random_state(seed=recipe.seed)
             say(f"resumed after {place.phase} step {place.step}")
+        if profile:
+            check_profile(recipe.sft.steps - place.step if place.phase == "sft" else 0)
         history = open_log(run, place)
         with history, loader, checkpoints:
             begin()  # nothing is refused from here on: an earlier run is deleted now
@@ -645,7 +648,10 @@ def sampled_rewards(run: Run, name: str) -> dict[str, list[ScoredItem]]:
 
     if not run.recipe.rl.steps:
         return {}
-    kept = cached_json(run.folder / name, make, run.ranks)
+    # Before and after can be compared only if they are of the same prompts, sampled alike.
+    names = ("max_new_tokens", "samples", "prompts", "cluster_field", "task_field")
+    alike = {f"evaluation.{key}": getattr(run.recipe.evaluation, key) for key in names}
+    kept = cached_json(run.folder / name, make, run.ranks, depends_on=alike)
     return {which: [ScoredItem(**fields) for fields in items] for which, items in kept.items()}
 
 
@@ -661,23 +667,25 @@ def report(
     everything = range(len(held_out.shard_set))
     items = completions_of(run, held_out, everything)
     blind_items = completions_of(run, held_out, everything, without_image=True)
-    if not run.ranks.is_first:
-        return
-    evaluation = evaluate(
-        items,
-        majority=majority_of(run.prompts.shard_set),
-        blind=blind_items,
-        seed=recipe.seed,
-    )
-    rewards = {
-        which: reward_change(scored, after[which], seed=recipe.seed)
-        for which, scored in before.items()
-    }
-    seconds = time.perf_counter() - started
-    page = make_report(run, recipe_text, evaluation, items, rewards, seconds)
-    write_report(run.folder / "report.html", page)
-    print_summary(page)
-    say(f"report: {run.folder / 'report.html'}")
+
+    def write() -> None:
+        evaluation = evaluate(
+            items,
+            majority=majority_of(run.prompts.shard_set),
+            blind=blind_items,
+            seed=recipe.seed,
+        )
+        rewards = {
+            which: reward_change(scored, after[which], seed=recipe.seed)
+            for which, scored in before.items()
+        }
+        seconds = time.perf_counter() - started
+        page = make_report(run, recipe_text, evaluation, items, rewards, seconds)
+        write_report(run.folder / "report.html", page)
+        print_summary(page)
+        say(f"report: {run.folder / 'report.html'}")
+
+    on_first(run.ranks, write)  # the others wait: a launcher may end a run that a rank has left
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import torch
 from omr_io.batches import Batch
 from omr_io.chat import corpus_completion
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError, OmrError
+from omr_io.errors import ConfigError, OmrError, ResumeError, Where
 from omr_io.images.patches import blank_patches
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
@@ -338,14 +338,41 @@ def _rollout_sample(prompt: EncodedSample, completion: Completion) -> EncodedSam
     return dataclasses.replace(prompt, input_ids=input_ids, trained=trained)
 
 
-def cached_json(path: Path, make: Callable[[], Any], ranks: Ranks | None = None) -> Any:
+def cached_json(
+    path: Path,
+    make: Callable[[], Any],
+    ranks: Ranks | None = None,
+    *,
+    depends_on: Mapping[str, Any] | None = None,
+) -> Any:
     """What `make` gives, kept at `path` so that a resumed run need not make it again.
 
     With several ranks all make it, or none does, and the first writes it.
+
+    Args:
+        depends_on: JSON values that decide what is made; kept with it.
+
+    Raises:
+        ResumeError: what is kept was made with others.
     """
     ranks = ranks or Ranks()
+    here = dict(depends_on or {})
     if ranks.gather(path.exists())[0]:
-        return json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        there = kept["depends_on"]
+        differing = [
+            f"{name} (kept {there.get(name)!r}, here {here.get(name)!r})"
+            for name in sorted({*there, *here})
+            if there.get(name) != here.get(name)
+        ]
+        if differing:
+            raise ResumeError(
+                f"what is kept was made with another recipe: {', '.join(differing)}",
+                where=Where(source=str(path)),
+                mend="Put the recipe back: of the model as it was then nothing can be made again",
+            )
+        return kept["made"]
     made = make()
-    on_first(ranks, lambda: write_atomically(path, json.dumps(made).encode()))
+    text = json.dumps({"depends_on": here, "made": made})
+    on_first(ranks, lambda: write_atomically(path, text.encode()))
     return made

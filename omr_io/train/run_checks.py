@@ -14,6 +14,7 @@ from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError
 from omr_io.index import ShardSet
 from omr_io.train.model import TokenIds
+from omr_io.train.profiling import WARM_STEPS
 from omr_io.train.recipe import Recipe
 from omr_io.types import Int64Array
 
@@ -90,6 +91,23 @@ def check_engine(recipe: Recipe, device: torch.device) -> None:
         raise ConfigError(
             f"rl: engine is 'vllm', and this rank computes on {device}",
             mend="Use engine transformers, or a machine with GPUs",
+        )
+
+
+def check_profile(steps: int) -> None:
+    """Refuse to trace a run that ends before the first step that would be traced.
+
+    Args:
+        steps: of SFT that are left.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    if steps <= WARM_STEPS:
+        raise ConfigError(
+            f"--profile leaves {WARM_STEPS} steps of SFT out before it traces, and {steps} are "
+            "left",
+            mend=f"Give SFT at least {WARM_STEPS + 1} steps, or leave --profile out",
         )
 
 

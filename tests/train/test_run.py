@@ -5,7 +5,7 @@ import pytest
 
 from omr_io.chat import ChatFormat
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, ResumeError
 from omr_io.images.decode import CpuDecoder
 from omr_io.index import ShardSet
 from omr_io.loader.samples import SampleEncoder
@@ -93,6 +93,19 @@ def test_cached_json_is_made_once(tmp_path) -> None:
     made = [cached_json(tmp_path / "x.json", lambda n=n: [{"n": n}]) for n in (1, 2)]
     assert made == [[{"n": 1}], [{"n": 1}]]
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_cached_json_of_another_recipe_is_refused(tmp_path) -> None:
+    path = tmp_path / "x.json"
+
+    def get(samples: int) -> object:
+        return cached_json(path, lambda: samples, depends_on={"samples": samples, "prompts": 7})
+
+    assert get(2) == 2
+    assert get(2) == 2
+    with pytest.raises(ResumeError, match=r"recipe: samples \(kept 2, here 3\) \(source .*x.json"):
+        get(3)
+    assert get(2) == 2
 
 
 def test_the_majority_letters_are_those_of_samples_with_options(tmp_path) -> None:

@@ -15,6 +15,7 @@ from omr_io.train.run_checks import (
     check_engine,
     check_fields,
     check_options,
+    check_profile,
     check_samples,
     check_token_ids,
     check_vision,
@@ -98,3 +99,9 @@ def test_a_tokenizer_that_is_not_the_models_is_refused() -> None:
         check_token_ids(model, dataclasses.replace(ids, image_pad=9), 50)
     with pytest.raises(ConfigError, match="51 ids, and the model 50 embeddings"):
         check_token_ids(model, ids, 51)
+
+
+def test_too_few_steps_to_trace_are_refused() -> None:
+    check_profile(4)
+    with pytest.raises(ConfigError, match=r"leaves 3 steps of SFT out .* and 3 are left"):
+        check_profile(3)
