@@ -47,7 +47,7 @@ from omr_io.train.dynamic_sampling import (
 from omr_io.train.engines import RolloutEngine, SamplingSettings
 from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
 from omr_io.train.finite import check_finite
-from omr_io.train.gathering import clip_gradients
+from omr_io.train.gathering import clip_gradients, gathered
 from omr_io.train.meters import peak_memory
 from omr_io.train.model import label_log_probs
 from omr_io.train.objectives import StepCounts, importance_weights, policy_loss, sft_loss
@@ -584,38 +584,44 @@ def completions_of(
     """
     evaluation, ranks = run.recipe.evaluation, run.ranks
     mine = range(ranks.rank, len(numbers), ranks.world_size)
-    asked = [encoder.prompt(numbers[i]) for i in mine]
-    if without_image:
-        asked = [blind(prompt, encoder) for prompt in asked]
-    with run.stopping.interruptible() as leave_if_asked:
-        completions = generate(
-            run.model,
-            asked,
-            max_new_tokens=evaluation.max_new_tokens,
-            eos=run.ids.eos,
-            banned=run.ids.banned,
-            temperature=temperature,
-            group_size=group,
-            seed=run.recipe.seed,
-            batch_size=evaluation.batch,
-            between=leave_if_asked,
-            places=mine,
-            of=len(numbers),
-        )
+    at_a_time = 4 * max(1, evaluation.batch // group)  # a whole split's pixels may be 100 GB
+
+    def ask(place: int) -> EncodedSample:
+        prompt = encoder.prompt(numbers[place])
+        return blind(prompt, encoder) if without_image else prompt
+
+    completions = []
+    with run.stopping.interruptible() as leave_if_asked, gathered(run.model):
+        for first in range(0, len(mine), at_a_time):
+            places = mine[first : first + at_a_time]
+            completions += generate(
+                run.model,
+                [ask(place) for place in places],
+                max_new_tokens=evaluation.max_new_tokens,
+                eos=run.ids.eos,
+                banned=run.ids.banned,
+                temperature=temperature,
+                group_size=group,
+                seed=run.recipe.seed,
+                batch_size=evaluation.batch,
+                between=leave_if_asked,
+                places=places,
+                of=len(numbers),
+            )
     parts = ranks.gather([run.text(completion) for completion in completions])
     texts = [
         parts[i % ranks.world_size][i // ranks.world_size * group + k]
         for i in range(len(numbers))
         for k in range(group)
     ]
-    places = [i for i in numbers for _ in range(group)]
+    repeated = [i for i in numbers for _ in range(group)]
     return score(
-        [encoder.shard_set.key(i) for i in places],
-        [encoder.shard_set.read_record(i, images=False) for i in places],
+        [encoder.shard_set.key(i) for i in repeated],
+        [encoder.shard_set.read_record(i, images=False) for i in repeated],
         texts,
         parse=partial(parse_answer, strict=False),
         reward=lambda completion, record: reward(completion, record).total,
-        clusters=image_clusters(encoder.shard_set, places),
+        clusters=image_clusters(encoder.shard_set, repeated),
         cluster_field=evaluation.cluster_field,
         task_field=evaluation.task_field,
     )
