@@ -35,6 +35,7 @@ def run_folder(
         ConfigError: there is an earlier run and neither `resume` nor `overwrite`.
         DiskError: the folder cannot be made.
     """
+    folder = folder.resolve()  # of a link to a larger disk: there
     on_first(ranks, lambda: _prepare(folder, resume=resume, overwrite=overwrite))
     try:
         yield lambda: on_first(ranks, lambda: _delete_earlier(folder))

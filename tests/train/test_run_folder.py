@@ -147,3 +147,17 @@ def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(DiskError, match=r"cannot make .*runs/a"):
         run(tmp_path / "runs" / "a", started)
+
+
+def test_a_link_to_a_larger_disk_stays_one(tmp_path: Path) -> None:
+    there, folder = tmp_path / "disk" / "of-a", tmp_path / "runs" / "a"
+    earlier_run(there)
+    folder.parent.mkdir()
+    folder.symlink_to(there)
+    with pytest.raises(ConfigError, match="refused"):
+        run(folder, refused, overwrite=True)
+    assert is_back(there)
+    run(folder, started, overwrite=True)
+    assert names(there) == []
+    assert names(there.parent) == ["of-a"]
+    assert folder.is_symlink()
