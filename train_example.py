@@ -49,10 +49,11 @@ from omr_io.train.evaluate import ScoredItem, evaluate, reward_change, score
 from omr_io.train.finite import check_finite
 from omr_io.train.gathering import clip_gradients, gathered
 from omr_io.train.meters import peak_memory
-from omr_io.train.model import label_log_probs, load_model
+from omr_io.train.model import label_log_probs
 from omr_io.train.objectives import StepCounts, importance_weights, policy_loss, sft_loss
 from omr_io.train.parallel import seed_step, shard, start_ranks
 from omr_io.train.parameters import freeze, new_optimizer
+from omr_io.train.ranks import on_first
 from omr_io.train.recipe import (
     RLRecipe,
     SFTRecipe,
@@ -83,19 +84,19 @@ from omr_io.train.run import (
     Run,
     blind,
     cached_json,
-    check_options,
     get_folder,
     get_model,
+    get_reference,
     get_token_ids,
     get_tokenizer,
-    on_first,
+    majority_of,
     resolve_steps,
     say,
     split_for_rl,
-    start_folder,
 )
+from omr_io.train.run_checks import check_engine, check_profile, check_samples
+from omr_io.train.run_folder import run_folder
 from omr_io.train.seen import Synthetic, has_metric, open_log, sft_meter
-from omr_io.train.statistics import majority_letters
 from omr_io.train.step_log import Most, StepLog, Total
 from omr_io.train.stopping import Stopping, stop_signals
 from omr_io.train.summary import make_report
@@ -143,6 +144,7 @@ def train(
     """The whole recipe; everything it writes is in runs/NAME."""
     synthetic = synthetic or Synthetic()
     recipe = synthetic.renamed(load_recipe(config))
+    text = config.read_text(encoding="utf-8")  # now: the file may have changed when the run ends
     check_trackers(recipe.trackers)
     folder = Path("runs") / recipe.name
     dtype = getattr(torch, recipe.model.dtype)
@@ -152,11 +154,11 @@ def train(
         ShardSet.open(recipe.data.train) as train_set,
         ShardSet.open(recipe.data.test) as test_set,
         closing(make_decoder(recipe.data.decoder, recipe.vision)) as decoder,
+        run_folder(folder, ranks, resume=resume, overwrite=overwrite) as begin,
     ):
-        on_first(ranks, lambda: start_folder(folder, resume=resume, overwrite=overwrite))
         sft_samples, rl_samples = split_for_rl(recipe, len(train_set))
-        check_options(train_set, rl_samples, "RL")
-        check_options(test_set, range(len(test_set)), "evaluation")
+        check_samples(recipe, train_set, test_set, rl_samples)
+        check_engine(recipe, ranks.device)
         source = get_folder(recipe, ranks)
         tokenizer = get_tokenizer(recipe, train_set, folder, source=source, ranks=ranks)
         ids = get_token_ids(tokenizer)
@@ -214,8 +216,11 @@ def train(
             loader.load_state_dict(saved.progress["loader"])
             saved.load_random_state(seed=recipe.seed)
             say(f"resumed after {place.phase} step {place.step}")
+        if profile:
+            check_profile(recipe.sft.steps - place.step if place.phase == "sft" else 0)
         history = open_log(run, place)
         with history, loader, checkpoints:
+            begin()  # nothing is refused from here on: an earlier run is deleted now
             if place.phase == "sft":
                 fine_tune(run, history, place.step, saved, synthetic, profile=profile)
                 if synthetic:
@@ -225,7 +230,7 @@ def train(
             before = sampled_rewards(run, "before-rl.json")
             reinforce(run, history, place.step, saved)
             after = sampled_rewards(run, "after-rl.json")
-            report(run, config, before, after)
+            report(run, text, before, after)
 
 
 # Supervised fine-tuning
@@ -392,10 +397,8 @@ def reinforce(run: Run, history: StepLog, done: int, saved: Saved | None) -> Non
         order.load_state_dict(saved.progress["prompts"])
     reference_model = None
     if rl.beta > 0:
-        reference_model = load_model(
-            run.folder / "sft-model", getattr(torch, run.recipe.model.dtype)
-        )
-        reference_model.to(run.device)  # type: ignore[arg-type]  # transformers' wrapper hides it
+        dtype = getattr(torch, run.recipe.model.dtype)
+        reference_model = get_reference(run.folder / "sft-model", run.ranks, dtype)
     engine = make_engine(run)
     for step in range(done + 1, rl.steps + 1):
         started, watch = time.perf_counter(), Stopwatch()
@@ -587,17 +590,19 @@ def completions_of(
     """
     evaluation, ranks = run.recipe.evaluation, run.ranks
     mine = range(ranks.rank, len(numbers), ranks.world_size)
-    at_once = 4 * evaluation.batch  # some MB of patches each, so not all of a large split
-    made: list[str] = []
+    at_a_time = 4 * max(1, evaluation.batch // group)  # a whole split's pixels may be 100 GB
+
+    def ask(place: int) -> EncodedSample:
+        prompt = encoder.prompt(numbers[place])
+        return blind(prompt, encoder) if without_image else prompt
+
+    completions = []
     with run.stopping.interruptible() as leave_if_asked, gathered(run.model):
-        for first in range(0, len(mine), at_once):
-            places = mine[first : first + at_once]
-            asked = [encoder.prompt(numbers[i]) for i in places]
-            if without_image:
-                asked = [blind(prompt, encoder) for prompt in asked]
-            completions = generate(
+        for first in range(0, len(mine), at_a_time):
+            places = mine[first : first + at_a_time]
+            completions += generate(
                 run.model,
-                asked,
+                [ask(place) for place in places],
                 max_new_tokens=evaluation.max_new_tokens,
                 eos=run.ids.eos,
                 banned=run.ids.banned,
@@ -609,21 +614,20 @@ def completions_of(
                 places=places,
                 of=len(numbers),
             )
-            made += [run.text(completion) for completion in completions]
-    parts = ranks.gather(made)
+    parts = ranks.gather([run.text(completion) for completion in completions])
     texts = [
         parts[i % ranks.world_size][i // ranks.world_size * group + k]
         for i in range(len(numbers))
         for k in range(group)
     ]
-    asked_of = [i for i in numbers for _ in range(group)]
+    repeated = [i for i in numbers for _ in range(group)]
     return score(
-        [encoder.shard_set.key(i) for i in asked_of],
-        [encoder.shard_set.read_record(i, images=False) for i in asked_of],
+        [encoder.shard_set.key(i) for i in repeated],
+        [encoder.shard_set.read_record(i, images=False) for i in repeated],
         texts,
         parse=partial(parse_answer, strict=False),
         reward=lambda completion, record: reward(completion, record).total,
-        clusters=image_clusters(encoder.shard_set, asked_of),
+        clusters=image_clusters(encoder.shard_set, repeated),
         cluster_field=evaluation.cluster_field,
         task_field=evaluation.task_field,
     )
@@ -656,41 +660,44 @@ def sampled_rewards(run: Run, name: str) -> dict[str, list[ScoredItem]]:
 
     if not run.recipe.rl.steps:
         return {}
-    kept = cached_json(run.folder / name, make, run.ranks)
+    # Before and after can be compared only if they are of the same prompts, sampled alike.
+    names = ("max_new_tokens", "samples", "prompts", "cluster_field", "task_field")
+    alike = {f"evaluation.{key}": getattr(run.recipe.evaluation, key) for key in names}
+    kept = cached_json(run.folder / name, make, run.ranks, depends_on=alike)
     return {which: [ScoredItem(**fields) for fields in items] for which, items in kept.items()}
 
 
 def report(
     run: Run,
-    config: Path,
+    recipe_text: str,
     before: Mapping[str, Sequence[ScoredItem]],
     after: Mapping[str, Sequence[ScoredItem]],
 ) -> None:
     """Evaluate the final model, with its image and blind; print the table, write report.html."""
     recipe, held_out = run.recipe, run.held_out
     started = time.perf_counter()
-    train_set = run.prompts.shard_set
-    seen = [train_set.read_record(i, images=False) for i in range(len(train_set))]
     everything = range(len(held_out.shard_set))
     items = completions_of(run, held_out, everything)
-    evaluation = evaluate(
-        items,
-        majority=majority_letters([r.answer for r in seen], [len(r.options) for r in seen]),
-        blind=completions_of(run, held_out, everything, without_image=True),
-        seed=recipe.seed,
-    )
-    rewards = {
-        which: reward_change(scored, after[which], seed=recipe.seed)
-        for which, scored in before.items()
-    }
-    seconds = time.perf_counter() - started
-    text = config.read_text(encoding="utf-8")
-    if not run.ranks.is_first:
-        return
-    page = make_report(run, text, evaluation, items, rewards, seconds)
-    write_report(run.folder / "report.html", page)
-    print_summary(page)
-    say(f"report: {run.folder / 'report.html'}")
+    blind_items = completions_of(run, held_out, everything, without_image=True)
+
+    def write() -> None:
+        evaluation = evaluate(
+            items,
+            majority=majority_of(run.prompts.shard_set),
+            blind=blind_items,
+            seed=recipe.seed,
+        )
+        rewards = {
+            which: reward_change(scored, after[which], seed=recipe.seed)
+            for which, scored in before.items()
+        }
+        seconds = time.perf_counter() - started
+        page = make_report(run, recipe_text, evaluation, items, rewards, seconds)
+        write_report(run.folder / "report.html", page)
+        print_summary(page)
+        say(f"report: {run.folder / 'report.html'}")
+
+    on_first(run.ranks, write)  # the others wait: a launcher may end a run that a rank has left
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ class VisionConfig:
                 f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} bound nothing",
                 mend="Use 0 < min_pixels <= max_pixels, both in pixels (height x width)",
             )
+        if min(self.image_std) <= 0 or self.rescale_factor <= 0:
+            raise ConfigError(
+                f"image_std {self.image_std}, rescale_factor {self.rescale_factor}",
+                mend="They must be above 0: pixels are multiplied and divided by them",
+            )
         if self.patch_size < 1 or self.merge_size < 1 or self.temporal_patch_size < 1:
             raise ConfigError("patch_size, merge_size and temporal_patch_size must be at least 1")
 

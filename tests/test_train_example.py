@@ -222,16 +222,22 @@ def test_the_exported_model_is_one_that_transformers_loads(one_image_shards, tmp
         (("vocab_size: 400", "tokenizer: nowhere"), 2, "nowhere"),
         (("group: 2", "group: 1"), 2, "rl: group is 1. It must be at least 2"),
         (("train: ", "train: /nowhere"), 3, "/nowhere"),
+        (("vocab_size: 400", "lora: {rank: 1, alpha: 1, target_modules: [x]}"), 2, "x are no lin"),
     ],
 )
 def test_bad_recipes_end_with_one_line_and_a_code(
     one_image_shards, tmp_path, edit: tuple[str, str], code: int, message: str
 ) -> None:
-    done = run(tmp_path, recipe(tmp_path, "bad", one_image_shards, edit))
+    earlier = tmp_path / "runs" / "bad" / "report.html"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("a month of work")
+    done = run(tmp_path, recipe(tmp_path, "bad", one_image_shards, edit), "--overwrite")
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert earlier.read_text() == "a month of work"
+    assert list((tmp_path / "runs").rglob("*")) == [earlier.parent, earlier]
 
 
 def test_an_update_that_is_not_finite_changes_no_weight(tmp_path) -> None:

@@ -7,7 +7,8 @@ D patch width, N images.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -243,6 +244,8 @@ def load_model(
 
     Raises:
         ConfigError: no such folder, or another kind of model.
+        SourceError: its files cannot be read, or lack a weight: transformers would initialise that
+            at random and go on.
     """
     transformers = _transformers()
     root = Path(folder)
@@ -256,14 +259,39 @@ def load_model(
         "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
         "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
     }
-    kind = transformers.AutoConfig.from_pretrained(root, local_files_only=True).model_type
+    with _load_errors(root):
+        kind = transformers.AutoConfig.from_pretrained(root, local_files_only=True).model_type
     if kind not in classes:
         raise ConfigError(f"model_type {kind!r} is not one of {', '.join(sorted(classes))}")
-    model: PreTrainedModel = classes[kind].from_pretrained(
-        root, dtype=dtype, local_files_only=True, use_safetensors=True
-    )
+    model: PreTrainedModel
+    with _load_errors(root):
+        model, found = classes[kind].from_pretrained(
+            root, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise SourceError(
+            f"the model in {root} lacks {len(missing)} of its weights, such as {missing[0]}",
+            mend=_COPY_AGAIN,
+        )
     use_varlen(model)
     return model
+
+
+_COPY_AGAIN = "Copy or download the whole folder again: config.json and all *.safetensors"
+
+
+@contextmanager
+def _load_errors(root: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".!")
+        raise SourceError(
+            f"the model in {root} cannot be loaded: {reason}", mend=_COPY_AGAIN
+        ) from error
 
 
 def _transformers() -> Any:

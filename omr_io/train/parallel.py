@@ -68,7 +68,7 @@ def start_ranks(*, timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
         )
     failed = True
     try:
-        yield Ranks(rank, world_size, device)
+        yield Ranks(rank, world_size, device, timeout_seconds=timeout_seconds)
         failed = False
     finally:
         # A rank that fails goes at once, so that torchrun ends the others, which may wait for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -14,12 +15,15 @@ from typing import Any, Literal
 
 from omr_io.config import VisionConfig
 from omr_io.errors import ConfigError, ResumeError
-from omr_io.train.parameters import LoRA, Part
+from omr_io.train.parameters import PARTS, LoRA, Part
 
 Precision = Literal["float32", "bfloat16"]
 
 Objective = Literal["grpo", "dr_grpo", "gspo"]
 EngineName = Literal["transformers", "vllm"]
+
+_WEEK = 7 * 24 * 60
+_MOST_SEED = 2**32 - 1
 
 
 def _at_least(place: str, **bounds: tuple[float, float]) -> None:
@@ -27,6 +31,25 @@ def _at_least(place: str, **bounds: tuple[float, float]) -> None:
     for name, (value, least) in bounds.items():
         if value < least:
             raise ConfigError(f"{place}: {name} is {value}", mend=f"It must be at least {least}")
+
+
+def _check_schedule(place: str, phase: SFTRecipe | RLRecipe) -> None:
+    """Refuse what the optimiser or its schedule would fail at, or take and be led astray by."""
+    for name in ("warmup", "min_lr_share"):
+        value = getattr(phase, name)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{place}: {name} is {value}", mend="It must be from 0 to 1")
+    if not 0 <= phase.beta2 < 1:
+        raise ConfigError(f"{place}: beta2 is {phase.beta2}", mend="It must be from 0 to below 1")
+    if phase.max_grad_norm <= 0:  # a negative one would turn every step round
+        raise ConfigError(
+            f"{place}: max_grad_norm is {phase.max_grad_norm}",
+            mend="It must be above 0; a very large one clips nothing",
+        )
+    if phase.steps and set(PARTS) <= set(phase.freeze):
+        raise ConfigError(
+            f"{place}: freeze leaves nothing to train", mend=f"Leave one of {', '.join(PARTS)} out"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +103,10 @@ class ParallelRecipe:
     timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.timeout_minutes <= 0:
+        if not 0 < self.timeout_minutes <= _WEEK:
             raise ConfigError(
-                f"parallel: timeout_minutes is {self.timeout_minutes}", mend="It must be above 0"
+                f"parallel: timeout_minutes is {self.timeout_minutes}",
+                mend=f"It must be above 0, and at most {_WEEK} (a week)",
             )
 
 
@@ -123,12 +147,14 @@ class SFTRecipe:
             checkpoint_every=(self.checkpoint_every, 1),
             evaluate_every=(self.evaluate_every, 1),
             log_every=(self.log_every, 1),
+            weight_decay=(self.weight_decay, 0),
         )
         if (self.steps > 0) == (self.epochs > 0):
             raise ConfigError(
                 f"sft: steps is {self.steps} and epochs is {self.epochs}",
                 mend="Give one of them, at least 1, and leave the other out",
             )
+        _check_schedule("sft", self)
         _unfrozen("sft", self.freeze, merger_lr=self.merger_lr, vision_lr=self.vision_lr)
 
 
@@ -222,7 +248,9 @@ class RLRecipe:
             rollout_batch=(self.rollout_batch, 1),
             checkpoint_every=(self.checkpoint_every, 1),
             log_every=(self.log_every, 1),
+            weight_decay=(self.weight_decay, 0),
         )
+        _check_schedule("rl", self)
         if not 0.01 <= self.temperature <= 2:
             raise ConfigError(
                 f"rl: temperature is {self.temperature}",
@@ -307,6 +335,8 @@ class Recipe:
     peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= _MOST_SEED:
+            raise ConfigError(f"seed is {self.seed}", mend=f"It must be from 0 to {_MOST_SEED:,}")
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ConfigError(f"peak_tflops is {self.peak_tflops}", mend="It must be above 0")
         # --overwrite deletes runs/NAME: a name must not lead anywhere else.
@@ -336,24 +366,44 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe; every key must be known and of its type.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, missing or of a wrong type.
+        ConfigError: the file cannot be read or is not YAML; a key is unknown, missing, there twice
+            or of a wrong type.
     """
     try:
         import yaml
     except ImportError:
         raise ConfigError("PyYAML is missing", mend="pip install omr_io[train]") from None
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        _check_keys(yaml.compose(text, yaml.SafeLoader), str(path))
+        document = yaml.safe_load(text)
     except FileNotFoundError:
         known = sorted(str(found) for found in Path("recipes").glob("*.yaml"))
         raise ConfigError(
             f"recipe {path} does not exist", mend=f"Recipes here: {', '.join(known) or 'none'}"
         ) from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(
+            f"recipe {path} cannot be read: {error.strerror}", mend="Give a YAML file, as recipes/*"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not YAML: {error}") from error
     recipe = _build(Recipe, document, str(path))
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def _check_keys(node: Any, place: str) -> None:
+    """Refuse a key that a mapping has twice: YAML's loader would silently take the last one."""
+    seen: set[str] = set()
+    for key, value in node.value if node is not None and node.id == "mapping" else ():
+        name = str(key.value)
+        if name in seen:
+            line = key.start_mark.line + 1
+            raise ConfigError(f"{place}: {name!r} is there twice, again in line {line}",
+                              mend="Leave one of them out")  # fmt: skip
+        seen.add(name)
+        _check_keys(value, f"{place}: {name}")
 
 
 def recipe_fields(recipe: Recipe) -> dict[str, object]:
@@ -443,9 +493,13 @@ def _convert(hint: Any, value: object, place: str) -> object:
         return tuple(_convert(c, v, place) for c, v in zip(choices, value, strict=True))
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
             pass
+        else:
+            if not math.isfinite(number):  # NaN is neither below nor above any bound
+                raise ConfigError(f"{place} is {value!r}", mend="It must be a finite number")
+            return number
     elif hint in (int, str, bool) and type(value) is hint:
         return value
     wanted = getattr(hint, "__name__", str(hint))

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,22 +26,26 @@ import torch
 from omr_io.batches import Batch
 from omr_io.chat import corpus_completion
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError, DiskError, OmrError
+from omr_io.errors import ConfigError, OmrError, ResumeError, Where
 from omr_io.images.patches import blank_patches
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
+from omr_io.sample_set import SampleSet
 from omr_io.storage import write_atomically
 from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.train.checkpoint import Checkpoints, export_hf
 from omr_io.train.fold import fold_frames
 from omr_io.train.gathering import full_weights
-from omr_io.train.model import TokenIds, build_demo_model, load_model, model_folder
+from omr_io.train.model import DemoModelConfig, TokenIds, build_demo_model, load_model, model_folder
 from omr_io.train.packed import packed_batches
+from omr_io.train.parallel import shard
 from omr_io.train.parameters import add_lora, cast_weights, freeze, merged_weights
-from omr_io.train.ranks import Ranks, environment_ranks
+from omr_io.train.ranks import Ranks, environment_ranks, on_first
 from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
+from omr_io.train.run_checks import check_token_ids, check_vision
+from omr_io.train.statistics import majority_letters
 from omr_io.train.stopping import Stopping
 from omr_io.types import EncodedSample, Int64Array
 
@@ -123,32 +126,6 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def start_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """An empty folder for a new run; an earlier run is never lost without being asked for.
-
-    A tokenizer alone is no run: a recipe that is refused after it was trained leaves it. It is
-    removed, since the next recipe may train another.
-
-    Raises:
-        ConfigError: there is an earlier run and neither `resume` nor `overwrite`.
-        DiskError: the folder cannot be made.
-    """
-    try:
-        if overwrite and folder.exists():
-            shutil.rmtree(folder)
-        held = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if not resume and held == {"tokenizer"}:
-            shutil.rmtree(folder / "tokenizer")
-        elif not resume and held:
-            raise ConfigError(
-                f"{folder} holds an earlier run",
-                mend="Continue it with --resume, delete it with --overwrite, or rename the recipe",
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"cannot make {folder}: {error.strerror}") from error
-
-
 def get_folder(recipe: Recipe, ranks: Ranks) -> Path | None:
     """The folder of the recipe's model, downloaded by one rank of each machine; None without one.
 
@@ -225,22 +202,53 @@ def get_model(
 
     Args:
         source: the model's folder, see `get_folder`.
+
+    Raises:
+        ConfigError: the recipe's vision, tokenizer, adapters or frozen parts do not fit the model.
+        SourceError: the model cannot be loaded.
     """
     folded = recipe.vision.temporal_patch_size == 1
+    vision = _vision_of(recipe, source)
+    if folded:
+        vision = dataclasses.replace(vision, temporal_patch_size=1)
+    check_vision(recipe.vision, vision)
     if source is not None:
-        vision = VisionConfig.from_pretrained(source)
-        if folded:
-            vision = dataclasses.replace(vision, temporal_patch_size=1)
-        check_vision(recipe.vision, vision)
         model: Any = load_model(source, "auto")
     else:
         model = build_demo_model(tokenizer.vocab_size, ids, seed=recipe.seed)
+    check_token_ids(model, ids, tokenizer.vocab_size)
     if folded and model.config.vision_config.temporal_patch_size != 1:
         model.model.visual.patch_embed.float()  # a bfloat16 sum over frames would be rounded
         fold_frames(model)
     if recipe.model.lora is not None:
         add_lora(model, recipe.model.lora, seed=recipe.seed)
     freeze(model, recipe.sft.freeze)
+    return model
+
+
+def _vision_of(recipe: Recipe, source: Path | None) -> VisionConfig:
+    if source is not None:
+        return VisionConfig.from_pretrained(source)
+    demo = DemoModelConfig()  # its weights know no mean and deviation: those are the recipe's
+    return dataclasses.replace(
+        recipe.vision,
+        family="qwen3_vl",
+        patch_size=demo.patch_size,
+        merge_size=demo.spatial_merge_size,
+        temporal_patch_size=demo.temporal_patch_size,
+    )
+
+
+def get_reference(folder: Path, ranks: Ranks, dtype: torch.dtype) -> Any:
+    """A model to compare with, sharded as the one that is trained is, and never trained itself.
+
+    Args:
+        folder: a Hugging Face folder, such as what SFT exported.
+        dtype: what is computed in, and stored.
+    """
+    model = load_model(folder, "auto")
+    model.requires_grad_(False)
+    shard(model, ranks, dtype=dtype)
     return model
 
 
@@ -251,28 +259,6 @@ def resolve_steps(recipe: Recipe, loader: DataLoader) -> Recipe:
         return recipe
     steps = loader.num_steps(sft.epochs)
     return dataclasses.replace(recipe, sft=dataclasses.replace(sft, steps=steps, epochs=0))
-
-
-def check_vision(recipe: VisionConfig, model: VisionConfig) -> None:
-    """Refuse a recipe whose images would be cut or normalised otherwise than the model's own.
-
-    The bounds on pixels, orientation and pass order are the recipe's to choose.
-
-    Raises:
-        ConfigError: names every field that differs.
-    """
-    chosen = ("min_pixels", "max_pixels", "exif", "pass_order")
-    names = [f.name for f in dataclasses.fields(VisionConfig) if f.name not in chosen]
-    differing = [
-        f"{name} (recipe {getattr(recipe, name)!r}, model {getattr(model, name)!r})"
-        for name in names
-        if getattr(recipe, name) != getattr(model, name)
-    ]
-    if differing:
-        raise ConfigError(
-            f"the recipe's vision is not the model's: {', '.join(differing)}",
-            mend="Set these keys of vision to the model's values (temporal_patch_size may be 1)",
-        )
 
 
 def split_for_rl(recipe: Recipe, count: int) -> tuple[Int64Array, Int64Array]:
@@ -292,24 +278,17 @@ def split_for_rl(recipe: Recipe, count: int) -> tuple[Int64Array, Int64Array]:
     return everything[: count - kept], everything[count - kept :]
 
 
-def check_options(shards: ShardSet, samples: Sequence[int] | Int64Array, purpose: str) -> None:
-    """Refuse open-ended samples, whose answers are free text, where a letter is compared.
-
-    Args:
-        samples: their numbers.
-        purpose: what needs the options, for the error.
-
-    Raises:
-        ConfigError: a sample has no options; it names the first.
-    """
-    numbers = np.asarray(samples, np.int64)
-    without = numbers[shards.num_options[numbers] == 0]
-    if len(without):
-        raise ConfigError(
-            f"{len(without)} of {len(numbers)} samples for {purpose} have no options to choose "
-            f"from, the first is {shards.key(int(without[0]))}",
-            mend="Train and evaluate letters on multiple-choice sets; open-ended ones suit SFT",
-        )
+def majority_of(train_set: SampleSet) -> Mapping[int, str] | None:
+    """`majority_letters` of the training split, by its index; None if all of it is open-ended."""
+    letters = [
+        (answer, count)
+        for answer, count in zip(train_set.answers(), train_set.num_options.tolist(), strict=True)
+        if count
+    ]
+    if not letters:
+        return None
+    answers, counts = zip(*letters, strict=True)
+    return majority_letters(answers, counts)
 
 
 def blind(prompt: EncodedSample, encoder: SampleEncoder) -> EncodedSample:
@@ -363,31 +342,41 @@ def _rollout_sample(prompt: EncodedSample, completion: Completion) -> EncodedSam
     return dataclasses.replace(prompt, input_ids=input_ids, trained=trained)
 
 
-def on_first(ranks: Ranks, function: Callable[[], object]) -> None:
-    """Let the first rank do what is done once, while the others wait for it.
-
-    Raises:
-        OmrError: what it raised, on every rank.
-    """
-    failed: OmrError | None = None
-    if ranks.is_first:
-        try:
-            function()
-        except OmrError as error:
-            failed = error
-    found = ranks.gather(failed)[0]
-    if found is not None:
-        raise found
-
-
-def cached_json(path: Path, make: Callable[[], Any], ranks: Ranks | None = None) -> Any:
+def cached_json(
+    path: Path,
+    make: Callable[[], Any],
+    ranks: Ranks | None = None,
+    *,
+    depends_on: Mapping[str, Any] | None = None,
+) -> Any:
     """What `make` gives, kept at `path` so that a resumed run need not make it again.
 
     With several ranks all make it, or none does, and the first writes it.
+
+    Args:
+        depends_on: JSON values that decide what is made; kept with it.
+
+    Raises:
+        ResumeError: what is kept was made with others.
     """
     ranks = ranks or Ranks()
+    here = dict(depends_on or {})
     if ranks.gather(path.exists())[0]:
-        return json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        there = kept["depends_on"]
+        differing = [
+            f"{name} (kept {there.get(name)!r}, here {here.get(name)!r})"
+            for name in sorted({*there, *here})
+            if there.get(name) != here.get(name)
+        ]
+        if differing:
+            raise ResumeError(
+                f"what is kept was made with another recipe: {', '.join(differing)}",
+                where=Where(source=str(path)),
+                mend="Put the recipe back: of the model as it was then nothing can be made again",
+            )
+        return kept["made"]
     made = make()
-    on_first(ranks, lambda: write_atomically(path, json.dumps(made).encode()))
+    text = json.dumps({"depends_on": here, "made": made})
+    on_first(ranks, lambda: write_atomically(path, text.encode()))
     return made

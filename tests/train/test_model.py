@@ -65,6 +65,34 @@ def test_wrong_configurations_are_errors(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    """transformers would fill a weight that is missing with random numbers, and warn."""
+    from safetensors.torch import load_file, save_file
+
+    tiny.tiny_model("qwen3_vl").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    assert load_model(tmp_path)
+    whole, weights = file.read_bytes(), load_file(file)
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+    lacking = {key: value for key, value in weights.items() if key != name}
+    save_file(lacking, file, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=rf"lacks 1 of its weights, such as {name}"):
+        load_model(tmp_path)
+    narrow = {**weights, name: weights[name][:5].contiguous()}
+    save_file(narrow, file, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match="cannot be loaded"):
+        load_model(tmp_path)
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SourceError, match=r"cannot be loaded: .*\. Copy or download"):
+        load_model(tmp_path)
+    file.unlink()
+    with pytest.raises(SourceError, match=r"no file named model\.safetensors"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(SourceError, match="not a valid JSON file"):
+        load_model(tmp_path)
+
+
 def test_a_model_is_a_folder_or_the_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,23 @@ def test_nested_values_become_tuples_and_dataclasses(tmp_path: Path) -> None:
         (("group: 2", "group: 2, importance_clip: 0.9"), "rl: importance_clip is 0.9"),
         (("group: 2", "group: 2, clip_low: -0.1"), "rl: clip_low is -0.1"),
         (("group: 2", "group: 2, vllm_memory: 1.5"), "rl: vllm_memory is 1.5"),
+        (("lr: 1e-3", "lr: .nan"), "sft: lr is nan. It must be a finite number"),
+        (("lr: 1e-3", "lr: '-inf'"), "sft: lr is '-inf'. It must be a finite number"),
+        (("lr: 1e-3", "lr: 1, warmup: 3"), "sft: warmup is 3.0. It must be from 0 to 1"),
+        (("lr: 1e-3", "lr: 1, min_lr_share: -1"), "sft: min_lr_share is -1.0"),
+        (("lr: 1e-3", "lr: 1, max_grad_norm: -1"), "sft: max_grad_norm is -1.0"),
+        (("lr: 1e-3", "lr: 1, weight_decay: -1"), "sft: weight_decay is -1.0"),
+        (("lr: 1e-3", "lr: 1, beta2: 1"), "sft: beta2 is 1.0. It must be from 0 to below 1"),
+        (("group: 2", "group: 2, warmup: -1"), "rl: warmup is -1.0"),
+        (("group: 2", "group: 2, beta2: 1.5"), "rl: beta2 is 1.5"),
+        (("group: 2", "group: 2, max_grad_norm: 0"), "rl: max_grad_norm is 0.0"),
+        (("group: 2", "group: 2, freeze: [text, vision, merger]"), "rl: freeze leaves nothing"),
+        (("name: x", "name: x\nseed: -1"), "seed is -1. It must be from 0 to 4,294,967,295"),
+        (("name: x", "name: x\npeak_tflops: .inf"), "peak_tflops is inf"),
+        (("name: x", "name: x\nparallel: {timeout_minutes: 1e30}"), "timeout_minutes is 1e+30"),
+        (("name: x", "name: x\nvision: {image_std: [0, 1, 1]}"), "image_std (0.0, 1.0, 1.0)"),
+        (("name: x", "name: x\nname: y"), "'name' is there twice, again in line 3"),
+        (("group: 2", "group: 2, group: 4"), "rl: 'group' is there twice, again in line 5"),
         (
             ("group: 2", "group: 2, objective: dr_grpo, scale_by_std: true"),
             "dr_grpo is GRPO without it",
@@ -108,7 +126,7 @@ def test_nested_values_become_tuples_and_dataclasses(tmp_path: Path) -> None:
 def test_a_wrong_recipe_is_refused_with_its_place(
     tmp_path: Path, edit: tuple[str, str], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_recipe(write(tmp_path, MINIMAL.replace(*edit)))
 
 
@@ -156,3 +174,11 @@ def test_adapters_and_frozen_parts_are_what_a_run_depends_on(tmp_path: Path) -> 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
         load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_recipe(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(ConfigError, match=r"binary\.yaml is not YAML"):
+        load_recipe(tmp_path / "binary.yaml")

@@ -43,7 +43,7 @@ def test_completions_do_not_depend_on_how_many_prompts_are_held(
                     group=group,
                     without_image=without_image,
                 )
-                assert max(held) == min(len(numbers), 4 * batch)
+                assert max(held) == min(len(numbers), 4 * batch // group)
                 assert sum(held) == len(numbers)
 
     monkeypatch.chdir(tmp_path)

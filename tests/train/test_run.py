@@ -8,7 +8,7 @@ import pytest
 
 from omr_io.chat import ChatFormat
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, ResumeError
 from omr_io.images.decode import CpuDecoder
 from omr_io.index import ShardSet
 from omr_io.loader.samples import SampleEncoder
@@ -20,11 +20,9 @@ from omr_io.train.run import (
     Run,
     blind,
     cached_json,
-    check_options,
-    check_vision,
+    majority_of,
     pack_rollouts,
     split_for_rl,
-    start_folder,
 )
 from omr_io.types import Option
 from tests.shard_sets import record, write
@@ -114,50 +112,30 @@ def test_split_for_rl(tmp_path) -> None:
         split(", samples: 2", 2)
 
 
-def test_a_vision_that_is_not_the_models_is_refused() -> None:
-    check_vision(VISION, VisionConfig(min_pixels=4096, max_pixels=8192, exif="ignore"))
-    with pytest.raises(ConfigError, match=r"patch_size \(recipe 16, model 14\), image_mean"):
-        check_vision(VISION, VisionConfig(patch_size=14, image_mean=(0.4, 0.5, 0.5)))
-
-
-def test_an_earlier_run_is_not_lost_by_accident(tmp_path) -> None:
-    folder = tmp_path / "run"
-    start_folder(folder, resume=False, overwrite=False)
-    start_folder(folder, resume=False, overwrite=False)  # still empty
-    (folder / "kept").write_text("x")
-    with pytest.raises(ConfigError, match="holds an earlier run"):
-        start_folder(folder, resume=False, overwrite=False)
-    start_folder(folder, resume=True, overwrite=False)
-    assert (folder / "kept").exists()
-    start_folder(folder, resume=False, overwrite=True)
-    assert list(folder.iterdir()) == []
-
-
-def test_a_tokenizer_alone_is_no_run_and_does_not_outlive_its_recipe(tmp_path) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
-    start_folder(tmp_path, resume=True, overwrite=False)
-    assert (tmp_path / "tokenizer" / "tokenizer.json").exists()
-    start_folder(tmp_path, resume=False, overwrite=False)
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "history.jsonl").write_text("")
-    with pytest.raises(ConfigError, match="holds an earlier run"):
-        start_folder(tmp_path, resume=False, overwrite=False)
-    assert (tmp_path / "tokenizer").exists()
-
-
 def test_cached_json_is_made_once(tmp_path) -> None:
     made = [cached_json(tmp_path / "x.json", lambda n=n: [{"n": n}]) for n in (1, 2)]
     assert made == [[{"n": 1}], [{"n": 1}]]
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_open_ended_samples_are_refused_where_letters_are_compared(tmp_path) -> None:
-    open_ended = record(7, options=(), answer="a knee", reasoning="")
-    write(tmp_path / "s", [record(0), open_ended, record(2)])
-    with ShardSet.open(tmp_path / "s") as opened:
-        check_options(opened, [0, 2], "RL")
-        check_options(opened, [], "RL")
-        with pytest.raises(ConfigError, match=r"1 of 2 samples for RL .* first is case%2E0007"):
-            check_options(opened, np.asarray([0, 1]), "RL")
+def test_cached_json_of_another_recipe_is_refused(tmp_path) -> None:
+    path = tmp_path / "x.json"
+
+    def get(samples: int) -> object:
+        return cached_json(path, lambda: samples, depends_on={"samples": samples, "prompts": 7})
+
+    assert get(2) == 2
+    assert get(2) == 2
+    with pytest.raises(ResumeError, match=r"recipe: samples \(kept 2, here 3\) \(source .*x.json"):
+        get(3)
+    assert get(2) == 2
+
+
+def test_the_majority_letters_are_those_of_samples_with_options(tmp_path) -> None:
+    many = [record(n, options=(), answer="a knee", reasoning="") for n in range(5)]
+    write(tmp_path / "mixed", [*many, record(5), record(6), record(7)])
+    with ShardSet.open(tmp_path / "mixed") as opened:
+        assert majority_of(opened) == {0: "B", 2: "B"}
+    write(tmp_path / "open", many)
+    with ShardSet.open(tmp_path / "open") as opened:
+        assert majority_of(opened) is None

@@ -13,6 +13,7 @@ GUIDE = Path(__file__).parents[2] / "docs/slurm.md"
 
 # What the script needs of Slurm: tasks that get its variables, and a command that notes its calls.
 SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
 largest=0
 for rank in 0 1; do
   SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 "$@"

@@ -32,6 +32,7 @@ from omr_io.train.parallel import shard, start_ranks
 from omr_io.train.parameters import LoRA, add_lora, freeze, merged_weights, new_optimizer
 from omr_io.train.ranks import Ranks
 from omr_io.train.rollout import generate
+from omr_io.train.run import get_reference
 from tests.train import tiny_models as tiny
 
 GLOBAL_PACKS = 16
@@ -208,6 +209,36 @@ def rollouts(ranks: Ranks) -> dict[str, Any]:
     return {"before": before, "after": ask(2 + ranks.rank), "loss": loss, "gradients": found}
 
 
+def reference(ranks: Ranks) -> dict[str, Any]:
+    """A policy's step with its reference model's log-probabilities between forward and backward."""
+    made = tempfile.mkdtemp() if ranks.is_first else None
+    folder = ranks.gather(made)[0]
+    if ranks.is_first:
+        tiny.tiny_model("qwen2_5_vl", seed=1).save_pretrained(folder)
+    ranks.barrier()
+    other = get_reference(Path(folder), ranks, torch.float32)
+    ranks.barrier()
+    if made:
+        shutil.rmtree(made)
+    model = make("qwen2_5_vl")
+    shard(model, ranks)
+    loss = 0.0
+    for batch in micro_batches(model, ranks, 2, 80):
+        log_probs = label_log_probs(model, batch).log_probs
+        with torch.no_grad():
+            wanted = label_log_probs(other, batch).log_probs
+        part = ((log_probs - wanted) ** 2).sum() / label_count()
+        part.backward()
+        loss += float(part.detach())
+    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in other.parameters())
+    return {
+        "loss": ranks.sums([loss])[0],
+        "gradients": gradients(model),
+        "share": held / sum(p.numel() for p in other.parameters()),
+        "trained": any(p.requires_grad or p.grad is not None for p in other.parameters()),
+    }
+
+
 class _Prompt:
     def __init__(self, input_ids: Any, pixel_values: Any, image_grid_thw: Any) -> None:
         self.input_ids, self.pixel_values = input_ids, pixel_values
@@ -263,6 +294,7 @@ CASES: dict[str, Callable[[Ranks], Any]] = {
     "lora": lambda ranks: steps(ranks, lora=True),
     "bfloat16": bfloat16,
     "rollouts": rollouts,
+    "reference": reference,
     "different weights": different_weights,
 }
 

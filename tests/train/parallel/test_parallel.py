@@ -208,6 +208,17 @@ def test_generation_from_a_sharded_model(results: Any) -> None:
     assert_same((two["loss"], two["gradients"]), (one["loss"], one["gradients"]))
 
 
+def test_a_reference_model_is_shared_out_and_says_what_it_would_whole(results: Any) -> None:
+    """One rank of two has only text here, and the policy's own blocks are gathered in between."""
+    one, two = results[1]["reference"], results[2]["reference"]
+    assert one["loss"] > 0.1
+    assert_same((two["loss"], two["gradients"]), (one["loss"], one["gradients"]))
+    assert one["share"] == 1
+    assert two["share"] == pytest.approx(0.5, abs=0.05)
+    assert not one["trained"]
+    assert not two["trained"]
+
+
 def test_ranks_with_different_weights_are_refused(results: Any) -> None:
     assert results[1]["different weights"] == ""
     assert "TrainingError: ranks 0 and 1 differ in 1 parameters" in results[2]["different weights"]
