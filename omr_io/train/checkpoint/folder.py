@@ -55,6 +55,18 @@ def begin(root: Path) -> Path:
     return work
 
 
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder; nothing if it is not there.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def publish(work: Path, entries: Mapping[str, Entry]) -> Path:
     """Give a folder, whose files are all on the disk, its manifest and its final name.
 
