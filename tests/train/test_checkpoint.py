@@ -339,6 +339,28 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
             saved.load_optimizer(model, torch.optim.SGD(parameters, lr=1.0, momentum=0.9))
 
 
+def test_another_kind_of_optimiser_is_refused(tmp_path: Path) -> None:
+    """torch itself loads AdamW's moments into SGD, which then starts without momentum."""
+    kinds: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+        "AdamW": torch.optim.AdamW,
+        "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        "Adagrad": torch.optim.Adagrad,
+    }
+    model = nn.Linear(8, 8)
+    for name, kind in kinds.items():
+        optimizer = kind(model.parameters())
+        model(torch.rand(2, 8)).sum().backward()
+        optimizer.step()
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)  # adds initial_lr
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save(model, optimizer, {})
+        saved = newest(tmp_path / name)
+        saved.load_optimizer(model, kind(model.parameters()))
+        for other in kinds.keys() - {name}:
+            with pytest.raises(ResumeError, match=f"of another kind than {other}: it has"):
+                saved.load_optimizer(model, kinds[other](model.parameters()))
+
+
 def test_a_failure_at_any_point_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
