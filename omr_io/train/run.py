@@ -37,6 +37,7 @@ from omr_io.tokenizer import Tokenizer, train_bpe
 from omr_io.train.checkpoint import Checkpoints, export_hf
 from omr_io.train.fold import fold_frames
 from omr_io.train.gathering import full_weights
+from omr_io.train.history import check_unused
 from omr_io.train.model import TokenIds, build_demo_model, load_model, model_folder
 from omr_io.train.packed import packed_batches
 from omr_io.train.parameters import add_lora, cast_weights, freeze, merged_weights
@@ -126,11 +127,12 @@ def start_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     removed, since the next recipe may train another.
 
     Raises:
-        ConfigError: there is an earlier run and neither `resume` nor `overwrite`.
+        ConfigError: there is an earlier run and neither `resume` nor `overwrite`; or it is running.
         DiskError: the folder cannot be made.
     """
     try:
         if overwrite and folder.exists():
+            check_unused(folder / "history.jsonl")
             shutil.rmtree(folder)
         held = {path.name for path in folder.iterdir()} if folder.exists() else set()
         if not resume and held == {"tokenizer"}:

@@ -506,6 +506,25 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["checkpoint-000002", "checkpoint-000003"]
 
 
+def test_a_folder_that_was_deleted_is_made_again_unless_it_is_anothers(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    with Checkpoints(root) as mine:
+        Small(1).save(mine)
+        mine.wait()
+        shutil.rmtree(root)
+        Small(2).save(mine)
+        mine.wait()
+        assert step_of(newest(root)) == 2
+        shutil.rmtree(root)
+        with Checkpoints(root) as another:
+            Small(3).save(another)
+            another.wait()
+            Small(4).save(mine)
+            with pytest.raises(DiskError, match="another run writes checkpoints there"):
+                mine.wait()
+    assert step_of(newest(root)) == 3
+
+
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -63,7 +65,11 @@ class Claim:
             DiskError: another run has it, or the folder cannot be made.
         """
         if self._file is not None:
-            return
+            with suppress(OSError):
+                there = (self._root / _LOCK).stat()
+                if os.path.samestat(there, os.fstat(self._file.fileno())):
+                    return
+            self.release()  # the folder was deleted, and may be another's by now
         with writing(self._root):
             made = not self._root.exists()
             self._root.mkdir(parents=True, exist_ok=True)
