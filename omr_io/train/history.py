@@ -51,7 +51,7 @@ class History:
         target = Path(path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            file = target.open("xb")
+            file = target.open("xb", buffering=0)
             _lock(file, target)
             return cls(target, file, phases, (0, 0))
         except FileExistsError:
@@ -86,7 +86,7 @@ class History:
         target = Path(path)
         last = (phases.index(phase), step)
         try:
-            file = target.open("r+b")
+            file = target.open("r+b", buffering=0)
         except FileNotFoundError:
             raise ResumeError(
                 f"{target} is gone, so the curves before step {step} are lost",
@@ -106,7 +106,7 @@ class History:
         return cls(target, file, phases, last)
 
     def add(self, phase: str, step: int, **metrics: object) -> None:
-        """Append one line and flush it, so that a killed process loses nothing.
+        """Append one line, at once, so that a killed process loses nothing.
 
         Args:
             phase: one of the log's phases; never one before the last line's.
@@ -129,9 +129,10 @@ class History:
         for name, value in metrics.items():
             row[name] = _plain(name, value)
         line = json.dumps(row, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        left = memoryview(line.encode("ascii") + b"\n")
         try:
-            self._file.write(line.encode("ascii") + b"\n")
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]  # it may stop short
         except OSError as error:
             raise DiskError(f"cannot write {self.path}: {error.strerror}") from error
         self._last = place
@@ -139,7 +140,6 @@ class History:
     def sync(self) -> None:
         """Force all lines to the disk; to be called before a checkpoint that relies on them."""
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DiskError(f"cannot write {self.path}: {error.strerror}") from error

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from omr_io.errors import StoppedError
+from omr_io.errors import OmrError, StoppedError
 from omr_io.train.history import History
 from omr_io.train.ranks import Ranks
 from omr_io.train.trackers import Trackers
@@ -162,7 +162,12 @@ class StepLog:
             self.flush()
         elif self._waiting and self._ranks.world_size > 1 and self._ranks.is_first:
             self._show(f"metrics of the last {len(self._waiting)} steps were not written")
-        self.close(failed=error is not None and not isinstance(error, StoppedError))
+        try:
+            self.close(failed=error is not None and not isinstance(error, StoppedError))
+        except OmrError as failed:
+            if error is None:
+                raise
+            error.add_note(f"Besides, {failed}")
 
 
 def _kept(metric: Metric) -> Metric:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from omr_io.errors import ConfigError, IntegrityError
+from omr_io.errors import ConfigError, DiskError, IntegrityError, TrainingError
 from omr_io.train.history import History, check_unused, read_history
+from omr_io.train.ranks import Ranks
 from omr_io.train.run import start_folder
+from omr_io.train.step_log import PhaseSteps, StepLog
 
 
 def test_a_log_that_a_run_is_writing_is_not_cut_by_another(tmp_path: Path) -> None:
@@ -40,3 +42,25 @@ def test_a_log_that_is_refused_is_not_held(tmp_path: Path) -> None:
     path.unlink()
     History.create(path).close()
     History.resume(path, phase="sft", step=0).close()
+
+
+def test_a_full_disk_is_said_once_and_does_not_hide_what_ended_the_run(tmp_path: Path) -> None:
+    """/dev/full takes no byte; a buffer would try again on closing, and fail without a name."""
+    path = tmp_path / "history.jsonl"
+    path.symlink_to("/dev/full")
+    with path.open("r+b", buffering=0) as full:
+        history = History(path, full, ("sft",), (0, 0))
+        with pytest.raises(DiskError, match=r"cannot write .*history\.jsonl: No space left"):
+            history.add("sft", 1, loss=1.0)
+        history.close()
+    with path.open("r+b", buffering=0) as full:
+        history = History(path, full, ("sft",), (0, 0))
+
+        def run() -> None:
+            with StepLog(Ranks(), history, {"sft": PhaseSteps(9, 9)}) as log:
+                log.add("sft", 1, loss=1.0)
+                raise TrainingError("the loss is not finite")
+
+        with pytest.raises(TrainingError, match="not finite") as raised:
+            run()
+    assert "No space left" in raised.value.__notes__[0]
