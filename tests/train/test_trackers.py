@@ -73,7 +73,7 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
 
 
 def test_wandb(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -81,6 +81,7 @@ def test_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "medical")
     logged("wandb", tmp_path, [1, 2, 3])
     logged("wandb", tmp_path, [4], done=3)
+    wandb.teardown()  # `finish` returns before its other process has written all to the file
     rows, runs = [], []
     for path in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
         for data in wandb_records(path.read_bytes()):
