@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -232,6 +233,30 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, path: Path) -> bool:
+    """Be the only one with this file's lock, until the descriptor is closed or the process ends.
+
+    Args:
+        path: the open file's.
+
+    Returns:
+        False if somebody else has it.
+
+    Raises:
+        DiskError: an input/output error.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some cluster file systems are mounted without locks. This one only guards against a
+        # user's second run by mistake.
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
+            raise disk_error(error, path) from error
+    return True
 
 
 @contextmanager

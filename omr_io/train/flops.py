@@ -52,7 +52,12 @@ def peak_flops(device: torch.device, teraflops: float | None = None) -> float | 
 
 
 def named_peak(name: str) -> float | None:
-    """Of a device by its name, as torch.cuda.get_device_name gives it."""
+    """Of a device by its name, as torch.cuda.get_device_name gives it.
+
+    None of a part of one (MIG): what it can do is not what its name says.
+    """
+    if " MIG " in name:
+        return None
     return next((peak for part, peak in PEAK_BF16 if part in name), None)
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, TypeAlias
 
 from omr_io.errors import ConfigError, DiskError, IntegrityError, ResumeError, SourceError, Where
+from omr_io.storage import lock, writing
 
 MetricValue: TypeAlias = float | int | str | bool | None
 Row: TypeAlias = Mapping[str, MetricValue]
@@ -50,7 +51,9 @@ class History:
         target = Path(path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            return cls(target, target.open("xb"), phases, (0, 0))
+            file = target.open("xb", buffering=0)
+            _lock(file, target)
+            return cls(target, file, phases, (0, 0))
         except FileExistsError:
             raise DiskError(
                 f"{target} exists already", mend="Resume the run, or give it another name"
@@ -74,6 +77,7 @@ class History:
 
         Raises:
             ResumeError: the log does not exist, or `phase` is not one of `phases`.
+            ConfigError: another run is writing it.
             IntegrityError: a line before the last is not a metrics line.
             DiskError: the file cannot be written.
         """
@@ -81,29 +85,28 @@ class History:
             raise ResumeError(f"phase {phase!r} is none of {', '.join(phases)}")
         target = Path(path)
         last = (phases.index(phase), step)
-        keep = 0
         try:
-            for row, end in _scan(target):
-                if row["phase"] not in phases:
-                    raise ResumeError(f"{target} has a phase {row['phase']!r} of another recipe")
-                if (phases.index(str(row["phase"])), row["step"]) > last:
-                    break
-                keep = end
-        except SourceError:
+            file = target.open("r+b", buffering=0)
+        except FileNotFoundError:
             raise ResumeError(
                 f"{target} is gone, so the curves before step {step} are lost",
                 mend="Put it back, or make an empty file of that name to go on without them",
             ) from None
-        try:
-            file = target.open("r+b")
-            file.truncate(keep)
-            file.seek(keep)
         except OSError as error:
             raise DiskError(f"cannot write {target}: {error.strerror}") from error
+        try:
+            _lock(file, target)
+            keep = _end_of(target, phases, last)
+            with writing(target):
+                file.truncate(keep)
+                file.seek(keep)
+        except BaseException:
+            file.close()
+            raise
         return cls(target, file, phases, last)
 
     def add(self, phase: str, step: int, **metrics: object) -> None:
-        """Append one line and flush it, so that a killed process loses nothing.
+        """Append one line, at once, so that a killed process loses nothing.
 
         Args:
             phase: one of the log's phases; never one before the last line's.
@@ -126,9 +129,10 @@ class History:
         for name, value in metrics.items():
             row[name] = _plain(name, value)
         line = json.dumps(row, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        left = memoryview(line.encode("ascii") + b"\n")
         try:
-            self._file.write(line.encode("ascii") + b"\n")
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]  # it may stop short
         except OSError as error:
             raise DiskError(f"cannot write {self.path}: {error.strerror}") from error
         self._last = place
@@ -136,7 +140,6 @@ class History:
     def sync(self) -> None:
         """Force all lines to the disk; to be called before a checkpoint that relies on them."""
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DiskError(f"cannot write {self.path}: {error.strerror}") from error
@@ -155,6 +158,27 @@ class History:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    if not lock(file.fileno(), path):
+        raise ConfigError(
+            f"another run is writing {path}",
+            mend="End that run, or give this one another name; if a machine that is gone still "
+            "holds the file, put a copy of it in its place",
+        )
+
+
+def _end_of(path: Path, phases: Sequence[str], last: tuple[int, int]) -> int:
+    """Where, in bytes, the lines up to a place end."""
+    end_of_last = 0
+    for row, end in _scan(path):
+        if row["phase"] not in phases:
+            raise ResumeError(f"{path} has a phase {row['phase']!r} of another recipe")
+        if (phases.index(str(row["phase"])), row["step"]) > last:
+            break
+        end_of_last = end
+    return end_of_last
 
 
 def read_history(path: str | Path) -> list[Row]:

@@ -2,18 +2,21 @@
 
     runs/NAME            the new run, from the start
     runs/.NAME.earlier   what was there before, until the new run has begun
+    runs/.NAME.lock      while a run goes on: one at a time
 
 Only a new run that nothing can refuse any more deletes an earlier one.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from omr_io.errors import ConfigError, DiskError
+from omr_io.storage import lock
 from omr_io.train.ranks import Ranks, on_first
 
 
@@ -32,17 +35,46 @@ def run_folder(
         overwrite: what the folder holds is to be deleted.
 
     Raises:
-        ConfigError: there is an earlier run and neither `resume` nor `overwrite`.
+        ConfigError: there is an earlier run and neither `resume` nor `overwrite`; or it goes on.
         DiskError: the folder cannot be made.
     """
     folder = folder.resolve()  # of a link to a larger disk: there
-    on_first(ranks, lambda: _prepare(folder, resume=resume, overwrite=overwrite))
+    with ExitStack() as held:
+        on_first(ranks, lambda: held.enter_context(_one_at_a_time(folder)))
+        on_first(ranks, lambda: _prepare(folder, resume=resume, overwrite=overwrite))
+        try:
+            yield lambda: on_first(ranks, lambda: _delete_earlier(folder))
+        finally:
+            if ranks.is_first:
+                with suppress(OSError):  # or the next run of this name does it
+                    _bring_back(folder)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    path = _beside(folder, "lock")
+    with _disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        if not lock(file.fileno(), path) or not _is_at(path, file.fileno()):
+            raise ConfigError(
+                f"another run in {folder} goes on",
+                mend="End that run, or give this recipe another name; if its machine is gone, "
+                f"delete {path}",
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still there: the run that had it may have ended, and removed it."""
     try:
-        yield lambda: on_first(ranks, lambda: _delete_earlier(folder))
-    finally:
-        if ranks.is_first:
-            with suppress(OSError):  # or the next run of this name does it
-                _bring_back(folder)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _prepare(folder: Path, *, resume: bool, overwrite: bool) -> None:

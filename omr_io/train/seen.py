@@ -61,9 +61,13 @@ def _opened(run: Run, place: Place, done: int) -> tuple[History, Trackers]:
     trackers = Trackers.of(run.recipe.trackers, run.folder, done)
     trackers.start(run.recipe.name, recipe_fields(run.recipe))
     path = run.folder / "history.jsonl"
-    if place.step == 0 and not path.exists():
-        return History.create(path), trackers
-    return History.resume(path, phase=place.phase, step=place.step), trackers
+    try:
+        if place.step == 0 and not path.exists():
+            return History.create(path), trackers
+        return History.resume(path, phase=place.phase, step=place.step), trackers
+    except OmrError:
+        trackers.close(failed=True)
+        raise
 
 
 def has_metric(run: Run, step: int, name: str) -> bool:

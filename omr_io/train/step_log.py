@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from omr_io.errors import OmrError, StoppedError
 from omr_io.train.history import History
 from omr_io.train.ranks import Ranks
 from omr_io.train.trackers import Trackers
@@ -129,19 +130,24 @@ class StepLog:
         if self._history is not None:
             self._history.sync()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Flush what a single rank has waiting, and close the log and the trackers.
 
         With several ranks nothing is flushed: another may have failed and not be there to add up.
+
+        Args:
+            failed: an error ended the run, as trackers will show.
         """
         try:
             if self._ranks.world_size == 1:
                 self.flush()
         finally:
-            if self._history is not None:
-                self._history.close()
-            if self._trackers is not None:
-                self._trackers.close()
+            try:
+                if self._history is not None:
+                    self._history.close()
+            finally:
+                if self._trackers is not None:
+                    self._trackers.close(failed=failed)
 
     def __enter__(self) -> StepLog:
         return self
@@ -156,7 +162,12 @@ class StepLog:
             self.flush()
         elif self._waiting and self._ranks.world_size > 1 and self._ranks.is_first:
             self._show(f"metrics of the last {len(self._waiting)} steps were not written")
-        self.close()
+        try:
+            self.close(failed=error is not None and not isinstance(error, StoppedError))
+        except OmrError as failed:
+            if error is None:
+                raise
+            error.add_note(f"Besides, {failed}")
 
 
 def _kept(metric: Metric) -> Metric:

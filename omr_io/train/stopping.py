@@ -134,9 +134,15 @@ class Stopping:
 
         Raises:
             StoppedError: the checkpoint is on the disk.
-            DiskError: it could not be written.
+            DiskError: it, or the one before it, could not be written.
         """
-        if self._updating or not self._ranks.any(self._signals.requested):
+        if self._updating:
+            return
+        mine = (self._signals.requested, self._checkpoints.failed)
+        asked, failed = self._ranks.sums([float(flag) for flag in mine])
+        if failed:  # now, not when the next checkpoint is due: all from here on would be lost too
+            self._checkpoints.wait()
+        if not asked:
             return
         self._save()
         self._checkpoints.wait()

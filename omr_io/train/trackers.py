@@ -15,6 +15,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,8 +35,8 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """The numbers of one step; steps grow."""
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, *, failed: bool) -> None:
+        """Write what is left; the run `failed` if an error ended it."""
 
 
 class TensorBoard:
@@ -47,8 +48,9 @@ class TensorBoard:
 
     def start(self, name: str, config: Mapping[str, object]) -> None:
         """Open an event file, with the configuration as a text."""
+        # Also after no step at all: a run killed before its first checkpoint begins again.
         self._writer: Any = import_module("torch.utils.tensorboard").SummaryWriter(
-            str(self._folder), purge_step=self._step + 1 if self._step else None
+            str(self._folder), purge_step=self._step + 1
         )
         rows = "\n".join(f"| {key} | {value} |" for key, value in config.items())
         self._writer.add_text("recipe", f"{name}\n\n| key | value |\n|-|-|\n{rows}", self._step)
@@ -58,7 +60,7 @@ class TensorBoard:
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """Write and close the event file."""
         self._writer.close()
 
@@ -84,9 +86,9 @@ class WandB:
         """One row; of steps that a killed run has logged already, wandb keeps the first."""
         self._run.log(dict(metrics), step=step)
 
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        """Finish the run, as failed if it did."""
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflow:
@@ -110,40 +112,60 @@ class MLflow:
 
         self._run = _kept(self._folder, "mlflow", begin)
         self._client.update_run(self._run, status="RUNNING")  # a resumed one was finished
+        self._last: dict[str, int] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """All metrics in one request."""
+        """All metrics in one request; of what a killed run has logged already, the first stays."""
         metric, now = import_module("mlflow.entities").Metric, int(time.time() * 1000)
-        rows = [metric(key, value, now, step) for key, value in metrics.items()]
-        self._client.log_batch(self._run, metrics=rows)
+        for key in metrics.keys() - self._last.keys():
+            there = self._client.get_metric_history(self._run, key)
+            self._last[key] = max((row.step for row in there), default=-1)
+        new = {key: value for key, value in metrics.items() if step > self._last[key]}
+        if new:
+            rows = [metric(key, value, now, step) for key, value in new.items()]
+            self._client.log_batch(self._run, metrics=rows)
 
-    def close(self) -> None:
-        """Mark the run as finished."""
-        self._client.set_terminated(self._run)
+    def close(self, *, failed: bool) -> None:
+        """Mark the run as finished or failed."""
+        self._client.set_terminated(self._run, status="FAILED" if failed else "FINISHED")
 
 
 class Trackio:
     """Trackio: a local database, or a Space as TRACKIO_SPACE_ID says."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        self._step = step
+        self._folder = folder
 
     def start(self, name: str, config: Mapping[str, object]) -> None:
-        """Begin the run, or go on with that of the same name."""
+        """Begin a run, or go on with the newest of its name if FOLDER knows that it was begun."""
         self._trackio: Any = import_module("trackio")
-        self._trackio.init(
+        resume = "allow"
+
+        def begin() -> str:
+            nonlocal resume
+            resume = "never"
+            return name
+
+        kept = _kept(self._folder, "trackio", begin)
+        run = self._trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-            name=name,
+            name=kept,
             config=dict(config),
-            resume="allow" if self._step else "never",
+            resume=resume,
             embed=False,
         )
+        # Trackio has no public word for the last step that is there.
+        self._last = getattr(run, "_next_step", 0) - 1
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row."""
-        self._trackio.log(dict(metrics), step=step)
+        """One row; of steps that a killed run has logged already, the first stays.
 
-    def close(self) -> None:
+        The last of them comes again, since of what a step logs in two rows one may be missing.
+        """
+        if step >= self._last:
+            self._trackio.log(dict(metrics), step=step)
+
+    def close(self, *, failed: bool) -> None:
         """Finish the run."""
         self._trackio.finish()
 
@@ -203,19 +225,23 @@ class Trackers:
         """Start all of them.
 
         Raises:
-            ConfigError: one cannot start: not logged in, no such server.
+            ConfigError: one cannot start: not logged in, no such server. The others are closed.
         """
+        started: dict[str, Tracker] = {}
         for kind, tracker in self._trackers.items():
             try:
                 tracker.start(name, config)
-            except OmrError:
-                raise
             except Exception as error:
+                self._trackers = started
+                self.close(failed=True)
+                if isinstance(error, OmrError):
+                    raise
                 raise ConfigError(
                     f"{kind} cannot start: {_first_line(error)}",
                     mend=f"Set it up ({kind}'s login, server or environment variables), or take "
                     "it out of the recipe's trackers",
                 ) from error
+            started[kind] = tracker
 
     def log(self, step: int, metrics: Mapping[str, object]) -> None:
         """The numbers among the metrics of one step, to all of them."""
@@ -227,17 +253,23 @@ class Trackers:
         for kind in list(self._trackers):
             self._guard(kind, lambda tracker: tracker.log(step, numbers))
 
-    def close(self) -> None:
-        """Close all that still work."""
+    def close(self, *, failed: bool = False) -> None:
+        """Close all that still work.
+
+        Args:
+            failed: an error ended the run.
+        """
         for kind in list(self._trackers):
-            self._guard(kind, lambda tracker: tracker.close())
+            self._guard(kind, lambda tracker: tracker.close(failed=failed))
         self._trackers.clear()
 
     def _guard(self, kind: str, call: Any) -> None:
         try:
             call(self._trackers[kind])
         except Exception as error:
-            del self._trackers[kind]
+            tracker = self._trackers.pop(kind)
+            with suppress(Exception):  # what it has already may still be written
+                tracker.close(failed=True)
             warnings.warn(
                 f"{kind} failed and gets no more metrics: {_first_line(error)}. The run goes on; "
                 "history.jsonl has all of them",

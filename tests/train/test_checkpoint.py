@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +122,13 @@ def save_small(folder: Path, step: int, *, keep: int = 2) -> None:
         Small(step).save(checkpoints)
 
 
+def names_in(folder: Path) -> list[str]:
+    """What is in a folder of checkpoints, beside its lock."""
+    names = sorted(path.name for path in folder.iterdir())
+    assert names.pop(0) == ".lock"
+    return names
+
+
 def step_of(saved: Saved | None) -> int:
     """The step that a checkpoint is of, all parts of it."""
     assert saved is not None
@@ -190,26 +200,25 @@ def test_a_save_is_of_the_moment_it_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writing is held up while the weights change; a second save waits for the first."""
-    real, delays = os.fsync, [0.3]
+    real, disk = os.fsync, threading.Event()
 
     def slow(descriptor: int) -> None:
-        time.sleep(delays.pop() if delays else 0)
+        assert disk.wait(60)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
     small = Small(1)
     with Checkpoints(tmp_path) as checkpoints:
-        started = time.monotonic()
-        small.save(checkpoints)
-        returned = time.monotonic() - started
-        assert not list(tmp_path.glob("checkpoint-*"))  # it came back before the disk did
+        small.save(checkpoints)  # it comes back before the disk does
         small.fill(2)
+        assert not list(tmp_path.glob("checkpoint-*"))
+        assert not checkpoints.failed
+        disk.set()
         checkpoints.wait()
         assert step_of(checkpoints.latest()) == 1
         small.save(checkpoints)
         small.fill(3)
         small.save(checkpoints)
-    assert returned < 0.3
     assert step_of(newest(tmp_path)) == 3
     assert step_of(Checkpoints(tmp_path).load("checkpoint-000002")) == 2
 
@@ -251,7 +260,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         for step in range(1, 6):
             Small(step).save(checkpoints)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-000004", "checkpoint-000005"]
+    assert names_in(tmp_path) == ["checkpoint-000004", "checkpoint-000005"]
     assert step_of(newest(tmp_path)) == 5
     with pytest.raises(ConfigError, match="keep"):
         Checkpoints(tmp_path, keep=0)
@@ -293,7 +302,7 @@ def test_a_corrupt_one_is_named_and_skipped(tmp_path: Path) -> None:
         # A corrupt one is none of the two that are kept.
         Small(4).save(checkpoints)
         checkpoints.wait()
-        assert [p.name[-1] for p in sorted(tmp_path.iterdir())] == ["2", "3", "4"]
+        assert [name[-1] for name in names_in(tmp_path)] == ["2", "3", "4"]
     (tmp_path / "checkpoint-000004/manifest.json").unlink()
     (tmp_path / "checkpoint-000002/extra").write_text("")
     with (
@@ -330,12 +339,34 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
             saved.load_optimizer(model, torch.optim.SGD(parameters, lr=1.0, momentum=0.9))
 
 
+def test_another_kind_of_optimiser_is_refused(tmp_path: Path) -> None:
+    """torch itself loads AdamW's moments into SGD, which then starts without momentum."""
+    kinds: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+        "AdamW": torch.optim.AdamW,
+        "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        "Adagrad": torch.optim.Adagrad,
+    }
+    model = nn.Linear(8, 8)
+    for name, kind in kinds.items():
+        optimizer = kind(model.parameters())
+        model(torch.rand(2, 8)).sum().backward()
+        optimizer.step()
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)  # adds initial_lr
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save(model, optimizer, {})
+        saved = newest(tmp_path / name)
+        saved.load_optimizer(model, kind(model.parameters()))
+        for other in kinds.keys() - {name}:
+            with pytest.raises(ResumeError, match=f"of another kind than {other}: it has"):
+                saved.load_optimizer(model, kinds[other](model.parameters()))
+
+
 def test_a_failure_at_any_point_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stop before each call that touches the disk, in turn."""
     real = {"fsync": os.fsync, "rename": os.rename, "write": os.write, "mkdir": os.mkdir}
-    outcomes = []
+    outcomes, two = [], ["checkpoint-000001", "checkpoint-000002"]
     for stop in range(26):
         folder = tmp_path / str(stop)
         save_small(folder, 1, keep=1)
@@ -355,13 +386,16 @@ def test_a_failure_at_any_point_leaves_the_last_one(
             for name in real:
                 patch.setattr(os, name, guarded(name))
             try:
-                save_small(folder, 2, keep=1)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", CheckpointWarning)  # an old one stays
+                    save_small(folder, 2, keep=1)
                 failed = False
             except DiskError:
                 failed = True
+                assert names_in(folder) in (["checkpoint-000001"], two)
         outcomes.append((failed, step_of(newest(folder))))
         save_small(folder, 3, keep=1)  # and the next one succeeds
-        assert [p.name for p in folder.iterdir()] == [
+        assert names_in(folder) == [
             "checkpoint-000003" if outcomes[-1][1] == 2 else "checkpoint-000002"
         ]
     assert outcomes[0] == (True, 1)
@@ -421,6 +455,98 @@ def test_an_impossible_folder_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="writing a checkpoint failed"):
         save_small(tmp_path / "file", 1)
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_links_and_files_of_such_names_do_not_stop_saving(tmp_path: Path, kind: str) -> None:
+    """Somebody moved a checkpoint to another disk, or left a file there."""
+    root = tmp_path / "checkpoints"
+    save_small(root, 1)
+    moved = (root / "checkpoint-000001").rename(tmp_path / "moved")
+    for name in ("checkpoint-000001", ".writing-checkpoint-000000"):
+        if kind == "link":
+            (root / name).symlink_to(moved)
+        else:
+            (root / name).write_text("")
+    save_small(root, 2, keep=1)
+    save_small(root, 3, keep=1)
+    assert names_in(root) == ["checkpoint-000003"]
+    assert len(list(moved.iterdir())) == 3  # a link is deleted, never what it points to
+
+
+def test_what_cannot_be_deleted_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint that was just written is there all the same."""
+    save_small(tmp_path, 1, keep=1)
+
+    def busy(path: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        with pytest.warns(CheckpointWarning, match=r"old-checkpoint-000001 cannot be deleted"):
+            save_small(tmp_path, 2, keep=1)
+    assert step_of(newest(tmp_path)) == 2
+    save_small(tmp_path, 3, keep=1)
+    assert names_in(tmp_path) == ["checkpoint-000003"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    """Each took the other's files for leftovers, and a mixture of both got a name."""
+    with Checkpoints(tmp_path) as mine:
+        Small(1).save(mine)
+        mine.wait()
+        said = r"another run writes checkpoints there .*\. End that run, .* are untouched"
+        with pytest.raises(DiskError, match=said):
+            save_small(tmp_path, 2)
+        Small(3).save(mine)
+    assert step_of(newest(tmp_path)) == 3
+    save_small(tmp_path, 4)  # the first has ended
+    assert names_in(tmp_path) == ["checkpoint-000002", "checkpoint-000003"]
+
+
+def test_a_folder_that_was_deleted_is_made_again_unless_it_is_anothers(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    with Checkpoints(root) as mine:
+        Small(1).save(mine)
+        mine.wait()
+        shutil.rmtree(root)
+        Small(2).save(mine)
+        mine.wait()
+        assert step_of(newest(root)) == 2
+        shutil.rmtree(root)
+        with Checkpoints(root) as another:
+            Small(3).save(another)
+            another.wait()
+            Small(4).save(mine)
+            with pytest.raises(DiskError, match="another run writes checkpoints there"):
+                mine.wait()
+    assert step_of(newest(root)) == 3
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        checkpoints = Checkpoints(tmp_path)
+        Small(1).save(checkpoints)
+        checkpoints.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    save_small(tmp_path, 2)
+    assert step_of(newest(tmp_path)) == 2
+
+
+def test_a_failed_save_can_be_seen_before_the_next(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with Checkpoints(tmp_path / "file") as checkpoints:
+        assert not checkpoints.failed
+        Small(1).save(checkpoints)
+        while not checkpoints.failed:
+            time.sleep(0.001)
+        with pytest.raises(DiskError, match="writing a checkpoint failed"):
+            checkpoints.wait()
+        assert not checkpoints.failed
 
 
 def test_a_failed_save_does_not_hide_what_ended_the_run(tmp_path: Path) -> None:

@@ -220,7 +220,8 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all(tmp_path: Path) -> None:
             checkpoints.save(model, optimizer, {"step": 3})
 
     on_ranks(2, tmp_path / "ranks", work)
-    assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [".lock", "checkpoint-000001", "checkpoint-000002"]
 
 
 def test_saving_does_not_draw_random_numbers(tmp_path: Path) -> None:

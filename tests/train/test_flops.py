@@ -173,6 +173,7 @@ def test_padding_and_dummy_images_are_not_work():
         ("NVIDIA GB200", 2500),
         ("NVIDIA GH200 480GB", 989),
         ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
     ],
 )
 def test_peaks_by_name(name, teraflops):

@@ -143,6 +143,31 @@ def test_a_run_killed_as_it_begins_keeps_the_new_one(
     assert names(tmp_path) == ["a"]
 
 
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_run_that_goes_on_is_not_touched(tmp_path: Path, how: dict[str, bool]) -> None:
+    folder = tmp_path / "a"
+    earlier_run(folder)
+
+    def act(begin: Callable[[], None]) -> None:
+        for begun in (False, True):
+            (folder / "tokenizer").write_text("x")
+            with pytest.raises(ConfigError, match=r"another run in .* goes on"):
+                run(folder, started, **how)
+            assert names(folder) == ["tokenizer"]
+            if not begun:
+                begin()
+
+    run(folder, act, overwrite=True)
+    assert names(tmp_path) == ["a"]
+    run(folder, started, resume=True)
+
+
+def test_a_lock_that_a_killed_run_left_is_none(tmp_path: Path) -> None:
+    (tmp_path / ".a.lock").touch()
+    run(tmp_path / "a", started)
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(DiskError, match=r"cannot make .*runs/a"):

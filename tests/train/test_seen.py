@@ -15,13 +15,14 @@ from types import SimpleNamespace
 import pytest
 
 import train_example
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, ResumeError
 from omr_io.train.history import read_history
 from omr_io.train.ranks import Ranks
 from omr_io.train.recipe import load_recipe, recipe_fields
 from omr_io.train.report import sections
 from omr_io.train.run import Place
 from omr_io.train.seen import Synthetic, open_log
+from omr_io.train.trackers import Trackers
 
 RECIPE = """
 name: seen
@@ -178,6 +179,22 @@ def test_every_rank_is_told_that_the_first_has_no_log(tmp_path, monkeypatch):
         open_log(first, Place("sft", 0))
     assert told[0] is None
     assert "'nowhere' is unknown" in str(told[1])
+
+
+def test_a_log_that_is_refused_leaves_no_tracker_open(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(
+        Trackers,
+        "close",
+        lambda self, *, failed=False: closed.append((failed, len(self._trackers))),
+    )
+    phase = SimpleNamespace(steps=9, log_every=1)
+    recipe = SimpleNamespace(name="one", sft=phase, rl=phase, trackers=[])
+    run = SimpleNamespace(recipe=recipe, folder=tmp_path, ranks=Ranks())
+    monkeypatch.setattr("omr_io.train.seen.recipe_fields", lambda recipe: {})
+    with pytest.raises(ResumeError, match=r"history\.jsonl is gone"):
+        open_log(run, Place("sft", 3))
+    assert closed == [(True, 0)]
 
 
 def test_what_only_shows_a_run_may_change_when_it_goes_on(recipe):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omr_io.errors import OmrWarning
+from omr_io.errors import OmrWarning, StoppedError
 from omr_io.train.history import History, read_history
 from omr_io.train.ranks import Ranks
 from omr_io.train.step_log import Most, PhaseSteps, Share, StepLog, Total, step_line
@@ -36,8 +36,9 @@ class Recorder:
             raise RuntimeError("no space\nsecond line")
         self.rows.append((step, dict(metrics)))
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self.closed += 1
+        self.failed = failed
 
 
 def open_log(folder: Path, log_every: int = 2, trackers=None, shown=None) -> StepLog:
@@ -161,19 +162,25 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(tmp_path):
     ]
     assert [step for step, _ in fails.rows] == [1, 2]
     assert [step for step, _ in works.rows] == [1, 2, 3, 4, 5, 6]
-    assert (fails.closed, works.closed) == (0, 1)
+    assert (fails.closed, fails.failed) == (1, True)
+    assert (works.closed, works.failed) == (1, False)
     assert len(read_history(tmp_path / "history.jsonl")) == 6
 
 
-def test_an_error_loses_no_step_that_was_logged(tmp_path):
-    def fail() -> None:
-        with open_log(tmp_path, 100) as log:
-            log.add("sft", 1, loss=Total(1.0))
-            raise ZeroDivisionError
+@pytest.mark.parametrize(("error", "failed"), [(ZeroDivisionError, True), (StoppedError, False)])
+def test_an_error_loses_no_step_that_was_logged(tmp_path, error, failed):
+    recorder = Recorder()
 
-    with pytest.raises(ZeroDivisionError):
+    def fail() -> None:
+        with open_log(tmp_path, 100, Trackers({"recorder": recorder})) as log:
+            log.add("sft", 1, loss=Total(1.0))
+            raise error("mine")
+
+    with pytest.raises(error):
         fail()
     assert len(read_history(tmp_path / "history.jsonl")) == 1
+    assert recorder.rows == [(1, {"sft/loss": 1.0})]
+    assert (recorder.closed, recorder.failed) == (1, failed)
 
 
 WORKER = """

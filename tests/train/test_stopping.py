@@ -4,13 +4,14 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from omr_io.errors import ConfigError, StoppedError
+from omr_io.errors import ConfigError, DiskError, StoppedError
 from omr_io.train.checkpoint import Checkpoints, storage
 from omr_io.train.ranks import Ranks
 from omr_io.train.stopping import SIGNALS, Stopping, StopSignals, stop_signals
@@ -245,5 +246,34 @@ def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
             train(Run(tmp_path / "checkpoints", signals, ranks))
         assert done[-1] == (4, 2)  # rank 0 did all its three, rank 1 three of five
         assert saved_step(tmp_path / "checkpoints", ranks) == 3
+
+    on_ranks(2, tmp_path / "ranks", work)
+
+
+def test_a_failed_save_ends_the_run_at_the_next_check(tmp_path: Path) -> None:
+    """Not when the next checkpoint is due: until then everything would be lost as well."""
+
+    def work(ranks: Ranks) -> None:
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        if ranks.rank == 1:
+
+            def full(*args: object) -> None:
+                raise OSError("no space left on device")
+
+            storage.write_tensors = full  # type: ignore[assignment]
+        checkpoints = Checkpoints(tmp_path / "checkpoints", ranks)
+        stopping = Stopping(StopSignals(), checkpoints, ranks)
+        save = partial(checkpoints.save, model, optimizer, {"step": torch.arange(9)})
+        stopping.step_done(lambda: None, due=False)
+        stopping.before_update()
+
+        def train() -> None:
+            stopping.step_done(save, due=True)
+            while True:
+                stopping.check()
+
+        with pytest.raises(DiskError, match="on rank 1: no space left on device"):
+            train()
 
     on_ranks(2, tmp_path / "ranks", work)

@@ -6,7 +6,7 @@ import importlib.util
 import struct
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -49,10 +49,11 @@ def test_tensorboard(tmp_path):
     assert rows == [(i, 1 / i) for i in (1, 2, 3, 4)]
     text = found.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| sft.lr | 0.001 |" in text
-    # Resumed after step 2: what a killed run wrote later is hidden.
-    logged("tensorboard", tmp_path, [3], done=2)
-    rows, _ = scalars()
-    assert rows == [(i, 1 / i) for i in (1, 2, 3)]
+    # Resumed after step 2, and after none: what a killed run wrote later is hidden.
+    for done in (2, 0):
+        logged("tensorboard", tmp_path, [done + 1], done=done)
+        rows, _ = scalars()
+        assert rows == [(i, 1 / i) for i in range(1, done + 2)]
 
 
 def wandb_records(data: bytes) -> Iterator[bytes]:
@@ -72,7 +73,7 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
 
 
 def test_wandb(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -80,6 +81,7 @@ def test_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "medical")
     logged("wandb", tmp_path, [1, 2, 3])
     logged("wandb", tmp_path, [4], done=3)
+    wandb.teardown()  # `finish` returns before its other process has written all to the file
     rows, runs = [], []
     for path in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
         for data in wandb_records(path.read_bytes()):
@@ -108,7 +110,8 @@ def test_mlflow(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     (tmp_path / "run").mkdir()
     logged("mlflow", tmp_path / "run", [1, 2, 3])
-    logged("mlflow", tmp_path / "run", [4], done=3)
+    # Killed after step 3 and resumed after step 1: no step is there twice.
+    logged("mlflow", tmp_path / "run", [2, 3, 4], done=1)
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("omr_io")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -118,6 +121,11 @@ def test_mlflow(tmp_path, monkeypatch):
     rows = client.get_metric_history(run.info.run_id, "sft/loss")
     assert sorted((row.step, row.value) for row in rows) == [(i, 1 / i) for i in (1, 2, 3, 4)]
     assert set(run.data.metrics) == {"sft/loss", "sft/tokens"}
+    resumed = Trackers.of(["mlflow"], tmp_path / "run", 4)
+    resumed.start("demo", CONFIG)
+    assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    resumed.close(failed=True)
+    assert client.get_run(run.info.run_id).info.status == "FAILED"
 
 
 class FakeTrackio(ModuleType):
@@ -126,7 +134,7 @@ class FakeTrackio(ModuleType):
     def __init__(self) -> None:
         super().__init__("trackio")
         self.__spec__ = importlib.util.spec_from_loader("trackio", None)
-        self.runs: dict[tuple[str, str], list] = {}
+        self.runs: dict[tuple[str, str], list[list]] = {}
         self.current: list | None = None
 
     def init(
@@ -137,9 +145,11 @@ class FakeTrackio(ModuleType):
     ):  # fmt: skip
         assert resume in ("never", "allow", "must")
         assert config is None or isinstance(config, dict)
-        if resume == "never" or (project, name) not in self.runs:
-            self.runs[project, name] = []
-        self.current = self.runs[project, name]
+        runs = self.runs.setdefault((project, name), [])
+        if resume == "never" or not runs:
+            runs.append([])
+        self.current = runs[-1]
+        return SimpleNamespace(_next_step=max((step for step, _ in self.current), default=-1) + 1)
 
     def log(self, metrics, step=None):
         if self.current is None:
@@ -157,11 +167,14 @@ def test_trackio(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", fake)
     monkeypatch.setenv("TRACKIO_PROJECT", "medical")
     logged("trackio", tmp_path, [1, 2])
-    logged("trackio", tmp_path, [3], done=2)
-    assert fake.runs == {
-        ("medical", "demo"): [(i, {"sft/loss": 1 / i, "sft/tokens": i}) for i in (1, 2, 3)]
-    }
+    # Killed before its first checkpoint: in the same run, where only the last step comes again.
+    logged("trackio", tmp_path, [1, 2, 3])
+    rows = [(i, {"sft/loss": 1 / i, "sft/tokens": i}) for i in (1, 2, 2, 3)]
+    assert fake.runs == {("medical", "demo"): [rows]}
     assert fake.current is None
+    (tmp_path / "other").mkdir()  # as by --overwrite
+    logged("trackio", tmp_path / "other", [1])
+    assert fake.runs == {("medical", "demo"): [rows, rows[:1]]}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -187,6 +200,44 @@ def test_a_tracker_that_cannot_start_ends_the_run_before_it_begins(tmp_path, mon
     trackers = Trackers.of(["trackio"], tmp_path)
     with pytest.raises(ConfigError, match=r"trackio cannot start: no such Space. Set it up"):
         trackers.start("demo", CONFIG)
+
+
+class Recorder:
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.closed: list[bool] = []
+
+    def start(self, name, config):
+        if self.failing == "start":
+            raise ValueError("not logged in")
+
+    def log(self, step, metrics):
+        if self.failing == "log":
+            raise ValueError("no such server")
+
+    def close(self, *, failed):
+        self.closed.append(failed)
+        if self.failing == "log":
+            raise ValueError("again")
+
+
+def test_those_before_one_that_cannot_start_are_closed():
+    first, second, third = Recorder(), Recorder("start"), Recorder()
+    trackers = Trackers({"first": first, "second": second, "third": third})
+    with pytest.raises(ConfigError, match="second cannot start: not logged in"):
+        trackers.start("demo", CONFIG)
+    assert (first.closed, second.closed, third.closed) == ([True], [], [])
+
+
+def test_one_that_fails_is_closed_and_left_out():
+    fails, works = Recorder("log"), Recorder()
+    trackers = Trackers({"fails": fails, "works": works})
+    trackers.start("demo", CONFIG)
+    with pytest.warns(OmrWarning, match="fails failed and gets no more metrics: no such server"):
+        trackers.log(1, {"loss": 1.0})
+    trackers.log(2, {"loss": 1.0})
+    trackers.close()
+    assert (fails.closed, works.closed) == ([True], [False])
 
 
 def test_a_tracker_that_fails_at_the_end_is_a_warning(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ do not: a storage writer and reader of our own (`storage`) speak safetensors and
 
 A checkpoint is written under another name, synced, and renamed last, so a folder with its final
 name is complete. Loading trusts nothing: a file more or less, or one changed bit, and the
-checkpoint is named, skipped, and the one before it is taken. The manifest finds what disks and
+checkpoint is named, skipped, and the one before it is taken. One run at a time writes in the folder
+(it holds `.lock`). The manifest finds what disks and
 crashes do. It does not protect from somebody who may write to the folder: they can write a manifest
 too. What they can do by it is to set weights and numbers; nothing in a checkpoint is executed.
 """

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from omr_io.errors import IntegrityError, OmrWarning, Where
-from omr_io.storage import commit_folder, write_atomically
+from omr_io.errors import DiskError, IntegrityError, OmrWarning, Where
+from omr_io.storage import commit_folder, fsync_folder, lock, write_atomically, writing
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _TEMPORARY = ".writing-"
+_LOCK = ".lock"
 
 
 class CheckpointWarning(OmrWarning):
@@ -40,19 +45,98 @@ def numbered(root: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
+class Claim:
+    """The right to write checkpoints in a folder, which one run has at a time.
+
+    Two runs that write in one folder would take each other's unfinished files for leftovers.
+
+    Args:
+        root: the folder; made when it is claimed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._file: IO[bytes] | None = None
+
+    def take(self) -> None:
+        """Have it from now on; nothing if it is had already.
+
+        Raises:
+            DiskError: another run has it, or the folder cannot be made.
+        """
+        if self._file is not None:
+            with suppress(OSError):
+                there = (self._root / _LOCK).stat()
+                if os.path.samestat(there, os.fstat(self._file.fileno())):
+                    return
+            self.release()  # the folder was deleted, and may be another's by now
+        with writing(self._root):
+            made = not self._root.exists()
+            self._root.mkdir(parents=True, exist_ok=True)
+            if made:
+                fsync_folder(self._root.parent)
+            file = (self._root / _LOCK).open("ab")
+        if not lock(file.fileno(), self._root / _LOCK):
+            file.close()
+            raise DiskError(
+                "another run writes checkpoints there",
+                mend="End that run, or give this one another folder (a recipe with another name); "
+                f"if a machine that is gone still holds it, delete {_LOCK} there",
+            )
+        self._file = file
+
+    def release(self) -> None:
+        """Leave it to others; a second call does nothing."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
 def begin(root: Path) -> Path:
     """A new empty folder to write the next checkpoint in, without what an earlier stop left.
+
+    Args:
+        root: the folder of all, claimed.
 
     Raises:
         OSError: it cannot be made.
     """
-    root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover)
+        _delete(leftover)
     number = max((n for n, _ in numbered(root)), default=0) + 1
     work = root / f"{_TEMPORARY}checkpoint-{number:06d}"
     work.mkdir()
     return work
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder; nothing if it is not there.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _delete(path: Path, aside: Path | None = None) -> None:
+    """`remove` what nothing depends on: that it is still there is no reason to end a run.
+
+    Args:
+        aside: a name to give it first.
+    """
+    try:
+        if aside is not None:
+            path = path.rename(aside)
+        remove(path)
+    except OSError as error:
+        warnings.warn(
+            f"{path} cannot be deleted, and takes room: {error.strerror or error}",
+            CheckpointWarning,
+            stacklevel=2,
+        )
 
 
 def publish(work: Path, entries: Mapping[str, Entry]) -> Path:
@@ -75,7 +159,7 @@ def keep_newest(root: Path, keep: int, invalid: Collection[str]) -> None:
     for _, path in reversed(numbered(root)):
         if left <= 0:
             # Renamed first: a kill in between leaves no half-deleted checkpoint under its name.
-            shutil.rmtree(path.rename(root / f"{_TEMPORARY}old-{path.name}"))
+            _delete(path, root / f"{_TEMPORARY}old-{path.name}")
         left -= path.name not in invalid
 
 

@@ -103,6 +103,7 @@ class Saved:
         self._read(tensors)
         state = from_json(self._tree["optimizer"], tensors.__getitem__)
         saved_groups = [list(group["params"]) for group in state["param_groups"]]
+        self._check_kind(optimizer, state["param_groups"])
         try:
             # Not strict: a parameter that never had a gradient has no state.
             options = StateDictOptions(strict=False)
@@ -115,6 +116,17 @@ class Saved:
             self._same("parameter of an optimiser's group", group, saved)
         if len(saved_groups) != len(groups):
             raise self._refusal(f"its optimiser has {len(saved_groups)} groups, not {len(groups)}")
+
+    def _check_kind(self, optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
+        """Refuse another kind of optimiser, whose state torch would put in and never look at."""
+        now, then = set(optimizer.param_groups[0]), set(saved[0])
+        # Both ways: a torch of another version may know an option more, or a scheduler adds one.
+        unknown, missing = then - now - {"initial_lr"}, optimizer.defaults.keys() - then
+        if unknown and missing:
+            raise self._refusal(
+                f"its optimiser is of another kind than {type(optimizer).__name__}: it has "
+                f"{', '.join(sorted(unknown))}, and not {', '.join(sorted(missing))}"
+            )
 
     def load_random_state(self, *, seed: int) -> None:
         """Put this rank's random state back.

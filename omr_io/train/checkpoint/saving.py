@@ -49,6 +49,7 @@ class Checkpoints:
         self.root = Path(root)
         self._ranks = (ranks or Ranks()).on_host()
         self._keep = keep
+        self._claim = folder.Claim(self.root)
         self._invalid: frozenset[str] = frozenset()
         self._thread: ThreadPoolExecutor | None = None
         self._saving: Future[None] | None = None
@@ -65,7 +66,7 @@ class Checkpoints:
         """Copy everything to the host and return; a thread writes it while training goes on.
 
         An earlier save is waited for. Whatever becomes of this one is said by the next `save`,
-        `wait` or `close`.
+        `wait` or `close`; `failed` tells whether it is worth asking.
 
         Args:
             model: sharded by FSDP2, with adapters, compiled: its names are those of the plain one.
@@ -76,7 +77,8 @@ class Checkpoints:
 
         Raises:
             ConfigError: a value that could not be stored without pickle.
-            DiskError: the save before this one failed; earlier checkpoints are untouched.
+            DiskError: the save before this one failed, or another run writes in the folder;
+                earlier checkpoints are untouched.
         """
         from torch.distributed.checkpoint.state_dict import (
             get_model_state_dict,
@@ -97,7 +99,7 @@ class Checkpoints:
         }
         check_dtypes(tensors)
         staged = self._staged(tensors)
-        writer = Writer(self.root, tree, keep=self._keep, invalid=self._invalid)
+        writer = Writer(self.root, self._claim, tree, keep=self._keep, invalid=self._invalid)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving = self._thread.submit(self._write, staged, writer)
@@ -134,17 +136,27 @@ class Checkpoints:
         try:
             save_tensors(staged, writer, self._ranks.group)
         except CheckpointException as failed:
+            writer.discard()
             rank, (error, _) = next(iter(failed.failures.items()))
             raise self._failure(error, f" on rank {rank}") from error
         except (OSError, OmrError) as error:
+            writer.discard()
             raise self._failure(error, "") from error
 
     def _failure(self, error: BaseException, who: str) -> DiskError:
+        what, mend = str(error), "Make room or choose another folder, which all ranks share"
+        if isinstance(error, OmrError):
+            what, mend = error.what, error.mend or mend
         return DiskError(
-            f"writing a checkpoint failed{who}: {error}", where=Where(source=str(self.root)),
-            mend="Make room or choose another folder, which all ranks share; earlier checkpoints "
-            "are untouched",
+            f"writing a checkpoint failed{who}: {what}", where=Where(source=str(self.root)),
+            mend=f"{mend}; earlier checkpoints are untouched",
         )  # fmt: skip
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save is done and failed on this rank: `wait` raises what it was."""
+        saving = self._saving
+        return saving is not None and saving.done() and saving.exception() is not None
 
     def wait(self) -> None:
         """Return when the last save is on the disk and has its name.
@@ -171,6 +183,7 @@ class Checkpoints:
             if self._stager is not None:
                 self._stager.close()
                 self._stager = None
+            self._claim.release()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -237,25 +250,23 @@ class Checkpoints:
             problem = str(error)
         told = self._ranks.gather((problem, entries))
         problem = next((problem for problem, _ in told if problem is not None), None)
+        state: Any = None
         if problem is None:
             everything = {file: entry for _, part in told for file, entry in part.items()}
-            problem = next(
-                filter(None, self._ranks.gather(_compare(path, written, everything))), None
-            )
+            try:
+                folder.check(path, written, everything)
+                state = json.loads((path / folder.STATE).read_bytes())
+            except IntegrityError as error:
+                problem = str(error)
+            except (OSError, ValueError) as error:
+                problem = f"{folder.STATE} is unreadable: {error!r} (source {path})"
+        # Reading what it says is collective: all ranks do, or none.
+        problem = next(filter(None, self._ranks.gather(problem)), None)
         if problem is not None:
             raise IntegrityError(problem)
         try:
-            state = json.loads((path / folder.STATE).read_bytes())
             return Saved.of(path, self._ranks, state["state"], state["tensors"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             # Verified, and yet not as we write it: made by something else.
             what = f"{folder.STATE} is unreadable: {error!r}"
             raise IntegrityError(what, where=Where(source=str(path))) from error
-
-
-def _compare(path: Path, written: bytes, entries: Mapping[str, folder.Entry]) -> str | None:
-    try:
-        folder.check(path, written, entries)
-    except IntegrityError as error:
-        return str(error)
-    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,23 @@ class Writer(StorageWriter):
 
     Args:
         root: the folder of all checkpoints.
+        claim: to it; the first rank takes it before it writes.
         tree: what goes into state.json beside the tensors' places; that of the first rank counts.
         keep: how many checkpoints are left in the end.
         invalid: names of checkpoints that do not count.
     """
 
-    def __init__(self, root: Path, tree: Any, *, keep: int, invalid: frozenset[str]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        claim: folder.Claim,
+        tree: Any,
+        *,
+        keep: int,
+        invalid: frozenset[str],
+    ) -> None:
         self._root = root
+        self._claim = claim
         self._tree = tree
         self._keep = keep
         self._invalid = invalid
@@ -98,6 +109,7 @@ class Writer(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the first rank, before any writes: make the folder and tell all its name."""
+        self._claim.take()
         self._work = folder.begin(self._root)
         return [
             replace(plan, storage_data=(self._work.name, f"rank-{rank:05d}.safetensors"))
@@ -142,6 +154,12 @@ class Writer(StorageWriter):
         entries[folder.STATE] = folder.Entry(written.num_bytes, written.sha256())
         folder.publish(self._work, entries)
         folder.keep_newest(self._root, self._keep, self._invalid)
+
+    def discard(self) -> None:
+        """After a failure, when no rank writes any more: make room. The first rank's to do."""
+        if self._work != self._root:
+            with suppress(OSError):  # the next save tries again, and says so
+                folder.remove(self._work)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
