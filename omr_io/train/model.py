@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from omr_io.errors import ConfigError, SourceError, TrainingError
+from omr_io.text import one_line
 from omr_io.train.attention import require_varlen, use_varlen
 from omr_io.train.log_prob_backends import Backend
 from omr_io.train.log_probs import LogProbs, log_probs
@@ -230,6 +231,8 @@ def load_model(
 
     Raises:
         ConfigError: no such folder, or another kind of model.
+        SourceError: its weights cannot be read, or some are absent or of another shape:
+            transformers would draw those at random, and warn.
     """
     transformers = _transformers()
     root = Path(folder)
@@ -246,11 +249,39 @@ def load_model(
     kind = transformers.AutoConfig.from_pretrained(root, local_files_only=True).model_type
     if kind not in classes:
         raise ConfigError(f"model_type {kind!r} is not one of {', '.join(sorted(classes))}")
-    model: PreTrainedModel = classes[kind].from_pretrained(
-        root, dtype=dtype, local_files_only=True, use_safetensors=True
-    )
+    model, told = _loaded(classes[kind], root, dtype)
+    wrong = {
+        "absent": sorted(told["missing_keys"]),
+        "of another shape": sorted(name for name, *_ in told["mismatched_keys"]),
+    }
+    for what, names in wrong.items():
+        if names:
+            raise SourceError(
+                f"{len(names)} weights of {root} are {what}, the first is {names[0]}",
+                mend="Fetch or export it again, whole; a LoRA adapter is merged into its model "
+                "before it is saved",
+            )
     use_varlen(model)
     return model
+
+
+def _loaded(
+    kind: Any, root: Path, dtype: torch.dtype | Literal["auto"]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers says of its weights."""
+    from safetensors import SafetensorError
+
+    try:
+        model, told = kind.from_pretrained(
+            root, dtype=dtype, local_files_only=True, use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        return model, told
+    except (OSError, SafetensorError) as error:
+        raise SourceError(
+            f"the weights of {root} cannot be read: {one_line(error)}",
+            mend="Fetch or export it again; a cut download looks like this",
+        ) from error
 
 
 def _transformers() -> Any:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from omr_io.batches import Batch, make_batch
 from omr_io.config import VisionConfig
@@ -93,6 +95,28 @@ def test_a_folder_gives_the_model_back(family: str, tmp_path: Path) -> None:
     model.bfloat16().save_pretrained(tmp_path / "half")
     assert load_model(tmp_path / "half", "auto").dtype == torch.bfloat16
     assert load_model(tmp_path / "half").dtype == torch.float32
+
+
+def test_weights_that_are_not_all_there_are_an_error(tmp_path: Path) -> None:
+    """transformers draws what is absent at random, and only warns."""
+    tiny.tiny_model("qwen3_vl").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = load_file(path)
+    name = sorted(whole)[5]
+    save_file({key: whole[key] for key in whole if key != name}, path, {"format": "pt"})
+    with pytest.raises(SourceError, match=rf"1 weights of .* are absent, the first is {name}"):
+        load_model(tmp_path)
+    save_file(whole | {name: torch.zeros(7, 7)}, path, {"format": "pt"})
+    with pytest.raises(SourceError, match=rf"are of another shape, the first is {name}"):
+        load_model(tmp_path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(SourceError, match="cannot be read"):
+        load_model(tmp_path)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(whole, "model-1.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    path.unlink()
+    with pytest.raises(SourceError, match=r"cannot be read.*model-1\.safetensors"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
