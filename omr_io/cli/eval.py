@@ -27,9 +27,10 @@ EXAMPLES = (
     "omr-io eval shards/test --model rl=runs/a/model --no-blind --no-shuffled --out eval/ --json",
 )
 CODES = (
-    "Exit codes: 0 done; 1 a text cannot be encoded; 2 usage, model, tokenizer, or completions "
-    "that other options made; 3 a set or the weights cannot be read; 4 writing failed; 5 bytes on "
-    "disk are not what was written; 130 or 143 stopped: the same command goes on."
+    "Exit codes: 0 done; 1 a text cannot be encoded, or an answer is none of its options; 2 usage, "
+    "model, tokenizer, or completions that other options made; 3 a set or the weights cannot be "
+    "read; 4 writing failed; 5 bytes on disk are not what was written; 130 or 143 stopped: the "
+    "same command goes on."
 )
 _MODEL = "A Hugging Face folder, NAME=DIR; repeatable, in the order of comparison."
 _INSTRUCTION = "Text below each question; NAME=TEXT for one model; repeatable."

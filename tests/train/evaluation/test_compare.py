@@ -105,7 +105,8 @@ def test_exact_figures_of_every_baseline(test_set, tmp_path) -> None:
 def test_majority_letters_of_a_train_set(test_set, tmp_path) -> None:
     train = tmp_path / "train"
     write(train, [question(i, image=i, right=2) for i in range(5)] +
-          [record(9, question="W?", options=(), answer="free", reasoning="")])  # fmt: skip
+          [record(9, question="W?", options=(), answer="free", reasoning="")] +
+          [record(10 + i, answer=("", "AB")[i % 2]) for i in range(12)])  # fmt: skip
     made = compare(
         [Scripted("m", right)], [test_set], tmp_path / "out", EvaluationOptions(), train=str(train)
     )
