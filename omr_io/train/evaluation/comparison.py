@@ -114,7 +114,7 @@ def compare(
             for model in models
         }
         found = figures(opened, lines, options, answers)
-        judged = read_judged(folder, opened, [model.name for model in models], options)
+        judged = read_judged(folder, opened, lines, options)
     made = Comparison(
         figures=found,
         judged=judged,
