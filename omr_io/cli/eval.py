@@ -137,6 +137,7 @@ def _run(
     train: str | None,
     overwrite: bool,
 ) -> Comparison:
+    from omr_io.index import ShardSet
     from omr_io.train.evaluation.comparison import compare
     from omr_io.train.evaluation.log import alone
     from omr_io.train.evaluation.models import FolderModel
@@ -144,6 +145,8 @@ def _run(
     from omr_io.train.report.comparison import write_comparison
 
     check_names(models, sets)
+    for path in [one.path for one in sets] + ([] if train is None else [train]):
+        ShardSet.open(path).close()  # what is wrong shows before weights are hashed for minutes
     with Reporter(Console(stderr=True)) as reporter, warnings_told():
         folders = []
         for one in models:

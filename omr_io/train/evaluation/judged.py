@@ -214,6 +214,10 @@ def _preference(path: Path, head: Mapping[str, Any]) -> JudgedPreference:
     except TypeError as error:
         raise IntegrityError(f"{path}: the share is no interval: {error}") from error
     p = _get(path, head, "p", (int, float, type(None)))
+    shares = [] if interval is None else [interval.mean, interval.low, interval.high]
+    for name, value in [*(("share", one) for one in shares), ("p", p)]:
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise IntegrityError(f"{path}: {name!r} is {value!r}, not 0 to 1")
     counts = {
         name: _get(path, head, name, int)
         for name in ("judged", "wins_a", "wins_b", "ties", "errors")

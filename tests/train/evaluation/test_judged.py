@@ -219,7 +219,10 @@ def test_a_damaged_file_of_scores_is_an_error(test_set, tmp_path, change, messag
 def test_a_damaged_preference_is_an_error(test_set, tmp_path) -> None:
     for changes, message in (
         ({"share": {"mean": 1}}, "the share is no interval"),
+        ({"share": {"mean": 2, "low": 0, "high": 1, "n": 1, "clusters": 1}}, "'share' is 2"),
+        ({"share": {"mean": "x", "low": 0, "high": 1, "n": 1, "clusters": 1}}, "'share' is 'x'"),
         ({"p": "small"}, "'p' is 'small'"),
+        ({"p": float("nan")}, "'p' is nan"),
         ({"wins_a": None}, "'wins_a' is None"),
         ({"a": 3}, "'a' is 3"),
     ):
