@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from omr_io.errors import ConfigError, DataError, SourceError, Where
 from omr_io.index import ShardSet
 from omr_io.text import short
 from omr_io.train.clusters import image_clusters
+from omr_io.train.completions_digest import completions_digest
 
 PLAIN = "plain"
 """The variant that is judged; the others (blind, options shuffled, ...) are baselines."""
@@ -53,15 +54,6 @@ class Completions:
     def digest(self) -> str:
         """See `completions_digest`."""
         return completions_digest((item.key, item.run, item.text) for item in self.items)
-
-
-def completions_digest(items: Iterable[tuple[str, int | str, str]]) -> str:
-    """32 hex digits that stand for what was judged: of key, run and text, in any order.
-
-    It stands beside a judge's results, so that they are not shown for other completions.
-    """
-    lines = sorted(json.dumps(item) for item in items)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
 def read_completions(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from omr_io.errors import IntegrityError
-from omr_io.judge.completions import completions_digest
+from omr_io.train.completions_digest import completions_digest
 from omr_io.train.evaluation.figures import ModelDifference, better_and_worse, difference_of
 from omr_io.train.evaluation.items import ItemSet
 from omr_io.train.evaluation.log import Line

@@ -10,7 +10,7 @@ import pytest
 from omr_io.errors import IntegrityError
 from omr_io.index import ShardSet
 from omr_io.judge import Endpoint, Judge, prefer, read_completions, score_traces
-from omr_io.judge.completions import completions_digest
+from omr_io.train.completions_digest import completions_digest
 from omr_io.train.evaluation.comparison import compare
 from omr_io.train.evaluation.judged import Judged
 from omr_io.train.evaluation.options import EvaluationOptions, Named
