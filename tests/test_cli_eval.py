@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +82,8 @@ def test_options_reach_what_they_are_for(folder, omr_io) -> None:  # noqa: F811
         (("--model", "a=base", "--out", "o"), 2, "no set to evaluate"),
         (("test", "--model", "a=nowhere", "--out", "o"), 2, "nowhere holds no config.json"),
         (("nowhere", "--model", "a=base", "--out", "o"), 3, "nowhere"),
+        # Sets come first: the weights of large models take minutes to hash.
+        (("test", "slak", "--model", "a=no-model", "--out", "o"), 3, "slak does not exist"),
         (("test", "--model", "a=base", "--out", "o", "--runs", "2"), 2, "2 runs at temperature 0"),
         (("test", "--model", "a=base", "--out", "o", "--dtype", "int4"), 2, "no dtype 'int4'"),
         (("test", "--model", "a=base", "--out", "o", "--device", "cuda:99"), 2, "cuda:99"),
@@ -116,41 +117,45 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from omr_io.cli import main; main()", "eval", *arguments]
 
 
+# The process signals itself once so many lines are written: no one has to look in time.
+SIGNAL = """
+import os
+from omr_io.train.evaluation import log, run
+run.BLOCK = 4
+add = log.CompletionsLog.add
+def add_and_stop(self, lines):
+    add(self, lines)
+    if len(self.lines) >= {after}:
+        os.kill(os.getpid(), {number})
+log.CompletionsLog.add = add_and_stop
+"""
+
+
 def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    return path.read_bytes().count(b"\n")
 
 
 @pytest.mark.slow
 def test_killed_and_stopped_it_goes_on(folder) -> None:
     """SIGKILL, then SIGTERM, then to the end: as one that was never stopped."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    patched = "import omr_io.train.evaluation.run as run; run.BLOCK = 4; "
 
-    def start(out: str) -> subprocess.Popen[str]:
+    def run(out: str, after: int, number: int) -> tuple[int, str]:
         words = command("test", "--model", "a=base", "--out", out, *QUICK)
-        words[2] = patched + words[2]
-        return subprocess.Popen(
-            words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        words[2] = SIGNAL.format(after=after, number=int(number)) + words[2]
+        done = subprocess.run(words, env=environment, text=True, capture_output=True, timeout=600)
+        return done.returncode, done.stderr
 
     path = folder / "killed/completions-a-test.jsonl"
-    for number, after in ((signal.SIGKILL, 4), (signal.SIGTERM, 30)):
-        process = start("killed")
-        deadline = time.monotonic() + 240
-        while lines(path) < after:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=240)
-        if number == signal.SIGTERM:
-            assert process.returncode == 143, err
-            assert "run the same command again to go on" in err
-        assert lines(path) < 37 * 3
+    assert run("killed", 6, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert 6 <= lines(path) < 12
+    code, err = run("killed", 30, signal.SIGTERM)
+    assert code == 143, err
+    assert "run the same command again to go on" in err
+    assert 30 <= lines(path) < 37 * 3
     for out in ("killed", "whole"):
-        process = start(out)
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
+        code, err = run(out, 1 << 30, 0)
+        assert code == 0, err
     assert path.read_bytes() == (folder / "whole/completions-a-test.jsonl").read_bytes()
     results = [
         json.loads((folder / out / "results.json").read_text()) for out in ("killed", "whole")

@@ -27,9 +27,10 @@ EXAMPLES = (
     "omr-io eval shards/test --model rl=runs/a/model --no-blind --no-shuffled --out eval/ --json",
 )
 CODES = (
-    "Exit codes: 0 done; 1 a text cannot be encoded; 2 usage, model, tokenizer, or completions "
-    "that other options made; 3 a set or the weights cannot be read; 4 writing failed; 5 bytes on "
-    "disk are not what was written; 130 or 143 stopped: the same command goes on."
+    "Exit codes: 0 done; 1 a text cannot be encoded, or an answer is none of its options; 2 usage, "
+    "model, tokenizer, or completions that other options made; 3 a set or the weights cannot be "
+    "read; 4 writing failed; 5 bytes on disk are not what was written; 130 or 143 stopped: the "
+    "same command goes on."
 )
 _MODEL = "A Hugging Face folder, NAME=DIR; repeatable, in the order of comparison."
 _INSTRUCTION = "Text below each question; NAME=TEXT for one model; repeatable."
@@ -136,6 +137,7 @@ def _run(
     train: str | None,
     overwrite: bool,
 ) -> Comparison:
+    from omr_io.index import ShardSet
     from omr_io.train.evaluation.comparison import compare
     from omr_io.train.evaluation.log import alone
     from omr_io.train.evaluation.models import FolderModel
@@ -143,6 +145,8 @@ def _run(
     from omr_io.train.report.comparison import write_comparison
 
     check_names(models, sets)
+    for path in [one.path for one in sets] + ([] if train is None else [train]):
+        ShardSet.open(path).close()  # what is wrong shows before weights are hashed for minutes
     with Reporter(Console(stderr=True)) as reporter, warnings_told():
         folders = []
         for one in models:

@@ -14,6 +14,7 @@ from omr_io.errors import ConfigError, DataError, SourceError, Where
 from omr_io.index import ShardSet
 from omr_io.text import short
 from omr_io.train.clusters import image_clusters
+from omr_io.train.completions_digest import completions_digest
 
 PLAIN = "plain"
 """The variant that is judged; the others (blind, options shuffled, ...) are baselines."""
@@ -48,6 +49,11 @@ class Completions:
     set_name: str
     items: tuple[Completion, ...]
     left_out: int
+
+    @property
+    def digest(self) -> str:
+        """See `completions_digest`."""
+        return completions_digest((item.key, item.run, item.text) for item in self.items)
 
 
 def read_completions(

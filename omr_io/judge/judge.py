@@ -285,12 +285,12 @@ class Judge:
             except TransientError as error:
                 problem = error
             failures += 1
-            if failures >= policy.tries:
-                raise _NoAnswerError(f"{failures} tries failed, the last time: {problem.what}")
             pause = policy.pause(failures, problem.retry_after)
             if problem.retry_after is not None:  # for all threads: the limit is the account's
                 with self._lock:
                     self._quiet_until = max(self._quiet_until, time.monotonic() + pause)
+            if failures >= policy.tries:
+                raise _NoAnswerError(f"{failures} tries failed, the last time: {problem.what}")
             if time.monotonic() + pause >= until:
                 what = f"the deadline of {self.options.deadline:g} s would pass"
                 raise _NoAnswerError(f"{what} before another try, the last time: {problem.what}")

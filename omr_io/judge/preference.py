@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -180,7 +180,8 @@ def prefer(
         prompt=prompt_hash("preference"),
         path=folder / f"preference-{names}.json",
     )
-    _write(report, judge, shards, judged, errors, images)
+    digests = {"completions_a": a.digest, "completions_b": b.digest}
+    _write(report, judge, shards, judged, errors, images, digests)
     return report
 
 
@@ -291,6 +292,7 @@ def _write(
     judged: Sequence[JudgedPair],
     errors: Sequence[JudgeError],
     images: bool,
+    digests: Mapping[str, str],
 ) -> None:
     summary = dataclasses.asdict(report)
     for name in ("usage", "cost", "path", "named_errors"):
@@ -301,6 +303,7 @@ def _write(
         "settings": judge.endpoint.request_settings(),
         "images": images,
         "fingerprint": shards.fingerprint,
+        **digests,
         "judge_errors": [dataclasses.asdict(error) for error in errors],
         "items": [dataclasses.asdict(one) for one in judged],
     }

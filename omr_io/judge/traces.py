@@ -294,6 +294,7 @@ def _write(
         "kind": "trace-scores",
         "settings": judge.endpoint.request_settings(),
         "fingerprint": shards.fingerprint,
+        "completions": completions.digest,
         **summary,
     }
     lines = [header]

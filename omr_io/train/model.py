@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from omr_io.errors import ConfigError, SourceError, TrainingError
+from omr_io.text import one_line
 from omr_io.train.attention import require_varlen, use_varlen
 from omr_io.train.log_prob_backends import Backend
 from omr_io.train.log_probs import LogProbs, log_probs
@@ -244,8 +245,8 @@ def load_model(
 
     Raises:
         ConfigError: no such folder, or another kind of model.
-        SourceError: its files cannot be read, or lack a weight: transformers would initialise that
-            at random and go on.
+        SourceError: its files cannot be read, or some weights are absent or of another shape:
+            transformers would draw those at random, and go on.
     """
     transformers = _transformers()
     root = Path(folder)
@@ -265,20 +266,23 @@ def load_model(
         raise ConfigError(f"model_type {kind!r} is not one of {', '.join(sorted(classes))}")
     model: PreTrainedModel
     with _load_errors(root):
-        model, found = classes[kind].from_pretrained(
-            root, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise SourceError(
-            f"the model in {root} lacks {len(missing)} of its weights, such as {missing[0]}",
-            mend=_COPY_AGAIN,
-        )
+        model, told = classes[kind].from_pretrained(
+            root, dtype=dtype, local_files_only=True, use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    wrong = {
+        "absent": sorted(told["missing_keys"]),
+        "of another shape": sorted(name for name, *_ in told["mismatched_keys"]),
+    }
+    for what, names in wrong.items():
+        if names:
+            raise SourceError(
+                f"{len(names)} weights of {root} are {what}, the first is {names[0]}",
+                mend="Fetch or export it again, whole; a LoRA adapter is merged into its model "
+                "before it is saved",
+            )
     use_varlen(model)
     return model
-
-
-_COPY_AGAIN = "Copy or download the whole folder again: config.json and all *.safetensors"
 
 
 @contextmanager
@@ -288,9 +292,9 @@ def _load_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".!")
         raise SourceError(
-            f"the model in {root} cannot be loaded: {reason}", mend=_COPY_AGAIN
+            f"the model in {root} cannot be loaded: {one_line(error).rstrip('.!')}",
+            mend="Copy or download the whole folder again: config.json and all *.safetensors",
         ) from error
 
 

@@ -130,7 +130,11 @@ class JudgeServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                asked = server._note(self)
+                try:
+                    asked = server._note(self)
+                except ValueError:
+                    self.close_connection = True  # whoever asked went before it was said
+                    return
                 try:
                     self._answer(server.script(asked))
                 except OSError:

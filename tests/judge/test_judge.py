@@ -61,13 +61,12 @@ def test_what_may_pass_is_tried_again(serve, judge_of, failure):
 
 
 def test_a_stall_and_a_trickle_are_tried_again(serve, judge_of):
-    server = serve(fails_first(Say(stall=30), Say("y" * 5000, trickle=0.05)))
-    policy = RetryPolicy(tries=3, first_wait=0.01, max_wait=0.05, timeout=0.4)
-    begin = time.monotonic()
-    with judge_of(server, policy=policy) as judge:
+    """The trickle alone would take ten hours, the stall for ever; a slow machine tries more."""
+    server = serve(fails_first(Say(stall=36_000), Say("y" * 720_000, trickle=0.05)))
+    policy = RetryPolicy(tries=100, first_wait=0.01, max_wait=0.05, timeout=0.4)
+    with judge_of(server, policy=policy, deadline=600) as judge:
         assert judge.ask(question()).verdict == FINE
-    assert time.monotonic() - begin < 10  # the trickle alone would take 250 s
-    assert len(server.asked) == 3
+    assert len(server.asked) >= 3
 
 
 def test_tries_end_and_are_a_judge_error(serve, judge_of):
@@ -92,32 +91,28 @@ def test_a_cut_body_is_no_answer_even_if_it_reads_like_one(serve, judge_of):
 
 def test_the_deadline_is_over_all_tries(serve, judge_of):
     server = serve(lambda asked: Say("busy", 429, {"Retry-After": "1000"}))
-    policy = RetryPolicy(tries=100, first_wait=0.01, max_wait=60, timeout=5)
-    begin = time.monotonic()
-    with judge_of(server, policy=policy, deadline=0.5) as judge:
-        answer = judge.ask(question())
-    assert time.monotonic() - begin < 5
-    assert "the deadline of 0.5 s would pass" in answer.error
+    policy = RetryPolicy(tries=100, first_wait=0.01, max_wait=60, timeout=50)
+    with judge_of(server, policy=policy, deadline=50) as judge:
+        answer = judge.ask(question())  # at once: a wait of 60 s would be over it
+    assert "the deadline of 50 s would pass" in answer.error
     assert "429" in answer.error
     assert len(server.asked) == 1
 
 
-def test_retry_after_holds_for_all_threads(serve, judge_of):
+def test_retry_after_holds_for_all_questions(serve, judge_of):
+    """Also where it came with a question's last try: the limit is the account's."""
     times: dict[str, float] = {}
 
     def script(asked: Asked) -> Say:
-        times.setdefault(asked.claim, time.monotonic())
-        if asked.claim == "0" and asked.attempt == 0:
-            return Say("slow", 429, {"Retry-After": "1"})
-        return Say(scores(2, 1).text, stall=0.2 if asked.claim == "1" else 0)
+        times[asked.claim] = time.monotonic()
+        return Say("slow", 429, {"Retry-After": "9"}) if asked.claim == "0" else scores(2, 1)
 
     server = serve(script)
-    policy = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.6, timeout=5)
-    with judge_of(server, policy=policy, concurrency=2) as judge:
-        answers = judge.ask_all([question(str(number)) for number in range(4)])
-    assert [answer.verdict for answer in answers] == [FINE] * 4
-    # The thread that was done with 1 after 0.2 s does not go on to 2 before the time is over.
-    assert min(times["2"], times["3"]) - times["0"] >= 0.55
+    policy = RetryPolicy(tries=1, first_wait=0.01, max_wait=0.6, timeout=60)
+    with judge_of(server, policy=policy) as judge:
+        assert "429" in judge.ask(question("0")).error
+        assert judge.ask(question("1")).verdict == FINE
+    assert times["1"] - times["0"] >= 0.6
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 422, 307])
@@ -144,7 +139,7 @@ def test_keep_going_makes_a_judge_error_of_one_refusal(serve, judge_of):
 
 def test_an_endpoint_that_is_down_ends_the_run(serve, judge_of):
     server = serve(lambda asked: Say("broken", 500))
-    policy = RetryPolicy(tries=2, first_wait=0, max_wait=0, timeout=5)
+    policy = RetryPolicy(tries=2, first_wait=0, max_wait=0, timeout=60)
     options = {"policy": policy, "give_up_after": 5, "concurrency": 2}
     with judge_of(server, **options) as judge, pytest.raises(SourceError, match="in a row"):
         judge.ask_all([question(str(number)) for number in range(500)])
@@ -176,7 +171,7 @@ def test_rubbish_is_asked_again_once(serve, judge_of):
 
 
 def test_at_most_so_many_at_once(serve, judge_of):
-    barrier = threading.Barrier(3, timeout=5)
+    barrier = threading.Barrier(3, timeout=60)
 
     def script(asked: Asked) -> Say:
         barrier.wait()  # three come together or this fails
@@ -192,16 +187,6 @@ def test_at_most_so_many_at_once(serve, judge_of):
     assert [answer.verdict for answer in answers] == [FINE] * 12
     assert server.most_at_once == 3
     assert seen == [(number, 12) for number in range(1, 13)]
-
-
-def test_closing_ends_what_is_under_way(serve, judge_of):
-    server = serve(lambda asked: Say(stall=60))
-    judge = judge_of(server)
-    begin = time.monotonic()
-    threading.Timer(0.3, judge.close).start()
-    with pytest.raises(SourceError, match="closed"):
-        judge.ask_all([question("1"), question("2")])
-    assert time.monotonic() - begin < 5
 
 
 def test_the_request(serve, judge_of):
@@ -283,7 +268,7 @@ def test_the_key_is_repeated_nowhere(serve, judge_of, tmp_path):
         "3": Say(f"{KEY} is not JSON"),
     }
     server = serve(lambda asked: script[asked.claim])
-    policy = RetryPolicy(tries=1, timeout=5)
+    policy = RetryPolicy(tries=1, timeout=60)
     with judge_of(server, policy=policy) as judge:
         answers = judge.ask_all([question(name) for name in script])
         shown = repr((answers, judge.endpoint, judge.usage))
@@ -294,7 +279,7 @@ def test_the_key_is_repeated_nowhere(serve, judge_of, tmp_path):
 
 
 def test_nobody_there():
-    options = AskOptions(policy=QUICK, deadline=5)
+    options = AskOptions(policy=QUICK, deadline=300)
     with Judge(Endpoint("http://127.0.0.1:9/v1", "m"), options, cache_bytes=0) as judge:
         assert "ConnectionRefusedError" in judge.ask(question()).error
         assert judge.usage.requests == 4

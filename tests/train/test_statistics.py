@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from omr_io.errors import ConfigError
-from omr_io.train import statistics
 from omr_io.train.statistics import (
     Interval,
     PairedItems,
@@ -22,9 +21,9 @@ from omr_io.train.statistics import (
     mean_paired_difference,
     paired_difference,
     proportion_interval,
-    student_t_quantile,
     wilson_interval,
 )
+from omr_io.train.statistics.student_t import student_t_quantile
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 29), (15, 20), (81, 263), (148, 148)])
@@ -172,7 +171,8 @@ def test_coverage_without_the_small_cluster_correction_is_worse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     corrected = coverage(8, 400)
-    monkeypatch.setattr(statistics, "_expanded_tail", lambda num_clusters, confidence: 0.025)
+    tail = "omr_io.train.statistics.intervals._expanded_tail"
+    monkeypatch.setattr(tail, lambda num_clusters, confidence: 0.025)
     assert coverage(8, 400) < corrected - 0.02
 
 
@@ -196,12 +196,45 @@ def test_sign_flip_p_equals_brute_force() -> None:
     assert paired_difference(a, b, clusters, seed=0).p == hits / len(patterns)
 
 
+@pytest.mark.parametrize(
+    ("better", "worse", "same"), [(0, 0, 5), (1, 0, 3), (5, 0, 15), (9, 2, 3), (10, 2, 400)]
+)
+def test_p_of_single_items_is_mcnemars(better: int, worse: int, same: int) -> None:
+    """Items on which the two agree change nothing, however many they are."""
+    stats = pytest.importorskip("scipy.stats")
+    a = [1] * better + [0] * worse + [1] * same
+    b = [0] * better + [1] * worse + [1] * same
+    told = better + worse
+    exact = stats.binomtest(better, told).pvalue if told else 1.0
+    ours = paired_difference(a, b, range(len(a)), seed=0, bounds=(-1, 1))
+    assert ours.p == pytest.approx(exact, abs=1e-12)
+
+
+def test_p_does_not_depend_on_the_unit() -> None:
+    a, clusters = np.array([3.0, 1.0, 2.0, -1.0, 0.5]), list("abcde")
+    one = paired_difference(a, np.zeros(5), clusters, seed=0).p
+    assert one == 0.25
+    assert paired_difference(1e-12 * a, np.zeros(5), clusters, seed=0).p == one
+    assert paired_difference(1e12 * a, np.zeros(5), clusters, seed=0).p == one
+
+
+@pytest.mark.parametrize("num_clusters", [2, 5, 20])
+def test_a_difference_on_which_clusters_agree_has_a_width(num_clusters: int) -> None:
+    """Each cluster's mean is 1/2, but not each item's: no resample would show another."""
+    a, clusters = np.tile([1, 0], num_clusters), np.repeat(np.arange(num_clusters), 2)
+    ours = paired_difference(a, 0 * a, clusters, seed=0, bounds=(-1, 1)).interval
+    unseen = wilson_interval(0, num_clusters).high
+    assert (ours.low, ours.high) == pytest.approx((0.5 - 1.5 * unseen, 0.5 + 0.5 * unseen))
+    thirds = cluster_bootstrap([0.1 + 0.2, 0.3] * 8, np.arange(16), seed=0, bounds=(0, 1))
+    assert thirds.low < 0.25 < 0.35 < thirds.high  # equal but for rounding
+
+
 def test_sampled_p_is_close_to_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
     a, b = rng.normal(0.2, 1, 120), rng.normal(0, 1, 120)
     clusters = rng.integers(0, 12, 120)
     exact = paired_difference(a, b, clusters, seed=0).p
-    monkeypatch.setattr(statistics, "EXACT_CLUSTERS", 0)
+    monkeypatch.setattr("omr_io.train.statistics.differences.EXACT_CLUSTERS", 0)
     drawn = paired_difference(a, b, clusters, seed=0, resamples=20000).p
     assert drawn == pytest.approx(exact, abs=0.015)
 
@@ -242,6 +275,8 @@ def test_majority_letter_breaks_ties_by_the_alphabet() -> None:
 def test_majority_letters_follow_the_number_of_options() -> None:
     letters = majority_letters(["A", "D", "D", "D", "B", "B"], [2, 4, 4, 4, 2, 2])
     assert dict(letters) == {0: "D", 2: "B", 4: "D"}  # 0: D 3 times, B 2
+    with_open_ended = majority_letters(["yes", "A", "yes", "yes"], [0, 2, 0, 0])
+    assert dict(with_open_ended) == {0: "A", 2: "A"}
     with pytest.raises(ConfigError):
         majority_letters(["A"], [])
 
@@ -285,7 +320,7 @@ def test_bootstrap_draws_in_parts_are_the_draws_of_one_call(monkeypatch) -> None
     values, clusters = rng.normal(size=90), rng.integers(0, 30, 90)
     whole = cluster_bootstrap(values, clusters, seed=1)
     paired = paired_difference(values, values[::-1], clusters, seed=1)
-    monkeypatch.setattr(statistics, "_MOST_DRAWN", 1000)
+    monkeypatch.setattr("omr_io.train.statistics.clustered._MOST_DRAWN", 1000)
     assert cluster_bootstrap(values, clusters, seed=1) == whole
     assert paired_difference(values, values[::-1], clusters, seed=1) == paired
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from omr_io import __version__
@@ -113,7 +114,7 @@ def compare(
             for model in models
         }
         found = figures(opened, lines, options, answers)
-        judged = read_judged(folder, opened, [model.name for model in models], options)
+        judged = read_judged(folder, opened, lines, options)
     made = Comparison(
         figures=found,
         judged=judged,
@@ -136,10 +137,13 @@ def _train_answers(path: str | None) -> TrainAnswers | None:
         pairs = [
             (answer, count)
             for answer, count in zip(shards.answers(), shards.num_options.tolist(), strict=True)
-            if count
+            if answer in tuple(ascii_uppercase[:count])
         ]
     if not pairs:
-        raise ConfigError(f"--train {path} has no sample with options")
+        raise ConfigError(
+            f"--train {path} has no sample whose answer is the letter of an option",
+            mend="Give the train split of a multiple-choice set, or leave --train out",
+        )
     return TrainAnswers(path, [answer for answer, _ in pairs], [count for _, count in pairs])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from omr_io.errors import ConfigError, DataError, Where
 from omr_io.sample_set import SampleSet
+from omr_io.text import printable
 from omr_io.train.clusters import image_clusters
 from omr_io.train.evaluation.options import EvaluationOptions, Named, Variant
 from omr_io.train.evaluation.shuffle import Shuffled, permutation, shuffle_options
@@ -70,6 +72,7 @@ def read_items(of: Named, shards: SampleSet, options: EvaluationOptions) -> Item
     Raises:
         ConfigError: an item has no options and `skip_open_ended` is off; nothing is left; or a
             record lacks `cluster_field`.
+        DataError: an item's answer is no letter of its options.
         IntegrityError: as `ShardSet.read_record`.
     """
     everything = np.arange(len(shards))
@@ -87,9 +90,14 @@ def read_items(of: Named, shards: SampleSet, options: EvaluationOptions) -> Item
         )
     numbers = everything[: options.limit].tolist()
     if not numbers:
-        raise ConfigError(f"the set {of.name} ({of.path}) has nothing to evaluate")
+        left_out = f": its {len(open_ended)} samples are open-ended" if open_ended else ""
+        raise ConfigError(
+            f"the set {of.name} ({of.path}) has nothing to evaluate{left_out}",
+            mend="Give a set with questions that have options",
+        )
     shards.will_read(numbers, images=False)
     records = [shards.read_record(number, images=False) for number in numbers]
+    _check_answers(of, shards, numbers, records)
     if options.cluster_field is None:
         clusters = image_clusters(shards, numbers)
     else:
@@ -100,6 +108,25 @@ def read_items(of: Named, shards: SampleSet, options: EvaluationOptions) -> Item
         for number, record, cluster in zip(numbers, records, clusters, strict=True)
     ]
     return ItemSet(of.name, of.path, shards, tuple(items), open_ended)
+
+
+def _check_answers(
+    of: Named, shards: SampleSet, numbers: Sequence[int], records: Sequence[Record]
+) -> None:
+    """Refuse items that no completion could be right on."""
+    wrong = [
+        place
+        for place, record in enumerate(records)
+        if record.answer not in [option.letter for option in record.options]
+    ]
+    if wrong:
+        letters = ", ".join(option.letter for option in records[wrong[0]].options)
+        raise DataError(
+            f"the answer of {len(wrong)} of {len(records)} samples of {of.name} is none of their "
+            f"options; the first is {printable(records[wrong[0]].answer)!r} of {letters}",
+            where=Where(key=shards.key(numbers[wrong[0]])),
+            mend="Convert the set again from a source that has the letter of the right option",
+        )
 
 
 def _item(number: int, key: str, record: Record, cluster: str, seed: int | None) -> Item:

@@ -3,9 +3,11 @@
     trace-scores-*.jsonl   a header ({"header": true, "model", "set_name", "judge_model",
                            "fingerprint", ...}), then a line a trace: {"key", "run", "model",
                            "score", "axes": {"perception": {"score", ...}, ...}, "errors", ...}
-    preference-*.json      {"a", "b", "set_name", "judge_model", "fingerprint", "share", "p",
-                           "judged", "wins_a", "wins_b", "ties", "errors", ...}
+    preference-*.json      {"a", "b", "set_name", "judge_model", "fingerprint", "completions_a",
+                           "completions_b", "share", "p", "judged", "wins_a", "wins_b", "ties",
+                           "errors", ...}
 
+`completions` is `completions_digest` of what was judged: made again since, they are others.
 Scores are those of `omr_io.train.trace_score`; null is a trace that the judge gave none.
 """
 
@@ -13,15 +15,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from omr_io.errors import IntegrityError
+from omr_io.train.completions_digest import completions_digest
 from omr_io.train.evaluation.figures import ModelDifference, better_and_worse, difference_of
 from omr_io.train.evaluation.items import ItemSet
+from omr_io.train.evaluation.log import Line
 from omr_io.train.evaluation.options import EvaluationOptions
 from omr_io.train.statistics import Interval, cluster_bootstrap
 from omr_io.types import AXES
@@ -74,7 +79,7 @@ class Judged:
 
     Attributes:
         differences: of TraceScores on the items that both models have one for.
-        passed_over: files that are of other models or sets, and why.
+        passed_over: files that are of other models, sets or completions, and why.
     """
 
     traces: tuple[JudgedTraces, ...] = ()
@@ -84,26 +89,43 @@ class Judged:
 
 
 def read_judged(
-    folder: Path, sets: Sequence[ItemSet], models: Sequence[str], options: EvaluationOptions
+    folder: Path,
+    sets: Sequence[ItemSet],
+    lines: Mapping[str, Sequence[Sequence[Line]]],
+    options: EvaluationOptions,
 ) -> Judged:
     """Read what a judge said, and compare models on the items that it scored for both.
+
+    Args:
+        folder: of the evaluation.
+        sets: what was asked.
+        lines: for each model, in order, the lines of each set.
+        options: seed and resamples.
 
     Raises:
         IntegrityError: a file cannot be read, or is not of the form above.
     """
-    by_name = {of.name: of for of in sets}
+    by_name, models = {of.name: of for of in sets}, list(lines)
+
+    @cache
+    def digest(model: str, of: str) -> str:
+        own = lines[model][[one.name for one in sets].index(of)]
+        plain = (line for line in own if line.variant == "plain")
+        return completions_digest((line.key, line.run, line.completion) for line in plain)
+
     traces: list[JudgedTraces] = []
     scores: dict[tuple[str, str], Values] = {}
     passed_over: dict[str, str] = {}
     for path in sorted(folder.glob("trace-scores-*.jsonl")):
         rows = _json_lines(path)
-        head, lines = rows[0], rows[1:]
-        why = _foreign(head, [_get(path, head, "model", str)], models, by_name, path)
+        head = rows[0]
+        named = {_get(path, head, "model", str): head.get("completions")}
+        why = _foreign(head, named, models, by_name, path, digest)
         if why:
             passed_over[path.name] = why
             continue
         of = by_name[head["set_name"]]
-        found, values = _traces(path, head, lines, of, options)
+        found, values = _traces(path, head, rows[1:], of, options)
         if (found.model, found.set) in scores:
             raise IntegrityError(f"{path} is of {found.model} on {found.set}, and so is another")
         scores[found.model, found.set] = values
@@ -111,8 +133,8 @@ def read_judged(
     preferences = []
     for path in sorted(folder.glob("preference-*.json")):
         head = _json(path)
-        names = [_get(path, head, name, str) for name in ("a", "b")]
-        why = _foreign(head, names, models, by_name, path)
+        named = {_get(path, head, name, str): head.get(f"completions_{name}") for name in "ab"}
+        why = _foreign(head, named, models, by_name, path, digest)
         if why:
             passed_over[path.name] = why
         else:
@@ -123,13 +145,19 @@ def read_judged(
 
 def _foreign(
     head: Mapping[str, Any],
-    names: Sequence[str],
+    named: Mapping[str, object],
     models: Sequence[str],
     sets: Mapping[str, ItemSet],
     path: Path,
+    digest: Callable[[str, str], str],
 ) -> str:
-    """Why a file is not of these models and sets; "" if it is."""
-    unknown = [name for name in names if name not in models]
+    """Why a file is not of these models, sets and completions; "" if it is.
+
+    Args:
+        named: the digest of its completions, by model.
+        digest: (model, set) -> of the completions that there are now.
+    """
+    unknown = [name for name in named if name not in models]
     if unknown:
         return f"it is of the model {unknown[0]}"
     name = _get(path, head, "set_name", str)
@@ -137,6 +165,9 @@ def _foreign(
         return f"it is of the set {name}"
     if head.get("fingerprint") != sets[name].shards.fingerprint:
         return f"the set {name} was another one when it was judged"
+    for model, judged in named.items():
+        if judged != digest(model, name):
+            return f"the completions of {model} are others than it judged: run omr-io judge again"
     return ""
 
 
@@ -183,6 +214,10 @@ def _preference(path: Path, head: Mapping[str, Any]) -> JudgedPreference:
     except TypeError as error:
         raise IntegrityError(f"{path}: the share is no interval: {error}") from error
     p = _get(path, head, "p", (int, float, type(None)))
+    shares = [] if interval is None else [interval.mean, interval.low, interval.high]
+    for name, value in [*(("share", one) for one in shares), ("p", p)]:
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise IntegrityError(f"{path}: {name!r} is {value!r}, not 0 to 1")
     counts = {
         name: _get(path, head, name, int)
         for name in ("judged", "wins_a", "wins_b", "ties", "errors")

@@ -132,11 +132,17 @@ class CompletionsLog:
         self.lines = list(lines)
 
     def close(self) -> None:
-        """Force all lines to the disk, and close; a second call does nothing."""
+        """Force all lines to the disk, and close; a second call does nothing.
+
+        Raises:
+            DiskError: no space, or another input/output error.
+        """
         if not self._file.closed:
             with writing(self.path):
-                os.fsync(self._file.fileno())
-            self._file.close()
+                try:
+                    os.fsync(self._file.fileno())
+                finally:
+                    self._file.close()  # writes what `add` could not, or fails as it did
 
     def __enter__(self) -> CompletionsLog:
         return self

@@ -88,7 +88,7 @@ class FolderModel:
     Raises:
         ConfigError: no such folder, no weights, or a device that is not there.
         TokenizerError: the tokenizer cannot be read, or its template differs from our chat format.
-        SourceError: the weights cannot be read.
+        SourceError: the weights cannot be read, or (once they are loaded) some are absent.
     """
 
     def __init__(

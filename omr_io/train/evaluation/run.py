@@ -166,7 +166,8 @@ def _read_again(log: CompletionsLog, of: ItemSet) -> None:
     for line in log.lines:
         item = items.get(line.key)
         shown = item.shown(line.variant) if item is not None else None
-        if item is None or (shown is not None and shown.letters != line.order):
+        # Without `shown` the variant is not asked for now, or this item cannot be had in it.
+        if item is None or (item.refused if shown is None else shown.letters != line.order):
             raise ResumeError(
                 f"{log.path} holds a completion that this version would not have asked for",
                 where=Where(key=line.key),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from omr_io.errors import ConfigError, IntegrityError, ResumeError
+from omr_io.errors import ConfigError, DiskError, IntegrityError, ResumeError
 from omr_io.index import ShardSet
 from omr_io.train.evaluation import run
 from omr_io.train.evaluation.comparison import RESULTS, compare
 from omr_io.train.evaluation.items import read_items
-from omr_io.train.evaluation.log import alone, read_completions
+from omr_io.train.evaluation.log import CompletionsLog, Line, alone, read_completions
 from omr_io.train.evaluation.options import EvaluationOptions, Named
 from omr_io.train.evaluation.scoring import Said
 from omr_io.train.statistics import accuracy_interval, paired_difference, wilson_interval
@@ -105,7 +106,8 @@ def test_exact_figures_of_every_baseline(test_set, tmp_path) -> None:
 def test_majority_letters_of_a_train_set(test_set, tmp_path) -> None:
     train = tmp_path / "train"
     write(train, [question(i, image=i, right=2) for i in range(5)] +
-          [record(9, question="W?", options=(), answer="free", reasoning="")])  # fmt: skip
+          [record(9, question="W?", options=(), answer="free", reasoning="")] +
+          [record(10 + i, answer=("", "AB")[i % 2]) for i in range(12)])  # fmt: skip
     made = compare(
         [Scripted("m", right)], [test_set], tmp_path / "out", EvaluationOptions(), train=str(train)
     )
@@ -386,6 +388,26 @@ def test_damaged_files_are_named(test_set, tmp_path) -> None:
     evaluated()
 
 
+def test_a_full_disk_is_an_error_of_ours(tmp_path) -> None:
+    """Closing tries to write once more what could not be written, and fails as well."""
+    made_by = {"model": "m", "set": "s"}
+    line = Line("k", "s", "m", 0, "plain", "x" * 5000, True, None, "", "A", (), False, "", "A")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with (
+            pytest.raises(DiskError, match="completions-m-s"),
+            CompletionsLog(tmp_path, made_by, {}) as log,
+        ):
+            log.add([line])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with CompletionsLog(tmp_path, made_by, {}) as log:  # let go of, and the torn line cut off
+        assert log.lines == []
+        log.add([line])
+    assert read_completions(log.path) == [line]
+
+
 def test_lines_that_another_parser_read_are_read_again(test_set, tmp_path) -> None:
     model = Scripted("m", right)
     first = compare([model], [test_set], tmp_path, EvaluationOptions())
@@ -443,8 +465,16 @@ def test_items_that_cannot_be_shuffled_are_named(tmp_path) -> None:
     assert score.shuffled.accuracy.n == score.over_shuffled.interval.n == 2
     assert any("1 of 3 questions cannot be asked" in note for note in made.notes)
     write(tmp_path / "t", [odd])
-    made = compare([model], [Named("t", str(tmp_path / "t"))], tmp_path / "p", EvaluationOptions())
+    only = [Named("t", str(tmp_path / "t"))]
+    made = compare([model], only, tmp_path / "p", EvaluationOptions())
     assert made.figures.scores[0].shuffled is None
+    path = tmp_path / "p/completions-m-t.jsonl"  # as a version left it that could shuffle this one
+    plain = path.read_text().splitlines()[0]
+    with path.open("a") as file:
+        file.write(plain.replace('"variant":"plain"', '"variant":"shuffled"') + "\n")
+    with pytest.raises(ResumeError, match="would not have asked for"):
+        compare([model], only, tmp_path / "p", EvaluationOptions())
+    compare([model], only, tmp_path / "p", EvaluationOptions(variants=("plain", "blind")))
 
 
 def test_results_are_written_where_asked(test_set, tmp_path) -> None:

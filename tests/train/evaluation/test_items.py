@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, DataError
 from omr_io.index import ShardSet
 from omr_io.train.clusters import image_clusters
 from omr_io.train.evaluation.items import read_items
@@ -86,6 +86,18 @@ def test_open_ended_samples_are_refused_or_counted(tmp_path) -> None:
     write(tmp_path / "t", [open_ended])
     with ShardSet.open(tmp_path / "t") as shards, pytest.raises(ConfigError, match="nothing to"):
         read_items(Named("t", "p"), shards, EvaluationOptions(skip_open_ended=True))
+
+
+@pytest.mark.parametrize("answer", ["", "Z", "a", "AB"])
+def test_an_answer_that_is_no_option_is_refused(tmp_path, answer: str) -> None:
+    """Every completion would be wrong on it, and no one would know why."""
+    write(tmp_path / "s", [record(0), record(1, answer=answer), record(2)])
+    with ShardSet.open(tmp_path / "s") as shards:
+        wanted = rf"1 of 3 samples of s is none of .* {answer!r} of A, B.*key case%2E0001"
+        for variants in (("plain",), ("plain", "shuffled")):
+            with pytest.raises(DataError, match=wanted):
+                read_items(Named("s", "p"), shards, EvaluationOptions(variants=variants))
+        assert len(read_items(Named("s", "p"), shards, EvaluationOptions(limit=1)).items) == 1
 
 
 def test_names() -> None:

@@ -9,12 +9,24 @@ import pytest
 
 from omr_io.errors import IntegrityError
 from omr_io.index import ShardSet
+from omr_io.judge import Endpoint, Judge, prefer, read_completions, score_traces
+from omr_io.train.completions_digest import completions_digest
 from omr_io.train.evaluation.comparison import compare
 from omr_io.train.evaluation.judged import Judged
 from omr_io.train.evaluation.options import EvaluationOptions, Named
 from omr_io.train.statistics import Interval, cluster_bootstrap, paired_difference
 from omr_io.train.trace_score import JudgedUnit, trace_score
-from tests.train.evaluation.scripted import Scripted, right, write_questions
+from tests.judge.conftest import rubric_unit
+from tests.judge.judge_server import JudgeServer, Say, scores
+from tests.shard_sets import write
+from tests.train.evaluation.scripted import (
+    Scripted,
+    always,
+    answer,
+    question,
+    right,
+    write_questions,
+)
 
 OPTIONS = EvaluationOptions(variants=("plain",))
 
@@ -30,12 +42,19 @@ def facts(of: Named) -> tuple[list[str], str]:
         return [shards.key(i) for i in range(len(shards))], shards.fingerprint
 
 
+def said(of: Named) -> str:
+    """The digest of what `right` says, of either model."""
+    with ShardSet.open(of.path) as shards:
+        pairs = zip(facts(of)[0], shards.answers(), strict=True)
+        return completions_digest((key, 0, answer(letter)) for key, letter in pairs)
+
+
 def write_scores(folder, of: Named, model: str, presence, **head) -> None:
     """A trace score for each key: knowledge and rationale units with this presence."""
     keys, fingerprint = facts(of)
     rows = [
         {"header": True, "kind": "trace-scores", "model": model, "set_name": of.name,
-         "judge_model": "judge-1", "fingerprint": fingerprint} | head
+         "judge_model": "judge-1", "fingerprint": fingerprint, "completions": said(of)} | head
     ]  # fmt: skip
     for number, key in enumerate(keys):
         units = [JudgedUnit("knowledge", presence(number), 1), JudgedUnit("rationale", 2, 1)]
@@ -53,6 +72,7 @@ def write_preference(folder, of: Named, **changes) -> None:
     row = {
         "kind": "preference", "a": "sft", "b": "base", "set_name": of.name,
         "judge_model": "judge-1", "fingerprint": facts(of)[1],
+        "completions_a": said(of), "completions_b": said(of),
         "share": {"mean": 0.75, "low": 0.5, "high": 0.9, "n": 12, "clusters": 12}, "p": 0.04,
         "judged": 12, "wins_a": 8, "wins_b": 2, "ties": 2, "errors": 1,
     }  # fmt: skip
@@ -128,6 +148,52 @@ def test_what_is_of_others_is_passed_over_and_said(test_set, tmp_path) -> None:
     assert "trace-scores-rl-test.jsonl is not shown: it is of the model rl." in notes
 
 
+def test_what_was_said_of_earlier_completions_is_not_shown(test_set, tmp_path) -> None:
+    """Models that were made again under their names: another checkpoint, --overwrite."""
+    write_scores(tmp_path, test_set, "base", lambda number: 1)
+    write_scores(tmp_path, test_set, "sft", lambda number: 2)
+    write_preference(tmp_path, test_set)
+    before = judged(test_set, tmp_path)
+    assert len(before.traces) == 2
+    assert not before.passed_over
+    models = [Scripted("base", right), Scripted("sft", always("B"), weights="trained on")]
+    found = compare(models, [test_set], tmp_path, OPTIONS, overwrite=True).judged
+    assert [one.model for one in found.traces] == ["base"]
+    assert found.preferences == found.differences == ()
+    why = "the completions of sft are others than it judged: run omr-io judge again"
+    assert dict(found.passed_over) == {
+        "preference-sft-base-test.json": why, "trace-scores-sft-test.jsonl": why,
+    }  # fmt: skip
+
+
+def test_what_the_judge_writes_is_what_is_read(tmp_path) -> None:
+    units = (rubric_unit("knowledge", "k"), rubric_unit("rationale", "r"))
+    records = [dataclasses.replace(question(i, image=i), rubric=units) for i in range(4)]
+    write(tmp_path / "test", records)
+    of, out = Named("test", str(tmp_path / "test")), tmp_path / "out"
+
+    def evaluated() -> Judged:
+        return compare([Scripted("base", right), Scripted("sft", always("A"))], [of], out,
+                       OPTIONS).judged  # fmt: skip
+
+    evaluated()
+
+    def script(asked) -> Say:
+        return scores(2, 1) if "Claim: " in asked.user else Say('{"better": "first"}')
+
+    with JudgeServer(script) as server, ShardSet.open(of.path) as shards:
+        both = [read_completions(out / f"completions-{m}-test.jsonl", shards) for m in
+                ("base", "sft")]  # fmt: skip
+        with Judge(Endpoint(server.url, "judge-1"), cache_bytes=0) as judge:
+            score_traces(judge, shards, both[0])
+            prefer(judge, shards, *both)
+    found = evaluated()
+    assert not found.passed_over
+    assert [(one.model, one.score.mean) for one in found.traces] == [("base", 1.0)]
+    (preference,) = found.preferences
+    assert (preference.a, preference.b, preference.share.mean) == ("base", "sft", 0.5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -153,7 +219,10 @@ def test_a_damaged_file_of_scores_is_an_error(test_set, tmp_path, change, messag
 def test_a_damaged_preference_is_an_error(test_set, tmp_path) -> None:
     for changes, message in (
         ({"share": {"mean": 1}}, "the share is no interval"),
+        ({"share": {"mean": 2, "low": 0, "high": 1, "n": 1, "clusters": 1}}, "'share' is 2"),
+        ({"share": {"mean": "x", "low": 0, "high": 1, "n": 1, "clusters": 1}}, "'share' is 'x'"),
         ({"p": "small"}, "'p' is 'small'"),
+        ({"p": float("nan")}, "'p' is nan"),
         ({"wins_a": None}, "'wins_a' is None"),
         ({"a": 3}, "'a' is 3"),
     ):
