@@ -66,9 +66,9 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     made = dict(given)
     for name in _WHOLE:
-        made[name] = _whole(name, given[name])
+        made[name] = whole(name, given[name])
     for name in _WHOLE_OR_NONE:
-        made[name] = None if given[name] is None else _whole(name, given[name])
+        made[name] = None if given[name] is None else whole(name, given[name])
     for name, (kinds, mend) in _KINDS.items():
         if not isinstance(given[name], kinds):
             raise _wrong(name, given[name], mend)
@@ -106,7 +106,12 @@ def sample_numbers(samples: Any) -> Int64Array:
     return made.astype(np.int64)
 
 
-def _whole(name: str, value: Any) -> int:
+def whole(name: str, value: Any) -> int:
+    """The number as Python's int.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise _wrong(name, value, "Give a whole number")
     return int(value)

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch.utils.data import get_worker_info
 
 from omr_io.batches import Batch, Failure
 from omr_io.blend import Blend, open_blend
@@ -32,7 +33,7 @@ from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder, make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import options, state
-from omr_io.loader.arguments import checked
+from omr_io.loader.arguments import checked, whole
 from omr_io.loader.engine import Engine
 from omr_io.loader.lengths import Truncation, measure, truncate_lengths
 from omr_io.loader.making import BatchMaker, Made
@@ -176,11 +177,14 @@ class DataLoader:
             self._plan_epochs(seed, window, too_long, Cache.of("steps") if cache else None)
             self._make_maker(pack, pixel_dtype, options.check_pinned(pin_memory))
             undone.pop_all()
-        self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
+        budget = failure_budget or FailureBudget()
+        self._quarantine = Quarantine(budget, self._selection.num_samples)
         self._meter = Meter()
         self._position = Position()
         self._engine: Engine[Made] | None = None
+        self._is_closing = False
         self._live: LiveLine | None = None
+        self._made_in_worker = get_worker_info() is not None  # with a rank of its own, maybe
         self._active: weakref.ref[Generator[Batch, None, None]] | None = None
 
     def _make_maker(self, pack: Pack, pixel_dtype: torch.dtype, pin_memory: bool) -> None:
@@ -311,7 +315,13 @@ class DataLoader:
         """Optimiser steps of the first `epochs` epochs together, from their plans: exact.
 
         Epochs may differ by a step, since packs are formed anew in each.
+
+        Raises:
+            ConfigError: `epochs` is no whole number from 0.
         """
+        epochs = whole("epochs", epochs)
+        if epochs < 0:
+            raise ConfigError(f"epochs {epochs} is negative")
         return sum(self._order.epoch(epoch).num_steps for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
@@ -320,10 +330,11 @@ class DataLoader:
         So it may be called before each epoch, also after `load_state_dict` into the middle of one.
 
         Raises:
-            ConfigError: the epoch is negative.
+            ConfigError: the epoch is no whole number from 0.
         """
-        if epoch < 0:
-            raise ConfigError(f"epoch {epoch} is negative")
+        epoch = whole("epoch", epoch)
+        if not 0 <= epoch <= state.MOST:
+            raise ConfigError(f"epoch {epoch} must be 0 to {state.MOST}")
         if epoch != self._position.epoch:
             self._stop()
             self._position = Position(epoch)
@@ -334,14 +345,26 @@ class DataLoader:
         """Yield the batches from the current position to the end of its epoch.
 
         Raises:
+            ConfigError: one of several worker processes of a torch DataLoader asks, or this thread
+                does while another one waits for a batch.
             FailureBudgetError: too many samples failed.
             IntegrityError: a shard is not what was written.
             SourceError: a shard on the network cannot be had.
         """
+        self._check_worker()
         self._stop()
         iteration = self._iterate()
         self._active = weakref.ref(iteration)
         return iteration
+
+    def _check_worker(self) -> None:
+        """Refuse to give the same batches in several processes."""
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1 and not self._made_in_worker:
+            raise ConfigError(
+                f"each of {worker.num_workers} workers of a torch DataLoader would give all batches",
+                mend="Use num_workers=0: the loader has threads of its own (num_threads)",
+            )
 
     def _iterate(self) -> Generator[Batch, None, None]:
         epoch = self._position.epoch
@@ -353,6 +376,8 @@ class DataLoader:
                 self._meter.start_waiting()
                 made = next(engine, None)
                 if made is None:
+                    if engine.is_closed:  # `close`, on another thread or by a signal's handler
+                        return
                     if self._position.epoch == epoch:  # nothing of it was left
                         self._position = Position(epoch + 1)
                     return
@@ -372,6 +397,8 @@ class DataLoader:
             engine.close()
             self._engine = None
             self._meter.pause()
+            if self._is_closing:
+                self._free()
 
     def _start(self) -> Engine[Made]:
         ahead = self._depth.num_threads > 0
@@ -450,17 +477,41 @@ class DataLoader:
                 self._live = None
 
     def close(self) -> None:
-        """End the iteration and its threads, and free what the loader opened. May be repeated."""
-        self._stop()
+        """End the iteration and its threads, and free what the loader opened. May be repeated.
+
+        Any thread may close the loader, and so may a signal's handler: who waits for a batch then
+        finds the iteration at its end. Iterating again opens all anew and goes on where it stood.
+        """
+        try:
+            self._stop()
+        except ConfigError:  # it is at work, and frees all when it finds itself at its end
+            self._is_closing = True
+            engine = self._engine
+            if engine is not None:
+                engine.close()
+                return
+        self._free()
+
+    def _free(self) -> None:
+        self._is_closing = False
         if self._owns_decoder:
             self._decoder.close()
         self._opened.close()
 
     def _stop(self) -> None:
+        """End the iteration, which must not be at work."""
         active = self._active() if self._active is not None else None
-        self._active = None
         if active is not None:
-            active.close()
+            try:
+                active.close()
+            except ValueError:  # Python's words: generator already executing
+                raise ConfigError(
+                    "a batch of this loader is being waited for, on another thread or below a "
+                    "signal's handler, and it has one place only",
+                    mend="Give each thread a loader of its own; in a signal's handler set a flag "
+                    "that the loop looks at",
+                ) from None
+        self._active = None
 
     def __enter__(self) -> Self:
         return self
