@@ -362,7 +362,8 @@ class DataLoader:
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1 and not self._made_in_worker:
             raise ConfigError(
-                f"each of {worker.num_workers} workers of a torch DataLoader would give all batches",
+                f"each of {worker.num_workers} workers of a torch DataLoader would give all "
+                "batches",
                 mend="Use num_workers=0: the loader has threads of its own (num_threads)",
             )
 

@@ -5,8 +5,6 @@ import gc
 import io
 import itertools
 import json
-import os
-import signal
 import threading
 import time
 import weakref
@@ -16,7 +14,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from omr_io.batches import Failure
 from omr_io.chat import ChatFormat
 from omr_io.errors import (
     ConfigError,
@@ -29,7 +26,6 @@ from omr_io.errors import (
     TokenizerError,
 )
 from omr_io.loader import FailureBudget
-from omr_io.loader.quarantine import Quarantine
 from omr_io.ops import PACK
 from omr_io.storage import StorageStats
 from omr_io.telemetry import LiveLine, LoaderStats
@@ -213,95 +209,6 @@ def test_a_new_iteration_ends_the_old_one(make):
     assert next(new, None) is None
 
 
-class Paused:
-    """A shard set whose reads wait, and tell that they do."""
-
-    def __init__(self, monkeypatch, opened):
-        self.waits, self.go = threading.Event(), threading.Event()
-        read = opened.read_record
-
-        def slow(*arguments, **options):
-            self.waits.set()
-            assert self.go.wait(30)
-            return read(*arguments, **options)
-
-        monkeypatch.setattr(opened, "read_record", slow)
-
-
-@pytest.mark.parametrize("threads", [0, 2])
-def test_closing_a_loader_that_another_thread_waits_for(make, opened, monkeypatch, threads):
-    """Its loop ends, and stands where it stood: nothing is skipped."""
-    loader = make(num_threads=threads)
-    paused = Paused(monkeypatch, opened)
-    told = []
-    consumer = threading.Thread(target=lambda: told.append(sum(1 for _ in loader)))
-    consumer.start()
-    assert paused.waits.wait(30)
-    state = loader.state_dict()
-    for change in (iter, lambda it: it.set_epoch(3), lambda it: it.load_state_dict(state)):
-        with pytest.raises(ConfigError, match="waited for, on another thread"):
-            change(loader)
-    loader.close()
-    paused.go.set()
-    consumer.join(30)
-    # Without threads the batch that the consumer makes itself is still given.
-    assert told == [1 if threads == 0 else 0]
-    assert (loader.epoch, loader.state_dict()["step"]) == (0, told[0])
-    assert len(list(loader)) == len(make()) - told[0]
-
-
-def test_a_signal_s_handler_may_close_and_ask(make, opened, monkeypatch):
-    """It runs in the consumer's thread, in the middle of whatever that does."""
-    loader = make(num_threads=2)
-    paused = Paused(monkeypatch, opened)
-    seen = []
-
-    def handle(*_):
-        paused.go.set()
-        seen.append((loader.stats().batches, loader.state_dict()["step"]))
-        loader.close()
-
-    before = signal.signal(signal.SIGUSR1, handle)
-    try:
-        killer = threading.Thread(
-            target=lambda: paused.waits.wait(30) and os.kill(os.getpid(), signal.SIGUSR1)
-        )
-        killer.start()
-        assert len(list(loader)) == 0
-        killer.join(30)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert seen == [(0, 0)]
-    assert len(list(loader)) == len(loader)
-
-
-class Wrapped(torch.utils.data.IterableDataset):
-    def __init__(self, make, by_worker):
-        self.make, self.by_worker, self.loader = make, by_worker, make()
-
-    def __iter__(self):
-        loader = self.loader
-        if self.by_worker:
-            worker = torch.utils.data.get_worker_info()
-            loader = self.make(rank=worker.id, world_size=worker.num_workers)
-        return (batch.keys for batch in loader)
-
-
-def test_workers_of_torch_would_each_give_all(make):
-    def keys(workers, by_worker):
-        source = torch.utils.data.DataLoader(
-            Wrapped(make, by_worker), batch_size=None, num_workers=workers,
-            multiprocessing_context="fork" if workers else None,
-        )  # fmt: skip
-        return sorted(key for batch in source for pack in batch for key in pack)
-
-    expected = keys(0, by_worker=False)
-    assert keys(1, by_worker=False) == expected
-    assert keys(2, by_worker=True) == expected
-    with pytest.raises(ConfigError, match="each of 2 workers .* would give all batches"):
-        keys(2, by_worker=False)
-
-
 # States that do not belong
 
 
@@ -435,44 +342,6 @@ def test_the_failure_budget_stops_the_run(make, bad_shards):
     generous = FailureBudget(count=0, rate=1.0)
     with make(shards=bad_shards, failure_budget=generous) as loader:
         assert len(list(loader)) > 0
-
-
-def failures(first, count):
-    return tuple(Failure("a.tar", f"k{first + i}", "image-truncated: x") for i in range(count))
-
-
-@pytest.mark.parametrize(
-    ("budget", "seen", "allowed"),
-    [
-        (FailureBudget(count=3, rate=0.0), 1000, 3),
-        (FailureBudget(count=0, rate=0.0), 1000, 0),
-        (FailureBudget(count=0, rate=0.29), 100, 29),
-        (FailureBudget(count=0, rate=0.001), 1000, 1),
-        (FailureBudget(count=0, rate=0.001), 999, 0),
-        (FailureBudget(count=2, rate=0.1), 30, 3),
-        (FailureBudget(count=4, rate=0.1), 30, 4),
-        (FailureBudget(count=0, rate=1.0), 7, 7),
-    ],
-)
-def test_a_budget_is_kept_to_the_last_sample(budget, seen, allowed):
-    Quarantine(budget, 10**6).take(failures(0, allowed), seen)
-    if allowed < seen:
-        with pytest.raises(FailureBudgetError, match=f"{allowed + 1} of {seen} samples failed"):
-            Quarantine(budget, 10**6).take(failures(0, allowed + 1), seen)
-
-
-def test_a_budget_does_not_grow_with_the_epochs(make, bad_shards):
-    """A share of the samples: of those that are loaded, not of the set, nor of all times."""
-    quarantine = Quarantine(FailureBudget(count=0, rate=0.1), 20)
-    for _ in range(100):
-        quarantine.take(failures(0, 2), 20)
-    with pytest.raises(FailureBudgetError, match="3 of 20 samples"):
-        quarantine.take(failures(2, 1), 20)
-    budget = FailureBudget(count=0, rate=0.5)
-    with make(shards=bad_shards, samples=range(4), failure_budget=budget) as loader:
-        list(epochs(loader, 5))
-        with pytest.raises(FailureBudgetError, match="3 of 4 samples"):
-            loader._quarantine.take(failures(0, 3 - len(loader.quarantine)), 4)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
