@@ -221,9 +221,22 @@ class DataLoader:
     def _plan_epochs(
         self, seed: int, window: int | None, too_long: TooLong, kept: Cache | None
     ) -> None:
-        def counts(epoch: int) -> StepCounts:
-            return StepCounts(kept or Cache(None), lambda: self._fingerprint, epoch)
-
+        planning = {
+            "seed": seed,
+            "seq_len": self.seq_len,
+            "packs_per_step": self.packs_per_step,
+            "window": window,
+            "too_long": too_long,
+        }
+        names = self._fingerprint = state.fingerprints(
+            self._shards,
+            self._chat,
+            self.vision,
+            self.lengths,
+            self._selection.fingerprint,
+            planning,
+        )
+        cache = kept or Cache(None)
         self._order = Order(
             self.lengths,
             self._selection.of,
@@ -233,22 +246,8 @@ class DataLoader:
             window=window,
             too_long=too_long,
             keys=state.Keys(self._shards),
-            kept=counts,
-        )
-        planning = {
-            "seed": seed,
-            "seq_len": self.seq_len,
-            "packs_per_step": self.packs_per_step,
-            "window": window,
-            "too_long": too_long,
-        }
-        self._fingerprint = state.fingerprints(
-            self._shards,
-            self._chat,
-            self.vision,
-            self.lengths,
-            self._selection.fingerprint,
-            planning,
+            # Not by way of `self`: a loader in a circle waits for the collector, with its buffers.
+            kept=lambda epoch: StepCounts(cache, names, epoch),
         )
 
     # The order
@@ -353,6 +352,7 @@ class DataLoader:
         """
         self._check_worker()
         self._stop()
+        self._is_closing = False
         iteration = self._iterate()
         self._active = weakref.ref(iteration)
         return iteration
@@ -371,7 +371,7 @@ class DataLoader:
         epoch = self._position.epoch
         engine = self._engine = self._start()
         try:
-            while True:
+            while not self._is_closing:
                 if engine.pid != os.getpid():  # this is the child of a fork: threads are not
                     engine = self._engine = self._start()
                 self._meter.start_waiting()
@@ -490,13 +490,13 @@ class DataLoader:
             engine = self._engine
             if engine is not None:
                 engine.close()
-                return
+            return
         self._free()
 
     def _free(self) -> None:
-        self._is_closing = False
         if self._owns_decoder:
             self._decoder.close()
+        self._maker.buffers.clear()
         self._opened.close()
 
     def _stop(self) -> None:

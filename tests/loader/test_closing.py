@@ -1,8 +1,10 @@
 """Who else may touch a loader while it is iterated: other threads, signals, torch's workers."""
 
+import gc
 import os
 import signal
 import threading
+import weakref
 
 import pytest
 import torch
@@ -18,6 +20,23 @@ def opened(opened_shards):
 @pytest.fixture
 def make(make_loader):
     return make_loader
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_loader_goes_when_its_last_name_does(make, threads):
+    """With its buffers, which may be gigabytes; not when the collector comes."""
+    gc.disable()
+    try:
+        loader = make(num_threads=threads)
+        for _ in range(2):
+            for batch in loader:
+                del batch
+                break
+        gone = weakref.ref(loader)
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 class Paused:
