@@ -19,6 +19,7 @@ from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder
 from omr_io.index import ShardSet
 from omr_io.loader.quarantine import FailureBudget
+from omr_io.packing import CostModel
 from omr_io.remote_storage import RemoteOptions
 from omr_io.tokenizer import Tokenizer
 from omr_io.types import Int64Array
@@ -45,6 +46,10 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
         "Give True or False; where it is kept is said by the variable OMR_IO_CACHE_DIR",
     ),
     "remote": ((RemoteOptions, type(None)), "Give omr_io.RemoteOptions(cache=FOLDER), or None"),
+    "cost": (
+        (CostModel, type(None)),
+        "Give omr_io.packing.CostModel.from_config(MODEL_FOLDER), or None",
+    ),
     "failure_budget": (
         (FailureBudget, type(None)),
         "Give omr_io.FailureBudget(count=10, rate=0.001), or None",

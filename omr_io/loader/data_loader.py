@@ -45,7 +45,7 @@ from omr_io.loader.selection import Selection, as_blend
 from omr_io.loader.state import Position
 from omr_io.loader.step_counts import StepCounts
 from omr_io.ops import Pack, pack_implementation
-from omr_io.packing import TooLong
+from omr_io.packing import CostModel, TooLong
 from omr_io.packing.epoch import EpochPlan
 from omr_io.remote_storage import RemoteOptions
 from omr_io.telemetry import LiveLine, LoaderStats, Meter
@@ -82,6 +82,10 @@ class DataLoader:
             Not part of the order: a run may go on with another world size.
         packs_per_batch: B, packs of a batch; divides packs_per_step / world_size; None: all of
             them, one batch a step.
+        cost: what a pack costs the model that is trained: CostModel.from_config(MODEL_FOLDER) of
+            `omr_io.packing`, as `omr-io plan --model` takes it; None: Qwen2.5-VL-7B's. It decides
+            which rank takes which packs of a step, so it must be equal on all ranks. Not part of
+            the order.
         samples: (m,) numbers of the samples of a shard set to load, each once; None: all of them.
         window: samples that are shuffled and packed together; None: the whole corpus.
         too_long: samples of more than seq_len tokens are an "error", or "drop" leaves them out
@@ -130,6 +134,7 @@ class DataLoader:
         rank: int | None = None,
         world_size: int | None = None,
         packs_per_batch: int | None = None,
+        cost: CostModel | None = None,
         samples: Int64Array | Sequence[int] | None = None,
         window: int | None = None,
         too_long: TooLong = "error",
@@ -149,7 +154,11 @@ class DataLoader:
         seq_len, seed, window = (given[name] for name in ("seq_len", "seed", "window"))
         numbers: Int64Array | None = given["samples"]
         self._layout = Layout.of(
-            given["packs_per_step"], given["rank"], given["world_size"], given["packs_per_batch"]
+            given["packs_per_step"],
+            given["rank"],
+            given["world_size"],
+            given["packs_per_batch"],
+            cost,
         )
         self._arguments = given | {"rank": self.rank, "world_size": self.world_size}
         options.check_plan_options(seq_len, too_long, truncate)
@@ -246,6 +255,7 @@ class DataLoader:
             window=window,
             too_long=too_long,
             keys=state.Keys(self._shards),
+            cost=self._layout.cost,
             # Not by way of `self`: a loader in a circle waits for the collector, with its buffers.
             kept=lambda epoch: StepCounts(cache, names, epoch),
         )
@@ -419,9 +429,9 @@ class DataLoader:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go to where another loader stood; the batches that follow are bit for bit the same.
 
-        World size, packs_per_batch, threads, prefetch and decoder may differ from the loader that
-        was saved, at the start of an optimiser step; inside one, world size and packs_per_batch
-        must be the same. Only the window that the state stands in is planned.
+        World size, packs_per_batch, cost, threads, prefetch and decoder may differ from the loader
+        that was saved, at the start of an optimiser step; inside one, world size, packs_per_batch
+        and cost must be the same. Only the window that the state stands in is planned.
 
         Raises:
             ResumeError: the state is of another corpus, tokenizer, chat format, vision

@@ -80,7 +80,7 @@ def fingerprints(
 
 
 def to_dict(
-    position: Position, layout: Mapping[str, int], names: Mapping[str, Any]
+    position: Position, layout: Mapping[str, int | str], names: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The state as plain JSON, under 1 KB."""
     return {
@@ -92,7 +92,7 @@ def to_dict(
 
 
 def from_dict(
-    saved: Mapping[str, Any], layout: Mapping[str, int], names: Mapping[str, Any]
+    saved: Mapping[str, Any], layout: Mapping[str, int | str], names: Mapping[str, Any]
 ) -> Position:
     """The position in a saved state, if it belongs to a loader with this layout and fingerprint.
 
@@ -128,7 +128,8 @@ def from_dict(
         raise ResumeError(
             f"the state stands inside an optimiser step ({position}), where the layout must stay: "
             f"saved {_listed(old_layout)}, here {_listed(layout)}",
-            mend="Save at the end of a step to go on with another world size or packs_per_batch",
+            mend="Save at the end of a step to go on with another world size, packs_per_batch or "
+            "cost",
         )
     return position
 
