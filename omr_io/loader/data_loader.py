@@ -415,7 +415,7 @@ class DataLoader:
         ahead = self._depth.num_threads > 0
         places = self._order.places(self._position, self._layout, ahead=ahead)
         jobs, around = self._maker.jobs(places), self._maker.around
-        return Engine(jobs, self._depth, around, interrupt=self._shards.close)
+        return Engine(jobs, self._depth, around, interrupt=self._encoder.interrupt)
 
     # The state
 

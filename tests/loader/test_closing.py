@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from omr_io.errors import ConfigError
+from omr_io.errors import ConfigError, SourceError
 
 
 @pytest.fixture
@@ -99,6 +99,24 @@ def test_a_signal_s_handler_may_close_and_ask(make, opened, monkeypatch):
         signal.signal(signal.SIGUSR1, before)
     assert seen == [(0, 0)]
     assert len(list(loader)) == len(loader)
+
+
+def test_what_is_interrupted_reads_no_other_sample(make, opened, monkeypatch):
+    """At the end of a process, which would wait for each read of a unit from a disk far away."""
+    loader = make()
+    engine = loader._start()  # as an iteration does
+    read, numbers = opened.read_record, []
+
+    def interrupted(number, *arguments, **options):
+        numbers.append(number)
+        if len(numbers) == 2:
+            engine._interrupt()
+        return read(number, *arguments, **options)
+
+    monkeypatch.setattr(opened, "read_record", interrupted)
+    with pytest.raises(SourceError, match="the process ends"):
+        next(engine)
+    assert len(numbers) == 2
 
 
 class Wrapped(torch.utils.data.IterableDataset):
