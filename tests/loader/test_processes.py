@@ -16,7 +16,9 @@ import pytest
 from tests.loader.loaders import assert_equal, assert_streams_equal
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 2.0  # from the signal to the end of the process, beyond what one without a loader takes
+# From the signal to the end of the process, beyond what one without a loader takes. 2 s are
+# promised; under load nothing holds on that, so this only tells an end from a hang.
+SECONDS = 20.0
 
 SCRIPT = """
 import signal, sys, time
@@ -114,7 +116,7 @@ def end(process, sent=None):
     begun = time.monotonic()
     if sent is not None:
         process.send_signal(sent)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     return time.monotonic() - begun, said
 
 
