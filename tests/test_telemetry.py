@@ -173,6 +173,16 @@ def test_prometheus_reads_what_the_loader_says_when_it_asks():
     metrics.close()
 
 
+def test_two_loaders_need_two_registries():
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry(auto_describe=True)  # as the default one
+    with PrometheusMetrics(LoaderStats, {"set": "train"}, registry):
+        with pytest.raises(ConfigError, match="registry of its own"):
+            PrometheusMetrics(LoaderStats, {"set": "test"}, registry)
+        PrometheusMetrics(LoaderStats, {"set": "test"}, client.CollectorRegistry()).close()
+    PrometheusMetrics(LoaderStats, {"set": "train"}, registry).close()
+
+
 def test_without_prometheus_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ConfigError, match=r"omr_io\[prometheus\]"):

@@ -18,6 +18,8 @@ _LENGTHS = {"tokens": "a sample", "text": "text", "images": "images", "labels": 
 
 def print_plan(report: PlanReport, to: Console) -> None:
     """The facts of the report, a line each."""
+    from omr_io.packing import CostModel
+
     made = report.plan
     share = made.samples / max(made.packs, 1)
     least, mean, most = made.step_label_tokens
@@ -39,9 +41,11 @@ def print_plan(report: PlanReport, to: Console) -> None:
     rows += [(f"tokens, {_LENGTHS[name]}", _spread(made.lengths[name])) for name in _LENGTHS]
     rows += [_balance(balance) for balance in made.balance]
     to.print(table(rows), soft_wrap=True, highlight=False)
+    dealt = "" if report.cost == CostModel() else ", where the loader gets this model's cost="
     to.print(
         "\nx / y / z (a to b): 5% of samples are below x, half below y, 5% above z; a least, b most"
-        f"\nFLOPs (of {printable(report.cost_of)}): the dearest rank's of a step / the mean rank's",
+        f"\nFLOPs (of {printable(report.cost_of)}): the dearest rank's of a step / the mean rank's"
+        f"{dealt}",
         soft_wrap=True,
         markup=False,
         highlight=False,

@@ -19,6 +19,7 @@ from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder
 from omr_io.index import ShardSet
 from omr_io.loader.quarantine import FailureBudget
+from omr_io.packing import CostModel
 from omr_io.remote_storage import RemoteOptions
 from omr_io.tokenizer import Tokenizer
 from omr_io.types import Int64Array
@@ -45,6 +46,10 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
         "Give True or False; where it is kept is said by the variable OMR_IO_CACHE_DIR",
     ),
     "remote": ((RemoteOptions, type(None)), "Give omr_io.RemoteOptions(cache=FOLDER), or None"),
+    "cost": (
+        (CostModel, type(None)),
+        "Give omr_io.packing.CostModel.from_config(MODEL_FOLDER), or None",
+    ),
     "failure_budget": (
         (FailureBudget, type(None)),
         "Give omr_io.FailureBudget(count=10, rate=0.001), or None",
@@ -66,9 +71,9 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     made = dict(given)
     for name in _WHOLE:
-        made[name] = _whole(name, given[name])
+        made[name] = whole(name, given[name])
     for name in _WHOLE_OR_NONE:
-        made[name] = None if given[name] is None else _whole(name, given[name])
+        made[name] = None if given[name] is None else whole(name, given[name])
     for name, (kinds, mend) in _KINDS.items():
         if not isinstance(given[name], kinds):
             raise _wrong(name, given[name], mend)
@@ -106,7 +111,12 @@ def sample_numbers(samples: Any) -> Int64Array:
     return made.astype(np.int64)
 
 
-def _whole(name: str, value: Any) -> int:
+def whole(name: str, value: Any) -> int:
+    """The number as Python's int.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise _wrong(name, value, "Give a whole number")
     return int(value)

@@ -72,6 +72,10 @@ class BatchBuffers:
             if len(block) >= size + _HUGE_PAGE:
                 return block
 
+    def clear(self) -> None:
+        """Give what lies idle back to the system."""
+        self._returned.clear()
+
     @property
     def num_idle(self) -> int:
         """Blocks that wait to be lent again."""

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch.utils.data import get_worker_info
 
 from omr_io.batches import Batch, Failure
 from omr_io.blend import Blend, open_blend
@@ -32,7 +33,7 @@ from omr_io.errors import ConfigError
 from omr_io.images.decode import Decoder, make_decoder
 from omr_io.index import ShardSet
 from omr_io.loader import options, state
-from omr_io.loader.arguments import checked
+from omr_io.loader.arguments import checked, whole
 from omr_io.loader.engine import Engine
 from omr_io.loader.lengths import Truncation, measure, truncate_lengths
 from omr_io.loader.making import BatchMaker, Made
@@ -44,7 +45,7 @@ from omr_io.loader.selection import Selection, as_blend
 from omr_io.loader.state import Position
 from omr_io.loader.step_counts import StepCounts
 from omr_io.ops import Pack, pack_implementation
-from omr_io.packing import TooLong
+from omr_io.packing import CostModel, TooLong
 from omr_io.packing.epoch import EpochPlan
 from omr_io.remote_storage import RemoteOptions
 from omr_io.telemetry import LiveLine, LoaderStats, Meter
@@ -81,6 +82,10 @@ class DataLoader:
             Not part of the order: a run may go on with another world size.
         packs_per_batch: B, packs of a batch; divides packs_per_step / world_size; None: all of
             them, one batch a step.
+        cost: what a pack costs the model that is trained: CostModel.from_config(MODEL_FOLDER) of
+            `omr_io.packing`, as `omr-io plan --model` takes it; None: Qwen2.5-VL-7B's. It decides
+            which rank takes which packs of a step, so it must be equal on all ranks. Not part of
+            the order.
         samples: (m,) numbers of the samples of a shard set to load, each once; None: all of them.
         window: samples that are shuffled and packed together; None: the whole corpus.
         too_long: samples of more than seq_len tokens are an "error", or "drop" leaves them out
@@ -129,6 +134,7 @@ class DataLoader:
         rank: int | None = None,
         world_size: int | None = None,
         packs_per_batch: int | None = None,
+        cost: CostModel | None = None,
         samples: Int64Array | Sequence[int] | None = None,
         window: int | None = None,
         too_long: TooLong = "error",
@@ -148,7 +154,11 @@ class DataLoader:
         seq_len, seed, window = (given[name] for name in ("seq_len", "seed", "window"))
         numbers: Int64Array | None = given["samples"]
         self._layout = Layout.of(
-            given["packs_per_step"], given["rank"], given["world_size"], given["packs_per_batch"]
+            given["packs_per_step"],
+            given["rank"],
+            given["world_size"],
+            given["packs_per_batch"],
+            cost,
         )
         self._arguments = given | {"rank": self.rank, "world_size": self.world_size}
         options.check_plan_options(seq_len, too_long, truncate)
@@ -176,11 +186,14 @@ class DataLoader:
             self._plan_epochs(seed, window, too_long, Cache.of("steps") if cache else None)
             self._make_maker(pack, pixel_dtype, options.check_pinned(pin_memory))
             undone.pop_all()
-        self._quarantine = Quarantine(failure_budget or FailureBudget(), len(self._shards))
+        budget = failure_budget or FailureBudget()
+        self._quarantine = Quarantine(budget, self._selection.num_samples)
         self._meter = Meter()
         self._position = Position()
         self._engine: Engine[Made] | None = None
+        self._is_closing = False
         self._live: LiveLine | None = None
+        self._made_in_worker = get_worker_info() is not None  # with a rank of its own, maybe
         self._active: weakref.ref[Generator[Batch, None, None]] | None = None
 
     def _make_maker(self, pack: Pack, pixel_dtype: torch.dtype, pin_memory: bool) -> None:
@@ -217,9 +230,22 @@ class DataLoader:
     def _plan_epochs(
         self, seed: int, window: int | None, too_long: TooLong, kept: Cache | None
     ) -> None:
-        def counts(epoch: int) -> StepCounts:
-            return StepCounts(kept or Cache(None), lambda: self._fingerprint, epoch)
-
+        planning = {
+            "seed": seed,
+            "seq_len": self.seq_len,
+            "packs_per_step": self.packs_per_step,
+            "window": window,
+            "too_long": too_long,
+        }
+        names = self._fingerprint = state.fingerprints(
+            self._shards,
+            self._chat,
+            self.vision,
+            self.lengths,
+            self._selection.fingerprint,
+            planning,
+        )
+        cache = kept or Cache(None)
         self._order = Order(
             self.lengths,
             self._selection.of,
@@ -229,22 +255,9 @@ class DataLoader:
             window=window,
             too_long=too_long,
             keys=state.Keys(self._shards),
-            kept=counts,
-        )
-        planning = {
-            "seed": seed,
-            "seq_len": self.seq_len,
-            "packs_per_step": self.packs_per_step,
-            "window": window,
-            "too_long": too_long,
-        }
-        self._fingerprint = state.fingerprints(
-            self._shards,
-            self._chat,
-            self.vision,
-            self.lengths,
-            self._selection.fingerprint,
-            planning,
+            cost=self._layout.cost,
+            # Not by way of `self`: a loader in a circle waits for the collector, with its buffers.
+            kept=lambda epoch: StepCounts(cache, names, epoch),
         )
 
     # The order
@@ -311,7 +324,13 @@ class DataLoader:
         """Optimiser steps of the first `epochs` epochs together, from their plans: exact.
 
         Epochs may differ by a step, since packs are formed anew in each.
+
+        Raises:
+            ConfigError: `epochs` is no whole number from 0.
         """
+        epochs = whole("epochs", epochs)
+        if epochs < 0:
+            raise ConfigError(f"epochs {epochs} is negative")
         return sum(self._order.epoch(epoch).num_steps for epoch in range(epochs))
 
     def set_epoch(self, epoch: int) -> None:
@@ -320,10 +339,11 @@ class DataLoader:
         So it may be called before each epoch, also after `load_state_dict` into the middle of one.
 
         Raises:
-            ConfigError: the epoch is negative.
+            ConfigError: the epoch is no whole number from 0.
         """
-        if epoch < 0:
-            raise ConfigError(f"epoch {epoch} is negative")
+        epoch = whole("epoch", epoch)
+        if not 0 <= epoch <= state.MOST:
+            raise ConfigError(f"epoch {epoch} must be 0 to {state.MOST}")
         if epoch != self._position.epoch:
             self._stop()
             self._position = Position(epoch)
@@ -334,25 +354,41 @@ class DataLoader:
         """Yield the batches from the current position to the end of its epoch.
 
         Raises:
+            ConfigError: one of several worker processes of a torch DataLoader asks, or this thread
+                does while another one waits for a batch.
             FailureBudgetError: too many samples failed.
             IntegrityError: a shard is not what was written.
             SourceError: a shard on the network cannot be had.
         """
+        self._check_worker()
         self._stop()
+        self._is_closing = False
         iteration = self._iterate()
         self._active = weakref.ref(iteration)
         return iteration
+
+    def _check_worker(self) -> None:
+        """Refuse to give the same batches in several processes."""
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1 and not self._made_in_worker:
+            raise ConfigError(
+                f"each of {worker.num_workers} workers of a torch DataLoader would give all "
+                "batches",
+                mend="Use num_workers=0: the loader has threads of its own (num_threads)",
+            )
 
     def _iterate(self) -> Generator[Batch, None, None]:
         epoch = self._position.epoch
         engine = self._engine = self._start()
         try:
-            while True:
+            while not self._is_closing:
                 if engine.pid != os.getpid():  # this is the child of a fork: threads are not
                     engine = self._engine = self._start()
                 self._meter.start_waiting()
                 made = next(engine, None)
                 if made is None:
+                    if engine.is_closed:  # `close`, on another thread or by a signal's handler
+                        return
                     if self._position.epoch == epoch:  # nothing of it was left
                         self._position = Position(epoch + 1)
                     return
@@ -372,12 +408,14 @@ class DataLoader:
             engine.close()
             self._engine = None
             self._meter.pause()
+            if self._is_closing:
+                self._free()
 
     def _start(self) -> Engine[Made]:
         ahead = self._depth.num_threads > 0
         places = self._order.places(self._position, self._layout, ahead=ahead)
         jobs, around = self._maker.jobs(places), self._maker.around
-        return Engine(jobs, self._depth, around, interrupt=self._shards.close)
+        return Engine(jobs, self._depth, around, interrupt=self._encoder.interrupt)
 
     # The state
 
@@ -391,9 +429,9 @@ class DataLoader:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go to where another loader stood; the batches that follow are bit for bit the same.
 
-        World size, packs_per_batch, threads, prefetch and decoder may differ from the loader that
-        was saved, at the start of an optimiser step; inside one, world size and packs_per_batch
-        must be the same. Only the window that the state stands in is planned.
+        World size, packs_per_batch, cost, threads, prefetch and decoder may differ from the loader
+        that was saved, at the start of an optimiser step; inside one, world size, packs_per_batch
+        and cost must be the same. Only the window that the state stands in is planned.
 
         Raises:
             ResumeError: the state is of another corpus, tokenizer, chat format, vision
@@ -450,17 +488,41 @@ class DataLoader:
                 self._live = None
 
     def close(self) -> None:
-        """End the iteration and its threads, and free what the loader opened. May be repeated."""
-        self._stop()
+        """End the iteration and its threads, and free what the loader opened. May be repeated.
+
+        Any thread may close the loader, and so may a signal's handler: who waits for a batch then
+        finds the iteration at its end. Iterating again opens all anew and goes on where it stood.
+        """
+        try:
+            self._stop()
+        except ConfigError:  # it is at work, and frees all when it finds itself at its end
+            self._is_closing = True
+            engine = self._engine
+            if engine is not None:
+                engine.close()
+            return
+        self._free()
+
+    def _free(self) -> None:
         if self._owns_decoder:
             self._decoder.close()
+        self._maker.buffers.clear()
         self._opened.close()
 
     def _stop(self) -> None:
+        """End the iteration, which must not be at work."""
         active = self._active() if self._active is not None else None
-        self._active = None
         if active is not None:
-            active.close()
+            try:
+                active.close()
+            except ValueError:  # Python's words: generator already executing
+                raise ConfigError(
+                    "a batch of this loader is being waited for, on another thread or below a "
+                    "signal's handler, and it has one place only",
+                    mend="Give each thread a loader of its own; in a signal's handler set a flag "
+                    "that the loop looks at",
+                ) from None
+        self._active = None
 
     def __enter__(self) -> Self:
         return self

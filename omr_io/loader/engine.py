@@ -8,7 +8,9 @@ job, while the jobs that are begun and not yet taken stay within their number an
 Threads are daemons, so none can keep a process alive for ever, and are stopped and waited for when
 their engine is closed or the process ends: C++ that comes back to an interpreter that is gone ends
 the process by an abort. Closing gives up on a thread after a second, the end of a process after 30:
-on a machine with more to do than cores a unit of 10 ms may take seconds.
+on a machine with more to do than cores a unit of 10 ms may take seconds. Threads are counted while
+they are at work: of a thread whose `join` a signal's handler leaves by an exception, Python (3.11,
+3.12) says from then on that it is not alive.
 """
 
 from __future__ import annotations
@@ -105,9 +107,12 @@ class Engine(Generic[Result]):
         self._depth = depth
         self._around = around
         self._interrupt = interrupt
-        self._lock = threading.Lock()
+        # A signal's handler runs in the consumer's thread, wherever that is, and may close or ask.
+        self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)  # threads wait for units or room
         self._done = threading.Condition(self._lock)  # the consumer waits for a result
+        self._idle = threading.Condition(self._lock)  # closing waits for threads at work
+        self._at_work = 0  # threads that may be in C++
         self._units: deque[tuple[_Begun[Result], int]] = deque()
         self._begun: deque[_Begun[Result]] = deque()
         self._held: Job[Result] | None = None  # the next job, for which there is no room yet
@@ -137,6 +142,8 @@ class Engine(Generic[Result]):
 
     def __next__(self) -> Result:
         if not self._threads:
+            if self._is_closed:
+                raise StopIteration
             with self._around():
                 return self._make_here()
         with self._lock:
@@ -160,8 +167,15 @@ class Engine(Generic[Result]):
             job.describe(error)
             raise
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was ended before its time; then there may be jobs that are not done."""
+        return self._is_closed
+
     def ready(self) -> tuple[int, int]:
-        """Results that wait to be taken, and their bytes."""
+        """Results that wait to be taken, and their bytes; none in the child of a fork."""
+        if os.getpid() != self.pid:
+            return 0, 0
         with self._lock:
             done = [begun.num_bytes for begun in self._begun if begun.is_done]
         return len(done), sum(done)
@@ -192,17 +206,25 @@ class Engine(Generic[Result]):
             self._done.notify_all()
 
     def _wait(self, seconds: float) -> bool:
-        """Wait for the threads; gives whether all have ended."""
+        """Wait for the threads; gives whether none is at work any more."""
         deadline = time.monotonic() + seconds
-        for thread in self._threads:
+        own = threading.current_thread() in self._threads  # the collector runs in any thread
+        with self._lock:
+            if not self._idle.wait_for(lambda: self._at_work <= own, seconds):
+                return False
+        for thread in self._threads:  # what is left of them is over in no time
             # One without ident has not begun, and will find that all is over.
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return True
 
     # The threads
 
     def _run(self) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            self._at_work += 1
         try:
             with self._around():
                 while (unit := self._next_unit()) is not None:
@@ -210,6 +232,10 @@ class Engine(Generic[Result]):
         except BaseException as error:
             with self._lock:
                 self._fail(error)
+        finally:
+            with self._lock:
+                self._at_work -= 1
+                self._idle.notify_all()
 
     def _next_unit(self) -> tuple[_Begun[Result], int] | None:
         """A unit to do, of the earliest job that has one left; None when all is over."""

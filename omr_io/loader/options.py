@@ -10,9 +10,9 @@ import torch
 
 from omr_io.chat import ChatFormat
 from omr_io.chat.conversation import Truncate
-from omr_io.config import VisionConfig
+from omr_io.config import VisionConfig, fingerprint
 from omr_io.errors import ConfigError
-from omr_io.packing import TooLong, check_world
+from omr_io.packing import CostModel, TooLong, check_world
 from omr_io.tokenizer import Tokenizer
 
 
@@ -24,12 +24,14 @@ class Layout:
         rank, world_size: of this process.
         packs_per_step: packs of an optimiser step over all ranks; a multiple of world_size.
         packs_per_batch: divides packs_per_step / world_size.
+        cost: what decides which rank takes which packs, where that is not the default.
     """
 
     rank: int
     world_size: int
     packs_per_step: int
     packs_per_batch: int
+    cost: CostModel | None = None
 
     @classmethod
     def of(
@@ -38,6 +40,7 @@ class Layout:
         rank: int | None,
         world_size: int | None,
         packs_per_batch: int | None,
+        cost: CostModel | None = None,
     ) -> Layout:
         """The layout with its defaults: torch.distributed's world, one batch a step.
 
@@ -57,7 +60,7 @@ class Layout:
                 "step",
                 mend="It must divide packs_per_step / world_size",
             )
-        return cls(rank, world_size, packs_per_step, packs_per_batch)
+        return cls(rank, world_size, packs_per_step, packs_per_batch, cost)
 
     @property
     def micro_steps(self) -> int:
@@ -65,9 +68,15 @@ class Layout:
         return self.packs_per_step // self.world_size // self.packs_per_batch
 
     @property
-    def saved(self) -> dict[str, int]:
-        """What must stay where a state stands inside a step."""
-        return {"world_size": self.world_size, "packs_per_batch": self.packs_per_batch}
+    def saved(self) -> dict[str, int | str]:
+        """What must stay where a state stands inside a step, and be equal on all ranks."""
+        saved: dict[str, int | str] = {
+            "world_size": self.world_size,
+            "packs_per_batch": self.packs_per_batch,
+        }
+        if self.cost is not None and self.cost != CostModel():
+            saved["cost"] = fingerprint(self.cost)
+        return saved
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from omr_io.errors import ResumeError
 from omr_io.loader.options import Layout
 from omr_io.loader.state import Position
-from omr_io.packing import Lengths, Plan, TooLong
+from omr_io.packing import CostModel, Lengths, Plan, TooLong
 from omr_io.packing.epoch import EpochPlan, KeptCounts
 from omr_io.types import Int64Array
 
@@ -50,13 +50,13 @@ class Order:
     Args:
         lengths: of all samples.
         samples_of: which samples an epoch has.
-        seed, seq_len, packs_per_step, window, too_long: as for `DataLoader`.
+        seed, seq_len, packs_per_step, window, too_long, cost: as for `DataLoader`.
         keys: names for samples in errors, one each.
         kept: where the steps of an epoch's windows are kept between runs; None: nowhere.
 
     Raises:
         SampleTooLongError: a sample of the first epoch has more tokens than seq_len.
-        DataError: the first epoch has no sample that fits.
+        DataError: the first epoch has no sample.
         ConfigError: an option that cannot be right.
     """
 
@@ -71,6 +71,7 @@ class Order:
         window: int | None,
         too_long: TooLong,
         keys: Sequence[str],
+        cost: CostModel | None = None,
         kept: Callable[[int], KeptCounts] | None = None,
     ) -> None:
         self._lengths = lengths
@@ -81,6 +82,7 @@ class Order:
         self._window = window
         self._too_long: TooLong = too_long
         self._keys = keys
+        self._cost = cost
         self._kept = kept
         self._start_process()
         self.epoch(0)
@@ -125,6 +127,7 @@ class Order:
             window=self._window,
             too_long=self._too_long,
             keys=self._keys,
+            cost=self._cost,
             samples=self._samples_of(epoch),
             kept=None if self._kept is None else self._kept(epoch),
         )

@@ -29,12 +29,13 @@ class FailureBudget:
 class Quarantine:
     """The distinct samples that failed in this process, in the order they were met.
 
-    A sample that fails again in a later epoch counts once, so a budget does not run out by time.
+    A sample that fails again in a later epoch counts once, so a budget does not run out by time;
+    nor does it grow by time: of samples seen again none counts beyond `num_samples`.
     """
 
-    def __init__(self, budget: FailureBudget, corpus_size: int) -> None:
+    def __init__(self, budget: FailureBudget, num_samples: int) -> None:
         self._budget = budget
-        self._corpus_size = corpus_size
+        self._num_samples = num_samples
         self._failures: dict[tuple[str, str], Failure] = {}
         self._seen = 0
 
@@ -52,8 +53,9 @@ class Quarantine:
         self._seen += num_samples
         for failure in failures:
             self._failures.setdefault((failure.shard, failure.key), failure)
-        seen = min(self._seen, self._corpus_size)
-        if failures and len(self._failures) > max(self._budget.count, self._budget.rate * seen):
+        seen, failed = min(self._seen, self._num_samples), len(self._failures)
+        # Divided, not multiplied: 29 of 100 is the rate 0.29, but 0.29 x 100 is less than 29.
+        if failures and failed > self._budget.count and failed / seen > self._budget.rate:
             raise self._error(failures[-1], seen)
 
     def _error(self, last: Failure, seen: int) -> FailureBudgetError:

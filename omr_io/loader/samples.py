@@ -20,7 +20,7 @@ from torch import Tensor
 
 from omr_io.chat import ChatFormat, Completion
 from omr_io.config import VisionConfig
-from omr_io.errors import ConfigError, IntegrityError, Where
+from omr_io.errors import ConfigError, IntegrityError, SourceError, Where
 from omr_io.images import image_grid_thw, num_image_tokens, smart_resize
 from omr_io.images.decode import Decoded, Decoder
 from omr_io.images.patch_arguments import DTYPES
@@ -94,6 +94,15 @@ class SampleEncoder:
         self._patches = patches_implementation("cpu" if decoder.device == "cpu" else "triton")
         # Pillow, simplejpeg: an image a call. DALI and nvImageCodec: the more, the better.
         self._one_by_one = decoder.name == "cpu"
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """Read nothing more: the process ends, and slow storage would hold it up sample by sample.
+
+        Every later read is a `SourceError`.
+        """
+        self._is_interrupted = True
+        self.shard_set.close()
 
     def encode(self, number: int) -> EncodedSample:
         """One sample for training; see `encode_many`."""
@@ -156,6 +165,8 @@ class SampleEncoder:
 
     def _read(self, number: int) -> _Read:
         """All of a sample in one read; an image that is not what was written is no error."""
+        if self._is_interrupted:
+            raise SourceError("the process ends while samples are read")
         source = self.shard_set
         infos = source.images(number)
         try:

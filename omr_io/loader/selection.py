@@ -43,6 +43,7 @@ class Selection:
 
     Attributes:
         fingerprint: stands for the selection: "all", or 16 hex digits.
+        num_samples: different ones that any epoch may hold.
 
     Raises:
         ConfigError: `samples` or a filter cannot be right.
@@ -63,6 +64,7 @@ class Selection:
             whole = self._drawing.is_everything
             self.fingerprint = "all" if whole else self._drawing.fingerprint
         used = self._drawing.numbers() if self._samples is None else self._samples
+        self.num_samples = len(used)
         check_image_sizes(opened.samples, used)
 
     def of(self, epoch: int) -> Int64Array | None:

@@ -17,6 +17,9 @@ from omr_io.sample_set import SampleSet
 FORMAT = 2
 """Version of the state. It changes whenever the same state would give another stream."""
 
+MOST = 2**31 - 1
+"""The largest number that a position may have: what is larger was not counted, but is damaged."""
+
 _OTHER_FORMATS = {1: "a position without windows, in an order that this release does not make"}
 
 
@@ -77,7 +80,7 @@ def fingerprints(
 
 
 def to_dict(
-    position: Position, layout: Mapping[str, int], names: Mapping[str, Any]
+    position: Position, layout: Mapping[str, int | str], names: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The state as plain JSON, under 1 KB."""
     return {
@@ -89,16 +92,21 @@ def to_dict(
 
 
 def from_dict(
-    saved: Mapping[str, Any], layout: Mapping[str, int], names: Mapping[str, Any]
+    saved: Mapping[str, Any], layout: Mapping[str, int | str], names: Mapping[str, Any]
 ) -> Position:
     """The position in a saved state, if it belongs to a loader with this layout and fingerprint.
 
     Raises:
         ResumeError: it does not, or it is no state at all; names what differs.
     """
+    if not isinstance(saved, Mapping):
+        raise ResumeError(
+            f"a {type(saved).__name__} is no loader's state",
+            mend="Give what state_dict() gave; without a state, leave load_state_dict out",
+        )
     found = saved.get("format")
     if found != FORMAT or type(found) is not int:
-        known_as = _OTHER_FORMATS.get(found) if isinstance(found, int) else None
+        known_as = _OTHER_FORMATS.get(found) if type(found) is int else None
         raise ResumeError(
             f"the loader's state has format {found!r}{f' ({known_as})' if known_as else ''}, "
             f"this omr_io reads {FORMAT}",
@@ -107,7 +115,7 @@ def from_dict(
     numbers = [saved.get(field.name) for field in dataclasses.fields(Position)]
     known, old_layout = saved.get("fingerprint"), saved.get("layout")
     if (
-        any(type(number) is not int or number < 0 for number in numbers)
+        any(type(number) is not int or not 0 <= number <= MOST for number in numbers)
         or not isinstance(known, Mapping)
         or not isinstance(old_layout, Mapping)
     ):
@@ -120,7 +128,8 @@ def from_dict(
         raise ResumeError(
             f"the state stands inside an optimiser step ({position}), where the layout must stay: "
             f"saved {_listed(old_layout)}, here {_listed(layout)}",
-            mend="Save at the end of a step to go on with another world size or packs_per_batch",
+            mend="Save at the end of a step to go on with another world size, packs_per_batch or "
+            "cost",
         )
     return position
 

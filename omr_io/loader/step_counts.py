@@ -8,7 +8,7 @@ samples, at every start that asks for `len(loader)` or `num_steps`. The counts a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,11 @@ class StepCounts:
 
     Args:
         cache: where they are kept.
-        names: gives all that the plan of any epoch follows from, when it is first needed.
+        names: all that the plan of any epoch follows from.
         epoch: whose counts they are.
     """
 
-    def __init__(self, cache: Cache, names: Callable[[], Mapping[str, Any]], epoch: int) -> None:
+    def __init__(self, cache: Cache, names: Mapping[str, Any], epoch: int) -> None:
         self._cache, self._names, self._epoch = cache, names, epoch
 
     def load(self, num_windows: int) -> Int64Array | None:
@@ -53,5 +53,5 @@ class StepCounts:
         self._cache.store(self._key(), counts.astype("<i8").tobytes())
 
     def _key(self) -> str:
-        names = dict(self._names())
+        names = dict(self._names)
         return fingerprint(STEPS_FORMAT, __version__, FORMAT, DRAWING_FORMAT, names, self._epoch)

@@ -52,7 +52,7 @@ class PrometheusMetrics:
         registry: a `prometheus_client` registry; None: the default one.
 
     Raises:
-        ConfigError: prometheus_client is not installed.
+        ConfigError: prometheus_client is not installed, or the registry has another loader's.
     """
 
     def __init__(
@@ -65,7 +65,14 @@ class PrometheusMetrics:
         self._stats = stats
         self._labels = dict(labels or {})
         self._registry = self._client.REGISTRY if registry is None else registry
-        self._registry.register(self)
+        try:
+            self._registry.register(self)
+        except ValueError as error:  # of names that are there twice
+            raise ConfigError(
+                "the registry has the metrics of another loader",
+                mend="Give each loader a registry of its own: registry=prometheus_client."
+                "CollectorRegistry(), and start_http_server(PORT, registry=registry)",
+            ) from error
 
     def collect(self) -> Iterator[Any]:
         """The metrics now; `prometheus_client` calls it."""

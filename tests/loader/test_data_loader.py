@@ -187,8 +187,15 @@ def test_set_epoch_moves_only_to_another_epoch(make):
     loader.set_epoch(2)
     assert (loader.epoch, loader.state_dict()["step"]) == (2, 0)
     assert {batch.epoch for batch in loader} == {2}
-    with pytest.raises(ConfigError):
-        loader.set_epoch(-1)
+    for wrong in (-1, 1.5, "2", True, None, 2**31):
+        with pytest.raises(ConfigError, match="epoch"):
+            loader.set_epoch(wrong)
+    loader.set_epoch(np.int64(1))
+    assert json.loads(json.dumps(loader.state_dict())) == loader.state_dict()
+    make().load_state_dict(loader.state_dict())
+    for wrong in (-1, 1.5, "2"):
+        with pytest.raises(ConfigError, match="epochs"):
+            loader.num_steps(wrong)
 
 
 def test_a_new_iteration_ends_the_old_one(make):
@@ -265,6 +272,7 @@ def test_a_state_inside_a_step_needs_the_same_layout(make):
         {"step": True},
         {"step": 10_000},
         {"micro_step": 1},
+        {"epoch": 2**40},
         {"fingerprint": None},
         {"layout": 3},
     ],
@@ -273,8 +281,9 @@ def test_a_state_that_is_none(make, state, change):
     loader = make()
     with pytest.raises(ResumeError):
         loader.load_state_dict(state | change)
-    with pytest.raises(ResumeError):
-        loader.load_state_dict({})
+    for nothing in ({}, None, [], "state", 3):
+        with pytest.raises(ResumeError, match="state"):
+            loader.load_state_dict(nothing)
     assert loader.state_dict()["step"] == 0
 
 

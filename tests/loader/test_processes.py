@@ -16,7 +16,9 @@ import pytest
 from tests.loader.loaders import assert_equal, assert_streams_equal
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 2.0  # from the signal to the end of the process, beyond what one without a loader takes
+# From the signal to the end of the process, beyond what one without a loader takes. 2 s are
+# promised; under load nothing holds on that, so this only tells an end from a hang.
+SECONDS = 20.0
 
 SCRIPT = """
 import signal, sys, time
@@ -114,7 +116,7 @@ def end(process, sent=None):
     begun = time.monotonic()
     if sent is not None:
         process.send_signal(sent)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     return time.monotonic() - begun, said
 
 
@@ -128,7 +130,7 @@ def nothing_is_left(process, folder):
 def test_ctrl_c_ends_the_process(start, limit, tmp_path):
     process = start("time.sleep(0.2)")
     seconds, said = end(process, signal.SIGINT)
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -signal.SIGINT, said
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert "Fatal" not in said
     assert seconds < limit
@@ -138,7 +140,7 @@ def test_ctrl_c_ends_the_process(start, limit, tmp_path):
 def test_ctrl_c_while_threads_read_slowly(start, limit, tmp_path):
     process = start(before=SLOW)
     seconds, said = end(process, signal.SIGINT)
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -signal.SIGINT, said
     assert "Fatal" not in said
     assert seconds < limit
     nothing_is_left(process, tmp_path)
@@ -173,7 +175,7 @@ def test_sigterm_with_a_handler_that_exits(start, limit, tmp_path):
 def test_a_script_that_ends_with_an_iteration_open(start, limit, body, code):
     process = start(body)
     seconds, said = end(process)
-    assert process.returncode == code
+    assert process.returncode == code, said
     assert "Fatal" not in said
     assert "terminate called" not in said
     assert seconds < limit
@@ -287,6 +289,48 @@ def test_a_process_ends_after_the_unit_at_work_however_long_that_takes(closed):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["over", "interrupted", "done"]
+
+
+def test_ctrl_c_while_closing_waits_for_a_thread():
+    """Python then says of the thread that it is not alive; in C++ at the end it aborts all."""
+    script = """
+        import contextlib, os, signal, threading, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        import numpy as np
+        import torch  # takes a while to go
+        from omr_io import _C
+        from omr_io.loader.engine import Engine
+        from omr_io.loader.options import Depth
+        words = np.arange(300_000, dtype=np.uint64)
+        begun, closing = threading.Event(), threading.Event()
+        class Job:
+            num_bytes, num_units = 1, 1
+            def begin(self): ...
+            def run(self, unit):
+                begun.set()
+                closing.wait()
+                time.sleep(0.2)
+                os.kill(os.getpid(), signal.SIGINT)
+                end = time.monotonic() + 2.5
+                while time.monotonic() < end:
+                    _C.shuffled(words)
+                print("done", flush=True)
+            def finish(self, parts): ...
+            def describe(self, error): ...
+        engine = Engine(iter([Job()]), Depth(1, 1, 10), contextlib.nullcontext)
+        begun.wait()
+        try:
+            closing.set()
+            engine.close()
+            engine.close()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["interrupted", "done"]
 
 
 @pytest.mark.slow

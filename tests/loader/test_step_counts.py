@@ -115,7 +115,7 @@ def test_counts_of_another_plan_stop_the_run(make_loader, folder):
 
 def test_they_are_kept_under_all_that_is_named(tmp_path):
     cache, counts = Cache(tmp_path), np.array([3, 0, 2])
-    StepCounts(cache, lambda: {"seed": 1}, 0).store(counts)
-    assert StepCounts(cache, lambda: {"seed": 1}, 0).load(3).tolist() == [3, 0, 2]
-    assert StepCounts(cache, lambda: {"seed": 2}, 0).load(3) is None
-    assert StepCounts(cache, lambda: {"seed": 1}, 1).load(3) is None
+    StepCounts(cache, {"seed": 1}, 0).store(counts)
+    assert StepCounts(cache, {"seed": 1}, 0).load(3).tolist() == [3, 0, 2]
+    assert StepCounts(cache, {"seed": 2}, 0).load(3) is None
+    assert StepCounts(cache, {"seed": 1}, 1).load(3) is None
