@@ -195,7 +195,7 @@ class ZipRoot(_Archive):
             with zipfile.ZipFile(self.path) as archive:
                 return archive.infolist()
         except (NotImplementedError, LookupError, ArithmeticError, struct.error) as error:
-            # What zipfile makes of a damaged directory: versions, places and lengths that cannot be.
+            # What zipfile makes of versions, places and lengths that cannot be.
             raise zipfile.BadZipFile(str(error)) from error
 
     def _data(self, member: _Member, name: str) -> bytes:
