@@ -18,6 +18,7 @@ from omr_io.index import ShardSet
 from omr_io.shards.layout import Manifest
 from omr_io.types import Int64Array
 
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """How some numbers are spread; all 0 when there are none.
