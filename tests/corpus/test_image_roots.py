@@ -248,6 +248,21 @@ def test_a_packed_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list(to.iterdir())) == 2
 
 
+def test_what_a_killed_run_had_begun_to_unpack_goes(tmp_path: Path) -> None:
+    to = tmp_path / "unpacked"
+    to.mkdir()
+    left, running, own = to / ".unpacking-a.tar", to / ".unpacking-b.tar", to / "notes.tar"
+    for path, hours in ((left, 2), (running, 0), (own, 2)):
+        path.write_bytes(b"x" * 999)
+        then = path.stat().st_mtime - hours * 3600
+        os.utime(path, (then, then))
+    root = open_image_root(make(tmp_path, "tar.gz", FILES), to)
+    assert root.read("a/x.jpg", CAP) == b"ax"
+    assert not left.exists()
+    assert running.exists()
+    assert own.exists()
+
+
 def test_several_may_unpack_at_once(tmp_path: Path) -> None:
     path, to = make(tmp_path, "tar.gz", {f"{n}": os.urandom(50_000) for n in range(40)}), tmp_path
     barrier = threading.Barrier(4)
