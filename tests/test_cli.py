@@ -123,6 +123,17 @@ def test_max_rejects(omr_io, tmp_path, limit, code):
         assert found == 0, err
 
 
+@pytest.mark.parametrize(
+    ("limit", "refused", "rows"),
+    [("29%", 29, 100), ("57%", 57, 100), ("0.7%", 7, 1000), ("100%", 99, 100)],
+)
+def test_a_share_of_rejects_is_met_exactly(omr_io, tmp_path, limit, refused, rows):
+    """As floats 0.29 * 100 is a little less than 29, and 0.7 / 100 than 0.007."""
+    source = corpus(tmp_path / "train.parquet", [None] * refused + [encoded(1)] * (rows - refused))
+    code, _, err = omr_io("convert", source, tmp_path / "set", "--max-rejects", limit)
+    assert code == 0, err
+
+
 def test_parts_merge_and_dry_run(omr_io, tmp_path):
     jpeg = encoded(1, size=(64, 64))
     images = [jpeg, None, encoded(2), jpeg[:900], encoded(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -168,8 +169,9 @@ def _count_or_share(text: str | None) -> int | float | None:
     if text is None:
         return None
     try:
-        return float(text[:-1]) / 100 if text.endswith("%") else int(text)
-    except ValueError:
+        # By decimals: 0.7 / 100 is not the float 0.007.
+        return float(Decimal(text[:-1]) / 100) if text.endswith("%") else int(text)
+    except (ValueError, ArithmeticError):
         raise ConfigError(
             f"--max-rejects is {text!r}", mend="Use a number of rows (100) or a share (0.5%)"
         ) from None

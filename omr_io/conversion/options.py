@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -105,9 +104,3 @@ class ConvertOptions:
         if self.transcode is not None:
             fields["transcode"]["libraries"] = library_versions()
         return dict(json.loads(json.dumps(fields)))
-
-    def share_cores(self, pieces: int) -> tuple[int, int]:
-        """Workers, and threads within each, for so many pieces."""
-        cores = self.workers or len(os.sched_getaffinity(0))
-        workers = max(1, min(cores, pieces))
-        return workers, self.threads or max(1, cores // workers)

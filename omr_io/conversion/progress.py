@@ -84,8 +84,9 @@ def check_rejects(tally: Tally, limit: int | float | None, total_rows: int | Non
     """
     if limit is None or (isinstance(limit, float) and total_rows is None):
         return
-    tolerated = limit if isinstance(limit, int) else limit * (total_rows or 0)
-    if tally.refused <= tolerated:
+    # A share is divided, not multiplied: 0.29 x 100 is below 29, and 29 / 100 is 0.29.
+    refused = tally.refused / (total_rows or 1) if isinstance(limit, float) else tally.refused
+    if refused <= limit:
         return
     listed = ", ".join(f"{reason} {count}" for reason, count in tally.refusals.items())
     first = min(tally.examples, key=lambda item: (item.source, item.row))

@@ -31,7 +31,7 @@ from omr_io.conversion.staging import (
     remove_staging,
     unfinished,
 )
-from omr_io.conversion.summary import ConvertSummary, Outcome
+from omr_io.conversion.summary import ConvertSummary
 from omr_io.conversion.workers import Cores
 from omr_io.corpus.pieces import Corpus, Piece, open_corpus
 from omr_io.errors import ConfigError, OmrError
@@ -123,11 +123,6 @@ class _Conversion:
         return ConvertSummary.of_pieces(
             out, records, self.start, "converted", len(self.pieces), kept
         )
-
-    def _summary(
-        self, out: Path, records: Sequence[PieceRecord], outcome: Outcome, kept: int
-    ) -> ConvertSummary:
-        return ConvertSummary.of_pieces(out, records, self.start, outcome, len(self.pieces), kept)
 
     def _finish(self, job: Job, staging: Staging) -> list[PieceRecord]:
         records = self._refuse_duplicates(job, staging)

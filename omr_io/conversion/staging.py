@@ -208,8 +208,12 @@ def remove_staging(out: Path) -> None:
 def _begin(staging: Staging) -> None:
     """Make the folder ready for this plan; what is there of another one is thrown away."""
     known = unfinished(staging.out)
-    if known is not None and (staging.plan.differences(known) or not staging.plan.resumable):
-        publication = Publication.read(staging.folder)
+    publication = Publication.read(staging.folder)
+    if known is None:
+        is_other = publication is not None  # what another version of omr_io was about to publish
+    else:
+        is_other = bool(staging.plan.differences(known)) or not staging.plan.resumable
+    if is_other:
         if publication is not None:
             publication.withdraw(staging.out)
         with writing(staging.folder):
@@ -218,7 +222,7 @@ def _begin(staging: Staging) -> None:
                 if path.name not in (LOCK_NAME, PLAN_NAME):
                     _remove_tree(path) if path.is_dir() else path.unlink()
             fsync_folder(staging.folder)
-            (staging.folder / PLAN_NAME).unlink()
+            (staging.folder / PLAN_NAME).unlink(missing_ok=True)
         known = None
     with writing(staging.pieces):
         staging.pieces.mkdir(exist_ok=True)

@@ -81,6 +81,8 @@ class _Archive(ABC):
             return self._data(member, name)
         except OSError as error:
             raise unreadable(name, error.strerror or "input/output error") from None
+        except OverflowError:
+            raise unreadable(name, "its place is beyond the end of any file") from None
 
     @abstractmethod
     def _list(self) -> Iterable[tuple[str, _Member]]:
@@ -173,20 +175,28 @@ class ZipRoot(_Archive):
     """A zip of images, stored or deflated. Sizes are checked before anything is inflated."""
 
     def _list(self) -> Iterable[tuple[str, _Member]]:
-        with zipfile.ZipFile(self.path) as archive:
-            for info in archive.infolist():
-                if not info.is_dir():
-                    yield (
-                        info.filename,
-                        _Member(
-                            info.header_offset,
-                            info.compress_size,
-                            info.file_size,
-                            info.compress_type,
-                            info.CRC,
-                            bool(info.flag_bits & _ENCRYPTED),
-                        ),
-                    )
+        for info in self._directory():
+            # A damaged name may be empty, which `is_dir` does not expect.
+            if info.filename and not info.is_dir():
+                yield (
+                    info.filename,
+                    _Member(
+                        info.header_offset,
+                        info.compress_size,
+                        info.file_size,
+                        info.compress_type,
+                        info.CRC,
+                        bool(info.flag_bits & _ENCRYPTED),
+                    ),
+                )
+
+    def _directory(self) -> list[zipfile.ZipInfo]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.infolist()
+        except (NotImplementedError, LookupError, ArithmeticError, struct.error) as error:
+            # What zipfile makes of versions, places and lengths that cannot be.
+            raise zipfile.BadZipFile(str(error)) from error
 
     def _data(self, member: _Member, name: str) -> bytes:
         if member.method not in (_STORED, _DEFLATED):

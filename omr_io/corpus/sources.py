@@ -35,10 +35,10 @@ def list_sources(
         Paths of local files and the text of URLs, sorted.
 
     Raises:
-        SourceError: a path matches nothing, or is no UTF-8; a folder holds several formats, none
-            of them Parquet, or no known one; two files share a name without its suffix (the names
-            make row ids and provenance, so they must differ); or splits are mixed, which would put
-            test rows among the training ones.
+        SourceError: a path matches nothing, is "", or is no UTF-8; a folder holds several formats,
+            none of them Parquet, or no known one; two files share a name without its suffix (the
+            names make row ids and provenance, so they must differ); or splits are mixed, which
+            would put test rows among the training ones.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     found: dict[Location, Location] = {}
@@ -89,6 +89,8 @@ def _expand(item: str | Path) -> Sequence[Location]:
         from omr_io import remote
 
         return tuple(remote.list_urls(str(item)))
+    if item == "":  # else the current folder: a variable of a script was not set
+        raise SourceError("a source is empty text", mend="Name a file, a folder or a glob")
     path = Path(item)
     if path.is_file():
         return [path]
@@ -99,7 +101,8 @@ def _expand(item: str | Path) -> Sequence[Location]:
         files = [file for file in files if file.is_file()]
         if files:
             return files
-        raise SourceError("no file matches", where=Where(source=str(item)))
+        brackets = 'A bracket that belongs to a name is written "[[]"' if "[" in str(item) else None
+        raise SourceError("no file matches", where=Where(source=str(item)), mend=brackets)
     raise SourceError("there is no such file or folder", where=Where(source=str(item)))
 
 

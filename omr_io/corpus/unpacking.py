@@ -7,9 +7,10 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 import weakref
 import zlib
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,8 @@ from omr_io.errors import DiskError, SourceError, TarError, Where
 from omr_io.tar import scan_tar_file
 
 _CHUNK_BYTES = 4 << 20
+_PREFIX = ".unpacking-"
+_IDLE_SECONDS = 3600  # without a byte written; who unpacks writes all the time
 
 
 class _Temporary:
@@ -60,6 +63,7 @@ def unpack_tar(path: Path, packing: str, to: Path | None) -> tuple[Path, Any]:
             to = owner.path
         to.mkdir(parents=True, exist_ok=True)
         target = to / f"{path.name.split('.')[0]}-{digest}.tar"
+        _remove_left_over(to)
         if not target.is_file():
             _unpack(path, packing, target)
     except OSError as error:
@@ -73,7 +77,7 @@ def unpack_tar(path: Path, packing: str, to: Path | None) -> tuple[Path, Any]:
 
 def _unpack(path: Path, packing: str, target: Path) -> None:
     """Write under a temporary name, check, rename: whoever is last wins with the same bytes."""
-    fd, name = tempfile.mkstemp(prefix=".unpacking-", suffix=".tar", dir=target.parent)
+    fd, name = tempfile.mkstemp(prefix=_PREFIX, suffix=".tar", dir=target.parent)
     temporary = Path(name)
     try:
         with os.fdopen(fd, "wb") as out, closing(_opened(path, packing)) as file:
@@ -88,6 +92,17 @@ def _unpack(path: Path, packing: str, target: Path) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what runs that were killed had begun to unpack: nobody goes on with it.
+
+    By its age, not by a lock: some cluster file systems have none that other machines see.
+    """
+    for path in folder.glob(f"{_PREFIX}*.tar"):
+        with suppress(OSError):  # another run removes it at the same time, or has just ended
+            if time.time() - path.stat().st_mtime > _IDLE_SECONDS:
+                path.unlink()
 
 
 def _opened(path: Path, packing: str) -> BinaryIO | Any:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from omr_io.text import human_bytes
 
 _WHOLE_CORPUS = 25 << 30  # OpenMedReason's images are some 22 GB
 _SMALL_FILES = {"vfat": "4 GiB", "msdos": "4 GiB"}
+_OCTAL = re.compile(r"\\([0-7]{3})")  # in mountinfo a space is \040
 _OBJECT_STORES = ("fuse.s3fs", "fuse.goofys", "fuse.gcsfuse", "fuse.rclone", "fuse.mount-s3")
 
 
@@ -49,7 +51,7 @@ def mount_of(folder: Path, text: str | None = None) -> tuple[str, str]:
     best = ("/", "unknown")
     for line in text.splitlines():
         mount, _, rest = line.partition(" - ")
-        point = mount.split()[4].encode().decode("unicode_escape")  # a space is \040
+        point = _OCTAL.sub(lambda code: chr(int(code[1], 8)), mount.split()[4])
         inside = path == Path(point) or Path(point) in path.parents
         if inside and len(point) >= len(best[0]):  # a later mount hides an earlier one
             best = (point, rest.split()[0])

@@ -57,9 +57,7 @@ def unmet(requirements: list[str]) -> tuple[list[str], list[str]]:
     """Requirements whose package is missing, and those whose package is too old."""
     missing, old = [], []
     for requirement in requirements:
-        parts = re.match(
-            r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*(?:>=\s*([0-9.]+))?", requirement
-        )
+        parts = _REQUIREMENT.match(requirement)
         if parts is None:
             continue
         try:
@@ -125,8 +123,16 @@ def core(root: Path) -> Finding:
     except ProbeError as error:
         return Finding("C++ core", "fail", f"it cannot be imported: {error}", _REBUILD)
     built = path.stat().st_mtime
-    sources = [*root.glob("csrc/*.?pp"), *root.glob("csrc/CMakeLists.txt")]
-    newer = sorted(source.name for source in sources if source.stat().st_mtime > built)
+    sources = [
+        *root.glob("csrc/**/*.?pp"),
+        *root.glob("csrc/**/*.inc"),
+        root / "csrc/CMakeLists.txt",
+    ]
+    newer = sorted(
+        source.name
+        for source in sources
+        if source.parent.name != "fuzz" and source.is_file() and source.stat().st_mtime > built
+    )
     if newer:
         found = f"{path} is older than its sources {', '.join(newer)}"
         return Finding("C++ core", "warn", found, _REBUILD)

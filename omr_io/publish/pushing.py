@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
-from omr_io.errors import SourceError, Where
+from omr_io.errors import IntegrityError, SourceError, Where
 from omr_io.publish.card import CARD_NAME, is_ours
 from omr_io.publish.set_files import LocalFile, collect, damaged
 from omr_io.publish.uploader import RemoteState, Uploader
-from omr_io.shards.layout import MANIFEST_NAME, read_manifest
+from omr_io.shards.layout import MANIFEST_NAME, parse_manifest
 
 _MAX_FILES = 64  # of a commit
 _MAX_BYTES = 4 << 30
@@ -186,12 +185,18 @@ def _stale(
             mend="Push to another path, or replace it with --overwrite",
         )
     prefix = own.name.removesuffix(MANIFEST_NAME)
-    with TemporaryDirectory() as folder:
-        (Path(folder) / MANIFEST_NAME).write_bytes(to.read(own.name))
-        other = read_manifest(Path(folder))
+    try:
+        other = parse_manifest(to.read(own.name), own.name)
+    except (IntegrityError, SourceError) as error:
+        raise SourceError(
+            f"what is to be replaced is not known, its manifest cannot be read: {error.what}",
+            where=Where(source=own.name),
+            mend="Remove that set on the Hub, or push to another path",
+        ) from error
     ours = {file.name for file in files}
-    named = [prefix + item.name for item in other.files() if "/" not in item.name]
-    gone = [name for name in to.state(named) if name not in ours]
+    named = [item.name for item in other.files() if "/" not in item.name]
+    named += other.energon_files()  # or Energon would read our shards by their offsets
+    gone = [name for name in to.state([prefix + name for name in named]) if name not in ours]
     return [own.name, *sorted(gone)]
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from omr_io.errors import ConfigError, IntegrityError, SourceError, Where
 from omr_io.publish.card import CARD_NAME
-from omr_io.shards.layout import MANIFEST_NAME, Manifest, read_manifest
-
-ENERGON_FOLDER = ".nv-meta"
+from omr_io.shards.layout import ENERGON_FOLDER, MANIFEST_NAME, Manifest, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,8 @@ def collect(
 ) -> tuple[LocalFile, ...]:
     """The files to push, those that come last at the end; the set is checked first.
 
-    Only what the manifest names, the manifest, .nv-meta and a card; never another file.
+    Only what the manifest names, the manifest, what `omr-io energon` wrote, and a card; never
+    another file.
 
     Args:
         path: the folder in the repository, "" for its root.
@@ -49,7 +49,7 @@ def collect(
         IntegrityError: the set is not as it was written.
     """
     manifest = read_manifest(folder)
-    foreign = getattr(manifest, "foreign", None)
+    foreign = manifest.foreign
     if foreign is not None and foreign.root:
         raise SourceError(
             "the set's shards are not in its folder, so they cannot be pushed with it",
@@ -70,14 +70,12 @@ def collect(
             raise damaged(f"the file {has}, the manifest says {item.bytes} bytes", item.name)
         last = item.name == manifest.index.name
         found.append(LocalFile(prefix + item.name, path_here, item.bytes, item.sha256, last))
-    for extra in sorted((folder / ENERGON_FOLDER).rglob("*")):
-        if extra.is_file() and not extra.is_symlink():
-            name = extra.relative_to(folder).as_posix()
-            found.append(_hashed(extra, prefix + name))
+    for name, last in _energon(folder, manifest):
+        found.append(_hashed(folder / name, prefix + name, last))
     own = folder / CARD_NAME
     if card is not None:
         found.append(_hashed(card, CARD_NAME))
-    if own.is_file() and not own.is_symlink() and (card is None or prefix):
+    if _is_plain(own) and (card is None or prefix):
         found.append(_hashed(own, prefix + CARD_NAME))
     found.append(_hashed(folder / MANIFEST_NAME, prefix + MANIFEST_NAME))
     return tuple(sorted(found, key=lambda file: file.last))  # stable: the rest keeps its order
@@ -97,12 +95,26 @@ def _check(folder: Path, manifest: Manifest, verify: bool) -> None:
     ShardSet.open(folder).close()  # the manifest, the index' hash, the size of each shard
 
 
-def _hashed(path: Path, name: str) -> LocalFile:
-    """A file that no manifest tells of; it goes last."""
+def _energon(folder: Path, manifest: Manifest) -> Iterator[tuple[str, bool]]:
+    """What Energon reads the set by, and whether it goes last: .nv-meta, and offsets of shards."""
+    described = [path for path in sorted((folder / ENERGON_FOLDER).rglob("*")) if _is_plain(path)]
+    for path in described:
+        yield path.relative_to(folder).as_posix(), True
+    for shard in manifest.shards if described else ():
+        if _is_plain(folder / f"{shard.name}.idx"):
+            yield f"{shard.name}.idx", False
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _hashed(path: Path, name: str, last: bool = True) -> LocalFile:
+    """A file that no manifest tells of."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return LocalFile(name, path, file.tell(), digest, last=True)
+            return LocalFile(name, path, file.tell(), digest, last)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from None
 

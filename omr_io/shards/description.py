@@ -18,9 +18,6 @@ from omr_io.index import ShardSet
 from omr_io.shards.layout import Manifest
 from omr_io.types import Int64Array
 
-OPEN_ENDED = "0"
-"""The number of options of an open-ended question, as a name in counts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Spread:

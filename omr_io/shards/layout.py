@@ -24,6 +24,12 @@ UNFINISHED_NAME = ".omr-io-unfinished"
 ENERGON_FOLDER = ".nv-meta"
 """What `omr-io energon` writes; with it goes NAME.tar.idx beside each tar."""
 
+ENERGON_NAMES = (
+    ".info.json", "crude.yaml", "dataset.yaml", "index.sqlite", "index.uuid", "sample_loader.py",
+    "split.yaml",
+)  # fmt: skip
+"""The files in that folder."""
+
 IMAGE_HASH_BYTES = 16
 """Of the XXH3-128 that the index keeps of each encoded image: enough to tell equal images apart.
 
@@ -184,6 +190,11 @@ class Manifest:
             for entry in (FileDigest(shard.name, shard.bytes, shard.sha256), shard.idx)
         ]
         return (*shards, self.index, *([] if self.rejects is None else [self.rejects]))
+
+    def energon_files(self) -> tuple[str, ...]:
+        """Names of the files that `omr-io energon` writes for the set, whether it has or not."""
+        offsets = (f"{shard.name}.idx" for shard in self.shards)
+        return (*offsets, *(f"{ENERGON_FOLDER}/{name}" for name in ENERGON_NAMES))
 
 
 def reject_row(refusal: Refusal) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import signal
@@ -210,6 +211,25 @@ def test_an_unfinished_run_is_gone_on_with(corpus, one_process, tmp_path, monkey
     first = [number for number, taken in done if not taken]
     assert len(first) == len(set(first)) == summary.pieces - kept
     assert seen[0].kept_rows > 0
+    assert contents(tmp_path / "set") == contents(one_process)
+
+
+def test_what_another_version_was_about_to_publish_is_not_taken_for_this_set(
+    corpus, one_process, tmp_path, monkeypatch
+):
+    other = parquet(tmp_path / "other.parquet", [row("other", encoded(9))])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("omr_io.conversion.merging.Publication.run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(other, tmp_path / "set", options())
+    plan = tmp_path / "set" / UNFINISHED_NAME / "plan.json"
+    fields = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**fields, "version": fields["version"] - 1}))
+    convert(corpus, tmp_path / "set", options())
     assert contents(tmp_path / "set") == contents(one_process)
 
 

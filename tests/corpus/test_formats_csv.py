@@ -96,7 +96,8 @@ def test_text_that_is_not_utf8_is_marked_in_its_row_only(tmp_path: Path) -> None
         (b'a,b\n1,2\n"x,y\n3,4\n5,6\n', r"byte 8 .*a quote opens and never closes.*row 1"),
         (b'a,"b\n1,2\n', r"byte 0 .*a quote opens and never closes"),
         (b"a,b\n1,2\r3,4\n", "new-line character"),
-        (b"a,b\n1," + b"x" * 200_000, "field larger than field limit"),
+        (b"a,b\n1," + b"x" * 200_000, "field larger than field limit.*as JSON Lines or Parquet"),
+        ("a,b\n1,2\n".encode("utf-16"), r"this is UTF-16.*Write it again as UTF-8"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, data: bytes, why: str) -> None:

@@ -49,6 +49,9 @@ def typed(depth: int) -> st.SearchStrategy[tuple[Any, st.SearchStrategy[Any]]]:
     def listed(of: tuple[Any, Any]) -> tuple[Any, Any]:
         return pa.list_(of[0]), st.lists(st.none() | of[1], max_size=3)
 
+    def viewed(of: tuple[Any, Any]) -> tuple[Any, Any]:
+        return pa.list_view(of[0]), st.lists(st.none() | of[1], max_size=3)
+
     def fixed(of: tuple[Any, Any]) -> tuple[Any, Any]:
         return pa.list_(of[0], 2), st.lists(st.none() | of[1], min_size=2, max_size=2)
 
@@ -59,7 +62,7 @@ def typed(depth: int) -> st.SearchStrategy[tuple[Any, st.SearchStrategy[Any]]]:
 
     plain = inner.filter(lambda of: not pa.types.is_dictionary(of[0]))
     structs = st.lists(plain, min_size=1, max_size=3).map(struct)
-    return st.one_of(leaf, plain.map(listed), plain.map(fixed), structs)
+    return st.one_of(leaf, plain.map(listed), plain.map(viewed), plain.map(fixed), structs)
 
 
 @st.composite

@@ -155,6 +155,43 @@ def test_damage_in_a_zip_concerns_its_image_only(tmp_path: Path) -> None:
     assert root.read("c.jpg", CAP) == b"c" * 9
 
 
+def test_a_damaged_directory_of_a_zip_is_no_traceback(tmp_path: Path) -> None:
+    """zipfile raises what it likes at versions, names and places that cannot be."""
+    path = make(tmp_path, "zip", {"a.jpg": b"a" * 100, "b.jpg": b"b" * 100})
+    whole = path.read_bytes()
+    entry = whole.index(b"PK\x01\x02")
+    version, name = bytearray(whole), bytearray(whole)
+    version[entry + 6] = 255  # the version that is needed to read it
+    name[entry + 46] = 0  # the name ends before its first character
+    for data, told in ((version, "zip file version 25.5"), (name, None)):
+        path.write_bytes(data)
+        root = open_image_root(path)
+        if told is None:
+            assert root.read("b.jpg", CAP) == b"b" * 100
+            continue
+        with pytest.raises(SourceError, match=rf"archive cannot be read: {told}.*images\.zip"):
+            root.read("b.jpg", CAP)
+
+
+def test_a_place_beyond_all_files_in_a_zip(tmp_path: Path) -> None:
+    path = tmp_path / "far.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("b.jpg", b"b")
+        archive.writestr("a.jpg", b"a")
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    end = data.index(b"PK\x05\x06")
+    struct.pack_into("<H", data, entry + 30, 12)  # an extra field: Zip64's place of the data
+    struct.pack_into("<L", data, entry + 42, 0xFFFFFFFF)
+    data[end:end] = struct.pack("<HHQ", 1, 8, (1 << 64) - 1)
+    end += 12
+    struct.pack_into("<L", data, end + 12, end - data.index(b"PK\x01\x02"))
+    path.write_bytes(data)
+    root = open_image_root(path)
+    assert root.read("b.jpg", CAP) == b"b"
+    assert reason(root, "a.jpg") == "unreadable-image"
+
+
 def test_other_zip_methods_and_encryption_are_told(tmp_path: Path) -> None:
     path = tmp_path / "odd.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -209,6 +246,21 @@ def test_a_packed_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.Monke
     os.utime(path, (1, 1))  # another file, as far as one can tell
     open_image_root(path, to)
     assert len(list(to.iterdir())) == 2
+
+
+def test_what_a_killed_run_had_begun_to_unpack_goes(tmp_path: Path) -> None:
+    to = tmp_path / "unpacked"
+    to.mkdir()
+    left, running, own = to / ".unpacking-a.tar", to / ".unpacking-b.tar", to / "notes.tar"
+    for path, hours in ((left, 2), (running, 0), (own, 2)):
+        path.write_bytes(b"x" * 999)
+        then = path.stat().st_mtime - hours * 3600
+        os.utime(path, (then, then))
+    root = open_image_root(make(tmp_path, "tar.gz", FILES), to)
+    assert root.read("a/x.jpg", CAP) == b"ax"
+    assert not left.exists()
+    assert running.exists()
+    assert own.exists()
 
 
 def test_several_may_unpack_at_once(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import pickle
 import re
+import shlex
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omr_io.cli.read_options import parse_map
 from omr_io.corpus.raw import BadText, ColumnType
 from omr_io.corpus.rows import ReadOptions
 from omr_io.corpus.schemas import SCHEMAS, BoundSchema, bind
@@ -210,13 +212,26 @@ def test_an_unknown_schema_names_columns_the_nearest_schema_and_a_map_to_try() -
     assert "some.csv" in text
 
 
-def test_the_map_that_is_proposed_can_be_used() -> None:
-    kinds = {name: ColumnType("text") for name in ("querry", "lable", "img_path")}
-    options = ReadOptions(
-        column_map=(("question", "querry"), ("answer", "lable"), ("image", "img_path"))
-    )
+@pytest.mark.parametrize(
+    ("question", "answer", "image"),
+    [
+        ("querry", "lable", "img_path"),
+        ("the question", "answer's", "$image"),
+        ("question, in full", "answer;", "image (path)"),
+        ("question, in full", "answers, all", "image, path"),
+        ("question=", "answer", "image"),
+    ],
+)
+def test_the_map_that_is_proposed_can_be_used(question: str, answer: str, image: str) -> None:
+    """As it is printed, by a shell."""
+    names = (question, answer, image)
+    proposed = table_error(dict.fromkeys(names, "text")).rpartition("ry --map")[2]
+    words = shlex.split("--map" + proposed.partition(", or name")[0])
+    assert set(words[::2]) == {"--map"}
+    kinds = {name: ColumnType("text") for name in names}
+    options = ReadOptions(column_map=parse_map(words[1::2]))
     schema = bind(kinds, [], options, "some.csv")
-    row = {"querry": "Q?\nA. x\nB. y", "lable": "B", "img_path": "1.jpg"}
+    row = {question: "Q?\nA. x\nB. y", answer: "B", image: "1.jpg"}
     item = schema.take("some.csv", 0, row, Root({"1.jpg": b"x"}))
     assert isinstance(item, Record)
     assert (item.answer, item.images[0].name) == ("B", "1.jpg")

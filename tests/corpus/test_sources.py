@@ -53,6 +53,26 @@ def test_a_path_that_is_no_unicode_is_named(tmp_path: Path, name: str) -> None:
         list_sources(tmp_path / name)
 
 
+def test_a_variable_that_was_not_set_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.parquet").touch()
+    monkeypatch.chdir(tmp_path)
+    assert list_sources(".") == (Path("train.parquet"),)
+    with pytest.raises(SourceError, match="a source is empty text"):
+        list_sources("")
+
+
+def test_brackets_in_a_folders_name_are_told_how_to_write(tmp_path: Path) -> None:
+    folder = tmp_path / "scans [2024] a"
+    folder.mkdir()
+    (folder / "train one.parquet").touch()
+    with pytest.raises(SourceError, match=r'no file matches.*is written "\[\[\]"'):
+        list_sources(str(folder / "*.parquet"))
+    escaped = str(folder / "*.parquet").replace("[", "[[]")
+    assert list_sources(escaped) == (folder / "train one.parquet",)
+
+
 def test_rows_of_two_formats_need_different_names_too(tmp_path: Path) -> None:
     files = touch(tmp_path, "a.json", "a.csv")
     with pytest.raises(SourceError, match="same name"):

@@ -194,6 +194,10 @@ def test_the_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert found.status == "warn"
     assert "tar.cpp" in found.found
     assert "tar.hpp" not in found.found
+    files(tmp_path, {"csrc/pixels/resize.cpp": "", "csrc/fuzz/driver.cpp": ""})
+    found = installation.core(tmp_path)
+    assert "resize.cpp" in found.found  # the core's folders count, and its fuzzer is no part of it
+    assert "driver.cpp" not in found.found
 
     def fail(*_: object) -> None:
         raise ProbeError("No module named 'omr_io._C'")
@@ -249,7 +253,9 @@ def test_mounts() -> None:
         "2 1 0:30 / /data rw,nosuid shared:5 - nfs4 server:/x rw\n"
         "3 2 0:31 / /data/my\\040set rw - fuse.s3fs s3fs rw\n"
         "4 1 0:32 / /data rw - vfat /dev/sdb rw\n"
+        "5 1 0:33 / /gro\u00df rw - xfs /dev/sdc rw\n"
     )
+    assert folder.mount_of(Path("/gro\u00df/a"), text) == ("/gro\u00df", "xfs")
     assert folder.mount_of(Path("/data/my set/a"), text) == ("/data/my set", "fuse.s3fs")
     assert folder.mount_of(Path("/data/b"), text) == ("/data", "vfat")
     assert folder.mount_of(Path("/database"), text) == ("/", "ext4")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from omr_io.energon import write_energon_metadata
 from omr_io.errors import ConfigError, IntegrityError, SourceError
 from omr_io.publish import PushOptions, push, pushing, write_card
 from omr_io.publish.pushing import push_files
@@ -207,13 +208,22 @@ def test_what_does_not_arrive_is_found_before_the_manifest_is_sent(folder, how):
     assert MANIFEST_NAME not in repository.files
 
 
+def energon_names(folder):
+    """What Energon needs of a set: its metadata, and the offsets beside each tar."""
+    described = {f".nv-meta/{path.name}" for path in (folder / ".nv-meta").iterdir()}
+    assert len(described) == 7
+    return described | {f"train-{number:06d}.tar.idx" for number in range(6)}
+
+
 def test_cards_and_energon(folder, tmp_path):
     write_card([folder])
-    (folder / ".nv-meta").mkdir()
-    (folder / ".nv-meta" / "dataset.yaml").write_bytes(b"a: 1")
+    (folder / "train-000000.tar.idx").write_bytes(b"of no use without .nv-meta")
+    assert {file.name for file in collect(folder)} == names_of(folder) | {"README.md"}
+    write_energon_metadata(folder)
+    wanted = energon_names(folder)
     (folder / ".nv-meta" / "link").symlink_to("/etc/passwd")
     found = {file.name for file in collect(folder)}
-    assert found == names_of(folder) | {"README.md", ".nv-meta/dataset.yaml"}
+    assert found == names_of(folder) | {"README.md"} | wanted
     below = {file.name for file in collect(folder, "a/b")}
     assert below == {f"a/b/{name}" for name in found}
     card = tmp_path / "other.md"
@@ -223,6 +233,31 @@ def test_cards_and_energon(folder, tmp_path):
     assert with_card["a/README.md"] == folder / "README.md"
     assert {f.name: f.path for f in collect(folder, card=card)}["README.md"] == card
     assert all(file.last for file in collect(folder) if file.name in ("README.md", "manifest.json"))
+
+
+def test_nothing_of_energons_is_left_of_the_set_that_is_replaced(folder, tmp_path):
+    other = tmp_path / "other"
+    write(other, single_records(30), max_shard_samples=2)
+    write_energon_metadata(other)
+    repository = Repository({".nv-meta/mine.txt": b"kept", "notes.txt": b"kept"})
+    push_files(collect(other), repository, PushOptions(), "u")
+    assert ".nv-meta/index.sqlite" in repository.files
+    assert "train-000014.tar.idx" in repository.files
+    push_files(collect(folder), repository, PushOptions(overwrite=True), "u")
+    assert set(repository.files) == names_of(folder) | {".nv-meta/mine.txt", "notes.txt"}
+    write_energon_metadata(folder)
+    push_files(collect(folder), repository, PushOptions(), "u")
+    for name in names_of(folder) | energon_names(folder):
+        assert repository.files[name] == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("there", [b"{}", b'{"format": "omr_io shard set", "version": 99}'])
+def test_a_manifest_there_that_cannot_be_read(folder, there):
+    repository = Repository({MANIFEST_NAME: there})
+    with pytest.raises(SourceError, match=r"cannot be read.*\(source manifest.json\)") as caught:
+        push_files(collect(folder), repository, PushOptions(overwrite=True), "u")
+    assert "Remove that set" in str(caught.value)
+    assert repository.history == []
 
 
 def test_a_card_that_someone_wrote_there_stays(folder):

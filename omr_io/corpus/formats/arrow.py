@@ -139,7 +139,11 @@ def _storage(kind: Any) -> Any:
 
 def _is_list(kind: Any) -> bool:
     types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+    known = (
+        types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view,
+        types.is_large_list_view,
+    )  # fmt: skip
+    return any(check(kind) for check in known)
 
 
 def _is_text(kind: Any) -> bool:

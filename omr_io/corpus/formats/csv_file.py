@@ -22,6 +22,7 @@ from omr_io.corpus.formats.untyped import (
     SpanCutter,
     decoded,
     may_name_images,
+    refuse_utf16,
     repaired,
 )
 from omr_io.corpus.raw import BadRow, ColumnType, RawRow, Span
@@ -65,7 +66,9 @@ class CsvFile(CheckedFile):
         where = Where(source=shown(location))
         stamp = stamp_of(location)
         with reading(location) as opened:
-            delimiter = _delimiter_of(opened.readline(_MAX_LINE))
+            head = opened.readline(_MAX_LINE)
+        refuse_utf16(head, where)
+        delimiter = _delimiter_of(head)
         cutter = SpanCutter()
         with reading_hashed(location) as (file, digest):
             records = _Records(file, 0, None, delimiter, where)
@@ -163,7 +166,8 @@ class _Records:
         return SourceError(
             f"the record at byte {start} cannot be read: {what}",
             where=Where(source=self._where.source, row=self.row),
-            mend='Mend it there; a quote within a quoted field is written twice: ""',
+            mend='Mend it there; a quote within a quoted field is written twice: "". Longer fields '
+            "than 128 KiB can be given as JSON Lines or Parquet",
         )
 
 

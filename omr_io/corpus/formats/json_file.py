@@ -25,6 +25,7 @@ from omr_io.corpus.formats.untyped import (
     SpanCutter,
     TypesByExample,
     outside_images,
+    refuse_utf16,
 )
 from omr_io.corpus.raw import BadRow, RawRow, Span
 from omr_io.errors import SourceError, Where
@@ -136,8 +137,7 @@ def _layout_of(location: Location, where: Where) -> tuple[Layout, int]:
         head = file.read(_HEAD_BYTES)
     begin = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
     text = head[begin:].lstrip()
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise SourceError("this is UTF-16", where=where, mend="Write it again as UTF-8")
+    refuse_utf16(head, where)
     if not text:
         raise SourceError("the file is empty", where=where)
     if text.startswith(b"["):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -135,6 +136,12 @@ def decoded(data: bytes) -> tuple[str, bool]:
         return data.decode("utf-8"), False
     except UnicodeDecodeError:
         return data.decode("utf-8", "surrogateescape"), True
+
+
+def refuse_utf16(head: bytes, where: Where) -> None:
+    """Raise SourceError for a file that begins as UTF-16 does: spreadsheets write such."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise SourceError("this is UTF-16", where=where, mend="Write it again as UTF-8")
 
 
 def outside_images(row: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -149,16 +150,17 @@ def _mend(it: Fit, table: Table) -> str:
         advice.append("add --allow-no-reasoning if it has no traces")
     guess = guess_map(table.columns)
     if guess:
-        advice.append(f"try --map {guess}")
+        advice.append(f"try {guess}")
     advice.append("name a schema by --schema (`omr-io schemas` lists them)")
     text = ", or ".join(advice)
     return text[0].upper() + text[1:]
 
 
 def guess_map(columns: Mapping[str, ColumnType]) -> str:
-    """The likeliest `--map`, "question=problem,answer=label"; "" if neither can be guessed.
+    """The likeliest `--map question=problem,answer=label`, as a shell takes it.
 
-    COLUMN stands for the one of them that cannot.
+    COLUMN stands for the one of the two that cannot be guessed; "" if neither can. A column whose
+    name has a comma gets a `--map` of its own.
     """
     taken: dict[str, str] = {}
     for meaning in _USUAL_NAMES:
@@ -168,7 +170,10 @@ def guess_map(columns: Mapping[str, ColumnType]) -> str:
     if "question" not in taken and "answer" not in taken:
         return ""
     needed = {meaning: taken.get(meaning, "COLUMN") for meaning in ("question", "answer")}
-    return ",".join(f"{meaning}={column}" for meaning, column in (needed | taken).items())
+    pairs = [f"{meaning}={column}" for meaning, column in (needed | taken).items()]
+    own = [pair for pair in pairs if "," in pair]
+    joined = ",".join(pair for pair in pairs if pair not in own)
+    return " ".join(f"--map {shlex.quote(text)}" for text in (joined, *own) if text)
 
 
 def _guess(meaning: str, columns: Mapping[str, ColumnType], taken: set[str]) -> str | None:
