@@ -405,7 +405,7 @@ def test_the_command(omr_io, place, serve, tmp_path):
 
 def test_a_run_that_is_stopped_goes_on(place, serve, tmp_path):
     """As a process of its own, by Ctrl-C while the judge is at work."""
-    server = serve(lambda asked: Say(stall=60) if asked.claim in ("k31", "r10") else scores(2, 1))
+    server = serve(lambda asked: Say(stall=250) if asked.claim in ("k31", "r10") else scores(2, 1))
     command = [
         sys.executable, "-c", "from omr_io.cli import main; main()", "judge", "score",
         place.completions, place.shards, "--endpoint", server.url, "--judge-model", "j",
@@ -414,7 +414,7 @@ def test_a_run_that_is_stopped_goes_on(place, serve, tmp_path):
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     # Seven answered and kept, two under way.
     while len(list((tmp_path / "cache").glob("*/[0-9a-f]*"))) < 7 or len(server.asked) < 9:
         assert time.monotonic() < end
@@ -422,15 +422,15 @@ def test_a_run_that_is_stopped_goes_on(place, serve, tmp_path):
         time.sleep(0.02)
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert time.monotonic() - begin < 10
+    out, err = process.communicate(timeout=240)
+    assert time.monotonic() - begin < 100
     assert (process.returncode, out) == (130, "")
     assert err == f"stopped by SIGINT: {ADVICE}\n"
     assert not list(place.completions.parent.glob("trace-scores*"))
 
     server.script = lambda asked: scores(2, 1)
     before = len(server.asked)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["usage"]["cached"] == 7
     assert {asked.claim for asked in server.asked[before:]} == {"k31", "r10"}
