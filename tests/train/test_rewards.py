@@ -209,7 +209,7 @@ def test_rewards(completion: str, accuracy: float, form: float) -> None:
     ],
 )
 def test_long_hostile_text_takes_no_time(hostile: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     assert parse_answer(hostile, OPTIONS, strict=False).letter is None
     assert reward(hostile, record()).total == 0.0
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 5.0  # milliseconds; what is quadratic takes minutes
