@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -174,7 +175,8 @@ def test_what_a_conversion_shows(monkeypatch):
     from omr_io.conversion import ConvertProgress
 
     clock = iter((0.0, 0.0, 20.0, 20.0))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    for module in ("omr_io.cli.convert_report", "omr_io.terminal"):  # for no other thread
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: next(clock)))
     console = Console(file=io.StringIO(), width=40)
     report = ConvertReport(Reporter(console))
     report(ConvertProgress(3000, 2990, 10, 80_000_000, 100_000, "convert", 1000, 40_000_000))
@@ -462,7 +464,8 @@ def test_demo_corpus_passes_its_options_on(omr_io, tmp_path, monkeypatch):
 
 def test_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere(monkeypatch):
     clock = iter(float(second) for second in range(1000))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    ticking = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("omr_io.terminal.time", ticking)
     plain = Console(file=io.StringIO(), width=40)
     with Reporter(plain) as reporter:
         for row in range(30):
