@@ -122,6 +122,6 @@ def test_many_processes_share_it(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(600)
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert not [name for name in names(tmp_path) if name.startswith(".")]

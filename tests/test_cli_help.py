@@ -124,7 +124,7 @@ def test_bash_completes(program: Path) -> None:
         ["bash", "--norc", "-c", ASK],
         input="\n".join([*asked, "omr-io _", "omr-io convert --"]) + "\n",
         env={"PATH": f"{program}:/usr/bin:/bin", "HOME": "/nonexistent"},
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert done.stderr == ""
     *answers, last = done.stdout.splitlines()

@@ -111,17 +111,17 @@ def test_a_fork_in_the_middle_of_a_read(files):
     def hold() -> None:
         with storage._table()._lock:
             holding.set()
-            release.wait(20)
+            release.wait(300)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    holding.wait(20)
+    assert holding.wait(100)
     child = os.fork()
     if child == 0:
         good = storage.read("1.bin", 5, 50) == data["1.bin"][5:55] and open_in(folder) == 1
         os._exit(0 if good else 1)
     try:
-        for _ in range(200):
+        for _ in range(2000):
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 break

@@ -54,7 +54,7 @@ def run(folder: Path, path: Path, *options: str) -> subprocess.CompletedProcess[
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1500,
     )
 
 
@@ -87,13 +87,13 @@ def kill_after(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 900
     while len(lines(folder, name)) < count:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=900)
     return process.returncode, stdout, stderr
 
 

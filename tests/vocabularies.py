@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(os.environ.get("OMR_VOCABULARIES", Path(__file__).parent / ".vocabularies"))
-SECONDS = {"dashscope==2.0.2": 120, "llama-models==0.3.0": 120, "litellm==1.109.1": 600}
+SECONDS = {"dashscope==2.0.2": 600, "llama-models==0.3.0": 600, "litellm==1.109.1": 900}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _refused(wheel: str) -> str:
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
-        command += ["--retries", "1", "--timeout", "20", "--dest", folder, wheel]
+        command += ["--retries", "3", "--timeout", "60", "--dest", folder, wheel]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS[wheel])
         except subprocess.TimeoutExpired:

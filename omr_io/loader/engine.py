@@ -156,7 +156,9 @@ class Engine(Generic[Result]):
         if taken.error is not None:
             self.close()
             raise taken.error
-        return taken.result  # type: ignore[return-value]
+        # The thread that made it may hold the job for a while yet: its result is the consumer's.
+        result, taken.result = taken.result, None
+        return result  # type: ignore[return-value]
 
     def _make_here(self) -> Result:
         job = next(self._jobs)

@@ -181,7 +181,7 @@ def test_it_goes_to_other_processes(joined, method):
     child.start()
     sending.close()
     assert receiving.recv() == want
-    child.join(timeout=30)
+    child.join(timeout=300)
     assert child.exitcode == 0
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import io
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -269,10 +270,16 @@ SLOW_RUN = """
     def rows():
         for item in single_records(20):
             print(item.id, flush=True)
-            time.sleep(0.05 if {pause} else 0)
+            if {pause} and item.id == "case.0014":
+                time.sleep(1000)  # until it is killed
             yield item
     write(Path({out!r}), rows(), max_shard_samples=3, threads=1, overwrite=True)
 """
+
+
+def walked(folder: Path) -> list[str]:
+    """Names of all files, while another process makes and removes them."""
+    return [name for _, _, names in os.walk(folder) for name in names]
 
 
 def script(out: Path, pause: bool) -> list[str]:
@@ -287,8 +294,12 @@ def test_a_killed_run_leaves_nothing_that_counts(tmp_path, over_old):
     process = subprocess.Popen(script(tmp_path / "set", True), stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.strip() == "case.0014":
-            process.send_signal(signal.SIGKILL)
             break
+    deadline = time.monotonic() + 100
+    while not any(name.endswith(".tar.tmp") for name in walked(tmp_path / "set")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
     left = contents(tmp_path / "set")

@@ -169,7 +169,7 @@ def mounted(tmp_path):
 
     yield mount
     for folder in folders:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -310,7 +310,7 @@ def _children() -> list[int]:
 
 
 def _kill_one_child() -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while not (found := _children()) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(found[0], signal.SIGKILL)

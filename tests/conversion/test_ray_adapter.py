@@ -79,7 +79,7 @@ def test_ray_writes_the_same_bytes(python_with_ray, tmp_path):
     expected = convert(source, tmp_path / "clean", options)
     done = subprocess.run(
         [python_with_ray, "-c", SCRIPT, source, tmp_path / "set"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        capture_output=True, text=True, cwd=tmp_path, timeout=1200,
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

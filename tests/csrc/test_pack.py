@@ -1,6 +1,5 @@
 """The pack's C++ on random samples and random tables under sanitizers: see fuzz_pack.cpp."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,7 +19,7 @@ def test_nothing_breaks(tmp_path: Path) -> None:
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{ROOT / 'csrc'}"]
     sources = [*sorted((ROOT / "csrc/pack").glob("*.cpp")), ROOT / "tests/csrc/fuzz_pack.cpp"]
     subprocess.run([compiler, *flags, *sources, "-o", binary], check=True)
-    seed = str(os.getpid())
+    seed = "1"
     done = subprocess.run([binary, "100000", seed], capture_output=True, text=True)
     assert done.returncode == 0, f"seed {seed}\n{done.stderr[-4000:]}"
     assert int(done.stdout.split()[0]) > 10_000

@@ -48,7 +48,7 @@ def model_folder(tmp_path_factory, tokenizer) -> Path:
 def environment(tmp_path_factory) -> Path:
     """The Python of an environment with other people's trainers, over the one the tests run in."""
     root = tmp_path_factory.mktemp("trainers") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", root], check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", "venv", root], check=True, timeout=900)
     python = root / "bin/python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     done = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
@@ -75,7 +75,7 @@ def run():
             start_new_session=True,
         )  # fmt: skip
         try:
-            out, errors = child.communicate(timeout=400)
+            out, errors = child.communicate(timeout=1200)
         finally:  # with its ranks, whatever became of them
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)

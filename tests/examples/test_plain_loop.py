@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -90,18 +90,26 @@ def test_a_killed_run_goes_on_with_two_ranks(run, corpus, model_folder, tmp_path
     """The same global batches on one rank or two: sums differ by rounding alone."""
     options = [*OPTIONS, "--save-steps", 1]
     run(FILE, corpus, model_folder, tmp_path / "whole", *options)
-    command = [sys.executable, FILE, corpus, model_folder, tmp_path / "killed", *options]
-    with subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=quiet()
-    ) as child:
-        for line in child.stdout:
-            if line.startswith("step 3 of"):
-                child.kill()
-    time.sleep(0.1)
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    printed = run(*ranks, FILE, corpus, model_folder, tmp_path / "killed", *options)
-    assert "step 4 of" in printed
-    assert "step 3 of" not in printed
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    for attempt in range(5):  # a run may be over before it is killed
+        killed = tmp_path / f"killed-{attempt}"
+        command = [sys.executable, FILE, corpus, model_folder, killed, *options]
+        with subprocess.Popen(
+            [str(part) for part in command], stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            env=quiet(),
+        ) as child:  # fmt: skip
+            for line in child.stdout:
+                if line.startswith("step 3 of"):
+                    child.kill()
+        ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+        printed = run(*ranks, FILE, corpus, model_folder, killed, *options)
+        numbers = [int(n) for n in re.findall(r"^step (\d+) of", printed, re.MULTILINE)]
+        if numbers:
+            break
+    else:
+        pytest.fail("no run could be killed before its end")
+    first, last = min(numbers), int(re.findall(r" of (\d+), epoch", printed)[0])
+    assert first >= 4
+    assert sorted(numbers) == sorted(2 * list(range(first, last + 1)))  # by each rank
+    whole, resumed = weights(tmp_path / "whole"), weights(killed)
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-4, msg=name)

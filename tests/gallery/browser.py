@@ -39,7 +39,7 @@ def dump_dom(url: str, *flags: str) -> str:
     """The page's DOM as HTML, after its scripts have run."""
     with tempfile.TemporaryDirectory() as profile:
         command = [chromium(), *FLAGS, *flags, f"--user-data-dir={profile}", "--dump-dom", url]
-        done = subprocess.run(command, capture_output=True, timeout=100, check=True)
+        done = subprocess.run(command, capture_output=True, timeout=400, check=True)
     text = done.stdout.decode("utf-8")
     assert "<html" in text
     return text
@@ -136,7 +136,7 @@ class Session:
 
     def until(self, expression: str, expected: Any) -> None:
         """Wait for what the page does a moment later; fails after some seconds."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 200
         while (found := self.js(expression)) != expected:
             assert time.monotonic() < deadline, f"{expression} is {found}, not {expected}"
             time.sleep(0.02)
@@ -155,7 +155,7 @@ class Session:
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self._rest:
-                ready, _, _ = select.select([self._back], [], [], 60)
+                ready, _, _ = select.select([self._back], [], [], 200)
                 assert ready, f"no answer to {method}"
                 data = os.read(self._back, 1 << 16)
                 assert data, "the browser is gone"
@@ -187,7 +187,7 @@ def session(url: str) -> Iterator[Session]:
             yield page
             page._session = ""
             page.call("Browser.close")
-            process.wait(30)
+            process.wait(200)
         finally:
             process.kill()
             process.wait()

@@ -49,7 +49,7 @@ def run(folder: Path, kind: str, tars: dict[str, bytes], form: Form) -> dict[str
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(root / "tmp")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

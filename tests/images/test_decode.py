@@ -316,7 +316,7 @@ def test_decoders_survive_a_fork(decoder: Decoder) -> None:
     context = multiprocessing.get_context("fork")
     child = context.Process(target=lambda: assert_equal(decode(decoder, images), images))
     child.start()
-    child.join(30)
+    child.join(300)
     code = child.exitcode
     child.kill()
     assert code == 0

@@ -170,7 +170,7 @@ def test_the_cpu_works_at_the_same_time_and_order_is_kept(
         return original_run(*arguments)
 
     def late(self: CpuDecoder, data: bytes, info: ImageInfo) -> Any:
-        assert began.wait(20)
+        assert began.wait(200)
         return original(self, data, info)
 
     monkeypatch.setattr(decoder, "_run", run)

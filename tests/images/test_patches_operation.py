@@ -281,5 +281,5 @@ print(os.waitpid(child, 0)[1])
 def test_a_fork_may_follow_threads() -> None:
     """Nothing of a call outlives it: a child of a fork calls again, with threads."""
     command = [sys.executable, "-c", FORK]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout == "0\n", done.stderr

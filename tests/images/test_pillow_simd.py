@@ -29,7 +29,7 @@ from tests.images.test_decode import encode, exif, photograph, transparent_image
 pytestmark = pytest.mark.slow
 
 PACKAGES = ["pillow-simd==12.1.1.post0", f"numpy=={np.__version__}", "simplejpeg==1.9.0"]
-SECONDS = 300
+SECONDS = 900
 SIZE = (96, 64)
 
 SCRIPT = """

@@ -18,7 +18,8 @@ from tests.judge.judge_server import JudgeServer, Script
 from tests.shard_sets import encoded, record, write
 
 KEY = "sk-a/very+secret-key_0123456789"
-QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=60.0)
+# Quick to try again; patient with a server on a machine that has much else to do.
+QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=100.0)
 
 # By record: axis, claim. The claims tell units apart in prompts.
 UNITS = (

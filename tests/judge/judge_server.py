@@ -136,16 +136,18 @@ class JudgeServer:
                     self.close_connection = True  # whoever asked went before it was said
                     return
                 try:
-                    self._answer(server.script(asked))
+                    say = server.script(asked)
+                    over = say.stall and server.over.wait(say.stall)
+                finally:
+                    with server._lock:  # before an answer, after which another may ask
+                        server._at_once -= 1
+                try:
+                    if not over:
+                        self._answer(say)
                 except OSError:
                     self.close_connection = True  # whoever asked has gone
-                finally:
-                    with server._lock:
-                        server._at_once -= 1
 
             def _answer(self, say: Say) -> None:
-                if say.stall and server.over.wait(say.stall):
-                    return
                 body = say.body()
                 self.send_response(say.status)
                 for name, value in say.headers.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -139,7 +140,7 @@ def test_keep_going_makes_a_judge_error_of_one_refusal(serve, judge_of):
 
 def test_an_endpoint_that_is_down_ends_the_run(serve, judge_of):
     server = serve(lambda asked: Say("broken", 500))
-    policy = RetryPolicy(tries=2, first_wait=0, max_wait=0, timeout=60)
+    policy = RetryPolicy(tries=2, first_wait=0, max_wait=0, timeout=100)
     options = {"policy": policy, "give_up_after": 5, "concurrency": 2}
     with judge_of(server, **options) as judge, pytest.raises(SourceError, match="in a row"):
         judge.ask_all([question(str(number)) for number in range(500)])
@@ -171,7 +172,7 @@ def test_rubbish_is_asked_again_once(serve, judge_of):
 
 
 def test_at_most_so_many_at_once(serve, judge_of):
-    barrier = threading.Barrier(3, timeout=60)
+    barrier = threading.Barrier(3, timeout=100)
 
     def script(asked: Asked) -> Say:
         barrier.wait()  # three come together or this fails
@@ -241,7 +242,8 @@ def test_the_cache(serve, judge_of, tmp_path):
 def test_the_cache_is_bounded_and_may_be_none(serve, judge_of, tmp_path):
     server = serve(lambda asked: scores(2, 1, reason="r" * 500))
     questions = [question(str(number)) for number in range(60)]
-    with judge_of(server, cache_bytes=256 * 700) as judge:  # one answer a folder
+    # One answer a folder; a name, as folders go by the endpoint, whose port is another each time.
+    with judge_of(server, name="here", cache_bytes=256 * 700) as judge:
         judge.ask_all(questions)
     folders = list((tmp_path / "cache").iterdir())
     assert len(folders) < 60  # so that some held two
@@ -268,7 +270,7 @@ def test_the_key_is_repeated_nowhere(serve, judge_of, tmp_path):
         "3": Say(f"{KEY} is not JSON"),
     }
     server = serve(lambda asked: script[asked.claim])
-    policy = RetryPolicy(tries=1, timeout=60)
+    policy = RetryPolicy(tries=1, timeout=100)
     with judge_of(server, policy=policy) as judge:
         answers = judge.ask_all([question(name) for name in script])
         shown = repr((answers, judge.endpoint, judge.usage))
@@ -279,8 +281,10 @@ def test_the_key_is_repeated_nowhere(serve, judge_of, tmp_path):
 
 
 def test_nobody_there():
-    options = AskOptions(policy=QUICK, deadline=300)
-    with Judge(Endpoint("http://127.0.0.1:9/v1", "m"), options, cache_bytes=0) as judge:
+    with socket.socket() as taken:  # and not listened to
+        taken.bind(("127.0.0.1", 0))
+        endpoint = Endpoint(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", "m")
+        judge = Judge(endpoint, AskOptions(policy=QUICK, deadline=300), cache_bytes=0)
         assert "ConnectionRefusedError" in judge.ask(question()).error
         assert judge.usage.requests == 4
 

@@ -1,9 +1,26 @@
 """Fixtures of the loader's tests."""
 
+import gc
+import threading
+
 import pytest
 
 from omr_io.index import ShardSet
-from omr_io.loader import DataLoader
+from omr_io.loader import DataLoader, engine
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_of_another_test(monkeypatch):
+    """Tests count the loader's threads: those of iterations that were left behind end first.
+
+    And closing waits for a thread's unit of work as long as a busy machine takes for it.
+    """
+    monkeypatch.setattr(engine, "_PATIENCE", 60.0)
+    threads = [t for t in threading.enumerate() if t.name.startswith("omr-io-loader")]
+    if threads:
+        gc.collect()
+    for thread in threads:
+        thread.join(10)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omr_io.errors import ConfigError
+from omr_io.loader import engine as engine_module
 from omr_io.loader.engine import Engine
 from omr_io.loader.options import Depth
 
@@ -74,6 +75,14 @@ def our_threads():
     return [t for t in threading.enumerate() if t.name.startswith("omr-io-loader")]
 
 
+def until(true):
+    """Wait until something is so, whatever the machine is busy with."""
+    deadline = time.monotonic() + 100
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 100)), max_size=20),
@@ -106,7 +115,8 @@ def test_what_is_begun_is_bounded(threads, prefetch):
         assert next(working) == expected
         time.sleep(0.001)
         assert len(log.begun) <= expected + 1 + prefetch + threads
-    time.sleep(0.05)
+    until(lambda: working.ready()[0] >= max(prefetch, 1))
+    time.sleep(0.05)  # for more than are allowed
     ready, num_bytes = working.ready()
     assert ready == num_bytes
     assert max(prefetch, 1) <= ready <= prefetch + threads
@@ -118,7 +128,8 @@ def test_bytes_bound_what_waits_and_one_job_is_always_made():
     log = Log()
     working = engine(jobs(log, num_bytes=40), threads=3, prefetch=10, prefetch_bytes=100)
     assert next(working) == 0
-    time.sleep(0.05)
+    until(lambda: len(log.begun) >= 3)
+    time.sleep(0.05)  # for more than are allowed
     assert len(log.begun) == 3  # the one that was taken, and two of 40 bytes within 100
     working.close()
     large = engine(jobs(Log(), count=5, num_bytes=1000), prefetch_bytes=100)
@@ -128,7 +139,7 @@ def test_bytes_bound_what_waits_and_one_job_is_always_made():
 def test_the_units_of_one_job_are_shared_by_all_threads():
     met = threading.Barrier(4)
     working = engine(jobs(Log(), count=1, units=4, work=lambda number, unit: (
-        met.wait(5) if unit is not None else None)), threads=4)  # fmt: skip
+        met.wait(100) if unit is not None else None)), threads=4)  # fmt: skip
     assert list(working) == [0]  # a barrier for four opens only if four work at once
 
 
@@ -158,10 +169,10 @@ def test_of_several_errors_in_a_job_the_first_unit_s_is_raised():
     def work(number, unit):
         if unit == 0:
             first_began.set()
-            second_failed.wait(5)
+            second_failed.wait(100)
             raise KeyError("the first")
         if unit == 1:
-            first_began.wait(5)
+            first_began.wait(100)
             try:
                 raise KeyError("the second")
             finally:
@@ -203,14 +214,21 @@ def test_closing_waits_for_work_and_ends_the_threads():
     assert next(working, None) is None
 
 
-def test_closing_does_not_wait_for_work_that_hangs():
-    release = threading.Event()
-    working = engine(jobs(Log(), work=lambda number, unit: release.wait(60)), threads=2)
+def test_closing_does_not_wait_for_work_that_hangs(monkeypatch):
+    monkeypatch.setattr(engine_module, "_PATIENCE", 0.1)
+    begun, release = threading.Event(), threading.Event()
+
+    def work(number, unit):
+        begun.set()
+        release.wait(300)
+
+    working = engine(jobs(Log(), work=work), threads=2)
+    assert begun.wait(100)
     working.close()
-    assert len(our_threads()) == 2
+    assert our_threads()  # still at work, which has not been let go
     release.set()
     for thread in our_threads():
-        thread.join(5)
+        thread.join(100)
     assert not our_threads()
 
 
@@ -273,6 +291,23 @@ def test_a_thread_that_the_system_refuses_leaves_none_behind(monkeypatch):
         engine(jobs(Log()), threads=3)
     assert len(started) == 2
     assert not our_threads()
+
+
+def test_a_result_is_the_consumers_alone():
+    """Whatever the thread does that made it: here it waits for room, and for its next job."""
+
+    class Result: ...
+
+    class Making(Job):
+        def finish(self, parts):
+            return Result()
+
+    log = Log()
+    working = engine((Making(number, 1, 1, log) for number in range(2)), threads=1)
+    until(lambda: working.ready()[0] == 2)
+    results = [weakref.ref(next(working)), weakref.ref(next(working))]
+    assert [result() for result in results] == [None, None]
+    working.close()
 
 
 def test_nothing_is_kept_after_the_end():

@@ -173,7 +173,8 @@ def read_record(self, number, **options):
     global count
     count += 1
     (Path(ready) / f"reading-{os.getpid()}").touch()
-    time.sleep(0.02)
+    while not (Path(ready) / "go").exists():
+        time.sleep(0.005)
     return real(self, number, **options)
 
 ShardSet.read_record = read_record
@@ -209,9 +210,10 @@ def ranks(folder, shards, tokenizer, vision, tmp_path):
 
 
 def test_of_ranks_that_start_at_once_one_measures(
-    ranks, folder, shards, tokenizer, vision, records
+    ranks, folder, shards, tokenizer, vision, records, tmp_path
 ):
-    printed = [rank.communicate(timeout=120)[0].decode().split() for rank in ranks(3)]
+    (tmp_path / "ready" / "go").touch()
+    printed = [rank.communicate(timeout=600)[0].decode().split() for rank in ranks(3)]
     with make(shards, tokenizer, vision) as loader:
         assert {digest for digest, _ in printed} == {loader.lengths.digest()}
     assert sorted(int(reads) for _, reads in printed) == [0, 0, len(records)]
@@ -220,7 +222,7 @@ def test_of_ranks_that_start_at_once_one_measures(
 
 def test_a_rank_that_dies_while_it_measures_is_replaced(ranks, tmp_path, folder, records):
     processes = ranks(2)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (reading := list((tmp_path / "ready").glob("reading-*"))):
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -228,7 +230,8 @@ def test_a_rank_that_dies_while_it_measures_is_replaced(ranks, tmp_path, folder,
     [victim] = [process for process in processes if process.pid == pid]
     [other] = [process for process in processes if process.pid != pid]
     victim.kill()
-    assert other.communicate(timeout=60)[0].decode().split()[1] == str(len(records))
+    (tmp_path / "ready" / "go").touch()
+    assert other.communicate(timeout=600)[0].decode().split()[1] == str(len(records))
     assert victim.wait() == -signal.SIGKILL
     assert len(list(folder.iterdir())) == 1
 

@@ -93,7 +93,7 @@ def test_the_next_window_and_epoch_are_planned_ahead(monkeypatch):
     )  # fmt: skip
     for _ in made.places(Position(), ALONE, ahead=True):
         if made._ahead is not None:
-            made._ahead.join(5)
+            made._ahead.join(200)
     assert elsewhere == [(0, 0, False), (0, 1, True), (1, 0, True)]
     next(made.places(Position(1), ALONE, ahead=False))
     assert len(elsewhere) == 3

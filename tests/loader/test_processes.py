@@ -17,8 +17,9 @@ from tests.loader.loaders import assert_equal, assert_streams_equal
 
 ROOT = Path(__file__).parents[2]
 # From the signal to the end of the process, beyond what one without a loader takes. 2 s are
-# promised; under load nothing holds on that, so this only tells an end from a hang.
-SECONDS = 20.0
+# promised; under load nothing holds on that, so this only tells an end from a hang: whatever waits
+# for threads takes 30.
+SECONDS = 25.0
 
 SCRIPT = """
 import signal, sys, time
@@ -93,30 +94,12 @@ def start(shards, saved_tokenizer, tmp_path):
         process.communicate()
 
 
-@pytest.fixture(scope="module")
-def limit():
-    """`SECONDS`, and what the interpreter itself takes to end on this machine, now."""
-    # A shell's background job ignores SIGINT, and so would its children.
-    code = "import signal, time, torch, omr_io.loader; "
-    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "print('ready', flush=True); time.sleep(60)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout.readline() == "ready\n"
-    return SECONDS + end(process, signal.SIGINT)[0]
-
-
 def end(process, sent=None):
     """Seconds until the process ended, and what it said on standard error."""
     begun = time.monotonic()
     if sent is not None:
         process.send_signal(sent)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     return time.monotonic() - begun, said
 
 
@@ -127,34 +110,34 @@ def nothing_is_left(process, folder):
     assert not [one for one in Path("/dev/shm").iterdir() if f"_{process.pid}_" in one.name]
 
 
-def test_ctrl_c_ends_the_process(start, limit, tmp_path):
+def test_ctrl_c_ends_the_process(start, tmp_path):
     process = start("time.sleep(0.2)")
     seconds, said = end(process, signal.SIGINT)
     assert process.returncode == -signal.SIGINT, said
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert "Fatal" not in said
-    assert seconds < limit
+    assert seconds < SECONDS
     nothing_is_left(process, tmp_path)
 
 
-def test_ctrl_c_while_threads_read_slowly(start, limit, tmp_path):
+def test_ctrl_c_while_threads_read_slowly(start, tmp_path):
     process = start(before=SLOW)
     seconds, said = end(process, signal.SIGINT)
     assert process.returncode == -signal.SIGINT, said
     assert "Fatal" not in said
-    assert seconds < limit
+    assert seconds < SECONDS
     nothing_is_left(process, tmp_path)
 
 
-def test_sigterm_ends_the_process(start, limit, tmp_path):
+def test_sigterm_ends_the_process(start, tmp_path):
     process = start(before=SLOW)
     seconds, said = end(process, signal.SIGTERM)
     assert (process.returncode, said) == (-signal.SIGTERM, "")
-    assert seconds < limit
+    assert seconds < SECONDS
     nothing_is_left(process, tmp_path)
 
 
-def test_sigterm_with_a_handler_that_exits(start, limit, tmp_path):
+def test_sigterm_with_a_handler_that_exits(start, tmp_path):
     process = start(
         before="""
         import signal
@@ -163,7 +146,7 @@ def test_sigterm_with_a_handler_that_exits(start, limit, tmp_path):
     )
     seconds, said = end(process, signal.SIGTERM)
     assert (process.returncode, said) == (7, "")
-    assert seconds < limit
+    assert seconds < SECONDS
     nothing_is_left(process, tmp_path)
 
 
@@ -172,13 +155,13 @@ def test_sigterm_with_a_handler_that_exits(start, limit, tmp_path):
     [("sys.exit(0) if count > 5 else None", 0), ("1 / 0 if count > 5 else None", 1)],
     ids=["exit", "error"],
 )
-def test_a_script_that_ends_with_an_iteration_open(start, limit, body, code):
+def test_a_script_that_ends_with_an_iteration_open(start, body, code):
     process = start(body)
     seconds, said = end(process)
     assert process.returncode == code, said
     assert "Fatal" not in said
     assert "terminate called" not in said
-    assert seconds < limit
+    assert seconds < SECONDS
 
 
 @pytest.mark.parametrize("threads", [0, 3])
@@ -236,9 +219,9 @@ def test_a_loader_goes_to_other_processes(make_loader, method):
         here, there = context.Pipe()
         process = context.Process(target=_count_in_child, args=(loader, there))
         process.start()
-        assert here.poll(60)
+        assert here.poll(300)
         assert here.recv() == list(range(1, len(loader)))
-        process.join(10)
+        process.join(200)
         assert process.exitcode == 0
         assert [batch.step for batch in loader] == list(range(1, len(loader)))
 
@@ -255,7 +238,7 @@ def test_a_pickled_loader_is_the_same(make_loader):
 
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
 def test_a_process_ends_after_the_unit_at_work_however_long_that_takes(closed):
-    """On a machine under load: C++ that comes back too late would abort the process."""
+    """C++ that comes back too late would abort it: the unit ends after the process began to."""
     script = f"""
         import contextlib, threading, time
         import numpy as np
@@ -263,21 +246,27 @@ def test_a_process_ends_after_the_unit_at_work_however_long_that_takes(closed):
         from omr_io import _C
         from omr_io.loader.engine import Engine
         from omr_io.loader.options import Depth
-        words, begun, told = np.arange(300_000, dtype=np.uint64), threading.Event(), []
+        words = np.arange(300_000, dtype=np.uint64)
+        begun, ending = threading.Event(), threading.Event()
+        def interrupt():
+            print("interrupted", flush=True)
+            ending.set()
         class Job:
             num_bytes, num_units = 1, 1
             def begin(self): ...
             def run(self, unit):
                 begun.set()
-                end = time.monotonic() + 2.5
-                while time.monotonic() < end:
+                until = time.monotonic() + 200
+                while not ending.is_set() and time.monotonic() < until:
+                    _C.shuffled(words)
+                until = time.monotonic() + 1
+                while time.monotonic() < until:
                     _C.shuffled(words)
                 print("done", flush=True)
             def finish(self, parts): ...
             def describe(self, error): ...
         engine = Engine(
-            iter([Job()]), Depth(2, 1, 10), contextlib.nullcontext,
-            interrupt=lambda: print("interrupted", flush=True),
+            iter([Job()]), Depth(2, 1, 10), contextlib.nullcontext, interrupt=interrupt
         )
         begun.wait()
         if {closed}:
@@ -334,9 +323,14 @@ def test_ctrl_c_while_closing_waits_for_a_thread():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [0.02, 0.06, 0.1, 0.15, 0.2, 0.3])
-def test_a_process_may_end_while_the_next_epoch_is_planned(wait):
+def test_a_process_may_end_while_the_next_epoch_is_planned():
     """C++ that still plans when the interpreter is gone would abort the process."""
+    found = [_ends_while_planning(share) for share in (0.02, 0.05, 0.1, 0.2, 0.4, 0.6)]
+    assert "planning True\n" in found  # on a busy machine some may be too late
+
+
+def _ends_while_planning(share):
+    """What a process says that ends after so large a share of the time that planning takes."""
     script = f"""
         import time
         import numpy as np
@@ -351,11 +345,15 @@ def test_a_process_may_end_while_the_next_epoch_is_planned(wait):
             def __del__(self, sleep=time.sleep):
                 sleep(1.0)
         kept = SlowToGo()
+        begin = time.monotonic()
+        order.epoch(0).window(0)
+        took = time.monotonic() - begin
         order.plan_ahead(0, 0)
-        time.sleep({wait})
+        time.sleep({share} * took)
         print("planning", order._ahead.is_alive())
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=ROOT
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "planning True\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

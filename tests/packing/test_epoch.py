@@ -239,7 +239,7 @@ def test_a_kept_plan_is_given_while_another_is_made(monkeypatch):
 
     def slow(window):
         begun.set()
-        assert go.wait(20)
+        assert go.wait(200)
         return real(window)
 
     monkeypatch.setattr(epoch.Window, "plan", slow)
@@ -247,11 +247,11 @@ def test_a_kept_plan_is_given_while_another_is_made(monkeypatch):
     threads = [threading.Thread(target=lambda: found.append(made.window(1))) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert begun.wait(20)
+    assert begun.wait(200)
     assert made.window(0) is first
     go.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(200)
     assert len(found) == 3
     assert len({id(one) for one in found}) == 1  # planned once
 
@@ -263,7 +263,7 @@ def test_a_failure_on_one_thread_is_raised_on_each(monkeypatch):
 
     def failing(window):
         begun.set()
-        assert go.wait(20)
+        assert go.wait(200)
         if len(failures) < 2:
             failures.append(window)
             raise MemoryError("no room")
@@ -281,10 +281,10 @@ def test_a_failure_on_one_thread_is_raised_on_each(monkeypatch):
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert begun.wait(20)
+    assert begun.wait(200)
     go.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(200)
     assert (len(raised), len(found)) == (2, 1)
     assert made.window(1) is found[0]
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -444,26 +445,29 @@ def cli(*arguments, **environment):
 def test_killed_by_the_system_in_the_middle(hub, folder):
     """SIGKILL while the fifth shard is on its way; then the same command again."""
 
+    killed = threading.Event()
+
     def wait(request, reply):
-        if request.method == "PUT" and len(hub.storage.puts) >= 4:
-            time.sleep(2)
+        if request.method == "PUT" and len(hub.storage.puts) >= 5:
+            killed.wait(300)
         return reply
 
     hub.storage.always = wait
     process = cli("push", str(folder), URL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(hub.storage.puts) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.communicate()
+    killed.set()
     assert MANIFEST_NAME not in hub.files
     hub.storage.always = None
     time.sleep(0.1)
     before = list(hub.storage.puts)
     assert len(before) < 7
     process = cli("push", str(folder), URL, "--json")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert json.loads(out)["sent"] == 14
     assert set(hub.files) == names_of(folder)

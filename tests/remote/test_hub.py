@@ -15,7 +15,7 @@ from omr_io.remote import RetryPolicy, identity, list_urls, open_url
 from tests.remote.hub_server import HubServer, StorageServer, blob_id
 from tests.remote.servers import cut, no_ranges, silent, status
 
-QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=5)
+QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=100)
 DATA = np.random.default_rng(0).bytes(2_000_000)
 FILES = {
     "README.md": b"# card",

@@ -11,7 +11,8 @@ from omr_io.remote_storage import RemoteOptions
 from omr_io.remote_storage.units import State
 from tests.remote.servers import FileServer
 
-QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=3, stall_seconds=2)
+# Quick to try again; patient with a server on a machine that has much else to do.
+QUICK = RetryPolicy(tries=4, first_wait=0.01, max_wait=0.05, timeout=100, stall_seconds=100)
 
 
 def settle(storage) -> None:

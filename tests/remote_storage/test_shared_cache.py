@@ -51,7 +51,7 @@ def half(descriptor, view):
     if len(calls) == 7:  # two a entry: body and trailer
         write(descriptor, view[: len(view) // 2])
         print("stuck", flush=True)
-        time.sleep(100)
+        time.sleep(1000)
     write(descriptor, view)
 block_cache._write = half
 """
@@ -83,7 +83,7 @@ def start(tmp_path):
 
 def result(process):
     """MD5 of what was read, bytes fetched, warnings."""
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     return json.loads(out)
 
@@ -118,7 +118,7 @@ def test_a_neighbour_is_killed_in_the_middle_of_writing(start, tmp_path):
         first.send_signal(signal.SIGKILL)
         begin = time.monotonic()
         said, _, told = result(second)
-        assert time.monotonic() - begin < 10  # not the 90 s after which a hanging one is given up
+        assert time.monotonic() - begin < 80  # not the 90 s after which a hanging one is given up
         assert (said, told) == (md5(DATA), [])
         assert not [path for path in files(cache) if path.name.startswith(".")]
         assert held(cache) <= cache.used_bytes()
@@ -194,9 +194,9 @@ def test_no_memory_for_a_block_reaches_the_reader(options, monkeypatch):
         with ThreadPoolExecutor(1) as pool:
             for _ in range(5):  # more often than it has threads
                 failed = pool.submit(storage.read, "f.tar", 0, BLOCK)
-                assert isinstance(failed.exception(timeout=10), MemoryError)
+                assert isinstance(failed.exception(timeout=100), MemoryError)
             monkeypatch.undo()
-            assert pool.submit(storage.read, "f.tar", 5, 100).result(10) == DATA[5:105]
+            assert pool.submit(storage.read, "f.tar", 5, 100).result(100) == DATA[5:105]
         storage.close()
 
 

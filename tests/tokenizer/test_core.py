@@ -432,7 +432,7 @@ def _in_fork(tokenizer: Tokenizer, texts: list[str], want: list[list[int]]) -> i
 
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # a deadlock ends the child by a signal, which the parent sees
+        signal.alarm(300)  # a deadlock ends the child by a signal, which the parent sees
         same = [tokenizer.encode(text).tolist() for text in texts] == want
         ids, _ = tokenizer.encode_batch(texts)
         os._exit(0 if same and len(ids) == sum(map(len, want)) else 1)

@@ -37,7 +37,7 @@ def _child(rank: int, world_size: int, folder: Path, function: Callable[[Ranks],
             store=dist.FileStore(str(folder / "store"), world_size),
             rank=rank,
             world_size=world_size,
-            timeout=datetime.timedelta(seconds=60),
+            timeout=datetime.timedelta(seconds=600),
         )
         function(Ranks(rank, world_size))
         code = 0

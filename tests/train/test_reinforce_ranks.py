@@ -45,7 +45,7 @@ def start(path: Path, ranks: int, stop_at: int, *options: str) -> subprocess.Com
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1500,
     )  # fmt: skip
 
 

@@ -147,13 +147,13 @@ def test_a_run_that_only_measures_hears_a_signal(recipe):
         text=True,
     )
     history = Path("runs/seen-fake-data/history.jsonl")
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 400
     while not (history.exists() and history.stat().st_size):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=400)
     assert process.returncode == 75, said
     assert files(Path("runs/seen-fake-data")).isdisjoint({"sft-model", "measured.json"})
     assert not list(Path("runs/seen-fake-data").glob("checkpoints/*"))

@@ -232,7 +232,7 @@ def test_ranks_are_added_up_in_one_collective_a_logged_step(tmp_path, end):
         )
         for rank in range(2)
     ]
-    said = [json.loads(w.communicate(timeout=120)[0].splitlines()[-1]) for w in workers]
+    said = [json.loads(w.communicate(timeout=600)[0].splitlines()[-1]) for w in workers]
     assert [w.returncode for w in workers] == [0, 0]
     assert [s["collectives"] for s in said] == [2, 2]
     last = ["metrics of the last 1 steps were not written"] if end == "fails" else []

@@ -33,7 +33,7 @@ class ThreadRanks:
 
 def on_ranks(world_size: int, work: Callable[[Any], T]) -> list[T]:
     """`work` on each rank; a rank that fails or hangs fails the test instead of stopping it."""
-    barrier = threading.Barrier(world_size, timeout=30)
+    barrier = threading.Barrier(world_size, timeout=300)
     board: list[Any] = [None] * world_size
 
     def one(rank: int) -> T:

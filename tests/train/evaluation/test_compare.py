@@ -498,6 +498,6 @@ def test_results_wait_for_those_of_another_process(test_set, tmp_path) -> None:
         thread.start()
         assert not done.wait(1)
         assert not (tmp_path / RESULTS).exists()
-    thread.join(60)
+    thread.join(300)
     assert done.is_set()
     assert (tmp_path / RESULTS).exists()

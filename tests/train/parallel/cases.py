@@ -10,7 +10,9 @@ Legend: G packs of a global step.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import sys
@@ -300,17 +302,24 @@ CASES: dict[str, Callable[[Ranks], Any]] = {
 
 
 def run_rank(out: Path, names: list[str]) -> None:
-    with start_ranks(timeout_seconds=60) as ranks:
+    with start_ranks(timeout_seconds=600) as ranks:
         results = {name: CASES[name](ranks) for name in names}
         if ranks.is_first:
             torch.save(results, out / f"{ranks.world_size}.pt")
 
 
+def free_port() -> int:
+    """One that is free, and that the system gives to no connection in the meantime."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def launch(out: Path, world_size: int, names: list[str]) -> bool:
     """Fork the ranks and wait for them; whether all went well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     children = []
     for rank in range(world_size):
         child = os.fork()

@@ -30,7 +30,7 @@ def launch(out: Path, sizes: tuple[int, ...], names: tuple[str, ...] = ()) -> di
         | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CASES": ",".join(names)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     return {n: torch.load(out / f"{n}.pt", weights_only=False) for n in sizes}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.parallel.cases import free_port
 from tests.train.parallel.test_torchrun import RECIPE, ROOT, rows
 
 STEPS = (
@@ -31,9 +31,7 @@ def start(
     """As srun does: a process a rank, no torchrun between."""
     path = folder / f"{name}.yaml"
     path.write_text(RECIPE.replace(*STEPS).format(name=name, shards=shards, model=""))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = []
     for rank in range(ranks):
@@ -54,7 +52,7 @@ def start(
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     ended = []
     for process in processes:
-        stdout, stderr = process.communicate(timeout=400)
+        stdout, stderr = process.communicate(timeout=1500)
         ended.append((process.returncode, stdout, stderr))
     return ended
 
@@ -66,7 +64,7 @@ def test_one_rank_is_asked_and_all_stop(one_image_shards, tmp_path: Path) -> Non
     whole = rows(tmp_path, "whole")
     asked = start(tmp_path, "stopped", one_image_shards, 2)
     log = tmp_path / "runs/stopped/history.jsonl"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not log.exists() or log.read_bytes().count(b"\n") < 4:
         assert all(p.poll() is None for p in asked)
         assert time.monotonic() < deadline
