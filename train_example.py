@@ -84,6 +84,7 @@ from omr_io.train.run import (
     Run,
     blind,
     cached_json,
+    get_cost,
     get_folder,
     get_model,
     get_reference,
@@ -171,6 +172,7 @@ def train(
             seq_len=recipe.data.seq_len,
             packs_per_step=recipe.data.packs_per_step,
             packs_per_batch=recipe.data.packs_per_batch,
+            cost=get_cost(source, recipe.sft.freeze),
             decoder=decoder,
             num_threads=recipe.data.num_threads,
             seed=recipe.seed,
@@ -205,6 +207,7 @@ def train(
             held_out=SampleEncoder(test_set, chat, recipe.vision, decoder, pixel_dtype=dtype),
             checkpoints=checkpoints,
             stopping=Stopping(signals, checkpoints, ranks),
+            rl_cost=get_cost(source, recipe.rl.freeze),
             ranks=ranks,
         )
         saved = checkpoints.latest() if resume else None
@@ -390,6 +393,9 @@ def save(
 def reinforce(run: Run, history: StepLog, done: int, saved: Saved | None) -> None:
     """GRPO and its kin: groups of completions, advantages within each, one or more updates."""
     rl, model, prompts = run.recipe.rl, run.model, run.prompts
+    if done == rl.steps:  # no engine, no reference model: there is nothing to do but to export
+        run.export("model")
+        return
     optimizer = new_optimizer(model, lr=rl.lr, weight_decay=rl.weight_decay, beta2=rl.beta2)
     order = PromptOrder(run.rl_samples, run.recipe.seed)
     if saved is not None:
@@ -485,7 +491,7 @@ def roll_out(
         record = run.prompts.shard_set.read_record(number, images=False)
         made = tuple(completions[i * rl.group : (i + 1) * rl.group])
         rewards = tuple(reward(run.text(completion), record) for completion in made)
-        cost = update_cost(rl, asked[place], made)
+        cost = update_cost(run.rl_cost, asked[place], made, shared=rl.shared_prefix)
         groups.append(Group(place, number, made, rewards, asked[place].failure, cost))
     return groups
 

@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -64,6 +65,8 @@ LEVELS = {"usual-wds": 0, "usual-hf": 0, "omr_io-bfloat16": 0}
 
 PARTS = ("speed", "memory", "start")
 INDEX_SAMPLES = 450_000
+STOPS = 10
+"""Ends by each signal, every one a little later after a batch."""
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
     "RAYON_NUM_THREADS": "1",
@@ -104,6 +107,26 @@ class Setting:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
         lines = done.stdout.splitlines()
         return dict(json.loads(lines[-1])) if lines else {}
+
+    def stopped_after(self, sent: signal.Signals, wait: float) -> float:
+        """Seconds from a signal, `wait` seconds after its first batches, to a process' end."""
+        command = [sys.executable, str(ROOT / "benchmarks/loader_runs.py"), "stop"]
+        environment = {"PYTHONPATH": str(ROOT), "OMR_IO_CACHE_DIR": str(self.folder / "cache")}
+        with subprocess.Popen(
+            [*command, str(self.folder)],
+            env=os.environ | ENVIRONMENT | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                raise RuntimeError(f"{' '.join(command)} ended before its time")
+            time.sleep(wait)
+            began = time.perf_counter()
+            process.send_signal(sent)
+            process.wait()
+            return time.perf_counter() - began
 
     def measure(self, side: str, *more: str, samples: int | None = None) -> dict[str, Any]:
         """One side, timed."""
@@ -312,12 +335,19 @@ def starts(
         one["seconds"]["in_all"] / two["seconds"]["in_all"]
         for one, two in zip(again, fresh, strict=True)
     )
+    stops = {
+        sent.name: [large.stopped_after(sent, 0.03 * number) for number in range(STOPS)]
+        for sent in (signal.SIGINT, signal.SIGTERM)
+    }
+    slowest = max(max(seconds) for seconds in stops.values())
     rows = [
         _row(f"first batch of {samples} samples, lengths cached, s", warm, 2, at_most=True),
         _row("first batch after load_state_dict, times a fresh start", ratio, 1.2, at_most=True),
         _row("memory over the imports, GB", most["over_imports"] / 1e9, 1, at_most=True),
+        _row(f"slowest end after {2 * STOPS} signals, s", slowest, 2, at_most=True),
     ]
-    return {"first_ever": first, "fresh": fresh, "resumed": again, "held": most}, rows
+    result = {"first_ever": first, "fresh": fresh, "resumed": again, "held": most}
+    return result | {"seconds_to_end": stops}, rows
 
 
 def report(given: argparse.Namespace) -> None:

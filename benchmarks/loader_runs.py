@@ -4,11 +4,13 @@
     python -m benchmarks.loader_runs start FOLDER [--resume STATE] [--save STATE]
     python -m benchmarks.loader_runs held FOLDER --batches 40
     python -m benchmarks.loader_runs wait FOLDER --batches 40
+    python -m benchmarks.loader_runs stop FOLDER
 
     drift   resident memory after 1,000 steps and after all, over a small set read again and again
     start   seconds from construction to the first batch, fresh or at a saved state
     held    the most memory over that of the imports, at the corpus' seq_len and sizes, 2 threads
     wait    share of the time that a consumer waits whose step takes 1.5 times a batch's making
+    stop    says "ready" when it gives batches, and goes on until a signal ends it
 
 FOLDER is of loader_corpus.py with about.json; `shards` in it may be a large set (`repeat`).
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -130,6 +133,15 @@ def wait(folder: Path, batches: int) -> dict[str, Any]:
     return {"step_seconds": step, "batches": batches - WARM, "wait_share": waited / seconds}
 
 
+def stop(folder: Path) -> None:
+    """Batches without an end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    with loader(folder) as made:
+        for number, _ in enumerate(_endless(made)):
+            if number == WARM:
+                print("ready", flush=True)
+
+
 def _endless(made: DataLoader) -> Iterator[Batch]:
     """Epoch after epoch: a small corpus has few batches."""
     while True:
@@ -139,7 +151,7 @@ def _endless(made: DataLoader) -> Iterator[Batch]:
 def main() -> None:
     """Measure and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["drift", "start", "held", "wait"])
+    parser.add_argument("what", choices=["drift", "start", "held", "wait", "stop"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batches", type=int, default=40)
@@ -147,6 +159,8 @@ def main() -> None:
     parser.add_argument("--save", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.what == "stop":
+        stop(given.folder)
     if given.what == "drift":
         result = drift(given.folder, given.steps)
     elif given.what == "start":

@@ -237,7 +237,8 @@ def _headers(path: Path) -> dict[int, int]:
         with tarfile.open(path, "r:") as tar:
             return {member.offset_data: member.offset for member in tar if member.isreg()}
     except (OSError, tarfile.TarError) as error:
-        raise IntegrityError(f"the tar cannot be read: {error}", where=Where(path.name)) from error
+        where = Where(shard=path.name)
+        raise IntegrityError(f"the tar cannot be read: {error}", where=where) from error
 
 
 def _cut(

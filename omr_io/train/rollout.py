@@ -57,6 +57,11 @@ class Completion:
     logprobs: Float32Array
     finished: bool
 
+    @property
+    def said(self) -> Int32Array:
+        """The ids without the end token that finished it; other control tokens are its own."""
+        return self.ids[:-1] if self.finished else self.ids
+
 
 def generate(
     model: Any,

@@ -27,7 +27,7 @@ from omr_io.packing import CostModel
 from omr_io.train.dynamic_sampling import Group, in_step
 from omr_io.train.engines import RolloutEngine, TransformersEngine, VllmEngine
 from omr_io.train.objectives import group_advantages
-from omr_io.train.recipe import Recipe, RLRecipe
+from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
 from omr_io.train.run import Run, pack_rollouts
 from omr_io.train.shared_prefix import SharedPrefixBatch, pack_shared_rollouts
@@ -92,19 +92,18 @@ def _read_again(prompts: SampleEncoder, number: int) -> EncodedSample:
     return prompt
 
 
-def update_cost(rl: RLRecipe, prompt: EncodedSample, completions: Sequence[Completion]) -> int:
-    """What learning from a group costs, by the loader's cost model, in the recipe's layout.
+def update_cost(
+    model: CostModel, prompt: EncodedSample, completions: Sequence[Completion], *, shared: bool
+) -> int:
+    """What learning from a group costs a model, in the layout of shared prompts or the usual one.
 
     Where prompts are shared each completion sees its own, which is computed once; one that needs
     several packs counts as if it needed one.
     """
-    model = CostModel()
-    if "vision" in rl.freeze:
-        model = model.with_frozen_vision()
     nothing = np.zeros(1, np.int64)
     prefix = nothing + len(prompt.input_ids)
     alone_C = np.concatenate([prefix + len(completion.ids) for completion in completions])
-    again = len(completions) - 1 if rl.shared_prefix else 0
+    again = len(completions) - 1 if shared else 0
     text = model.cost(alone_C, nothing).sum() - again * model.cost(prefix, nothing).sum()
     patches = nothing + int(prompt.image_grid_thw.prod(axis=1).sum())
     return int(text + (len(completions) - again) * model.cost(nothing, patches).sum())

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from omr_io.images.patches import blank_patches
 from omr_io.index import ShardSet
 from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
+from omr_io.packing import CostModel
 from omr_io.sample_set import SampleSet
 from omr_io.storage import write_atomically
 from omr_io.tokenizer import Tokenizer, train_bpe
@@ -40,7 +41,7 @@ from omr_io.train.gathering import full_weights
 from omr_io.train.model import DemoModelConfig, TokenIds, build_demo_model, load_model, model_folder
 from omr_io.train.packed import packed_batches
 from omr_io.train.parallel import shard
-from omr_io.train.parameters import add_lora, cast_weights, freeze, merged_weights
+from omr_io.train.parameters import Part, add_lora, cast_weights, freeze, merged_weights
 from omr_io.train.ranks import Ranks, environment_ranks, on_first
 from omr_io.train.recipe import Recipe
 from omr_io.train.rollout import Completion
@@ -75,6 +76,7 @@ class Run:
         held_out: the test split, for evaluation.
         checkpoints: in runs/NAME/checkpoints.
         stopping: asked after every step and between micro steps.
+        rl_cost: of learning from a sample in RL, for the model that is trained.
         ranks: this process among those of the run.
     """
 
@@ -89,6 +91,7 @@ class Run:
     held_out: SampleEncoder
     checkpoints: Checkpoints
     stopping: Stopping
+    rl_cost: CostModel = field(default_factory=CostModel)
     ranks: Ranks = field(default_factory=Ranks)
 
     def text(self, completion: Completion) -> str:
@@ -97,8 +100,7 @@ class Run:
         Other control tokens stay. Left out, they would cost a policy nothing: what ends with a
         hundred `<|endoftext|>` would be in the corpus' form.
         """
-        ids = completion.ids[:-1] if completion.finished else completion.ids
-        return self.held_out.chat.tokenizer.decode(ids)
+        return self.held_out.chat.tokenizer.decode(completion.said)
 
     def export(self, name: str) -> None:
         """Write the model as it is now as a Hugging Face folder of this name.
@@ -224,6 +226,16 @@ def get_model(
         add_lora(model, recipe.model.lora, seed=recipe.seed)
     freeze(model, recipe.sft.freeze)
     return model
+
+
+def get_cost(source: Path | None, frozen: Collection[Part]) -> CostModel:
+    """What learning from a sample costs the model of a folder; None: the demo's, as the default.
+
+    Args:
+        frozen: parts that are not trained.
+    """
+    cost = CostModel() if source is None else CostModel.from_config(source)
+    return cost.with_frozen_vision() if "vision" in frozen else cost
 
 
 def _vision_of(recipe: Recipe, source: Path | None) -> VisionConfig:

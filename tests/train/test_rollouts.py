@@ -20,7 +20,6 @@ from omr_io.loader import DataLoader
 from omr_io.loader.samples import SampleEncoder
 from omr_io.packing import CostModel
 from omr_io.train.dynamic_sampling import Group
-from omr_io.train.recipe import RLRecipe
 from omr_io.train.rewards import Reward
 from omr_io.train.rollout import Completion
 from omr_io.train.rollouts import Rollouts, check_prompt_lengths, update_cost
@@ -103,8 +102,8 @@ class BlindDecoder:
         return [ImageFailure("image-corrupt", "too dark") for _ in images]
 
 
-@pytest.mark.parametrize("freeze", [(), ("vision", "merger")])
-def test_a_groups_cost_is_that_of_its_samples(freeze: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("model", [CostModel(), CostModel().with_frozen_vision()])
+def test_a_groups_cost_is_that_of_its_samples(model: CostModel) -> None:
     """What is shared counts once: less than unshared by all other copies of the prompt."""
     prompt = EncodedSample(
         key="k",
@@ -115,17 +114,12 @@ def test_a_groups_cost_is_that_of_its_samples(freeze: tuple[str, ...]) -> None:
     )
     lengths = (5, 512, 77)
     made = [Completion(np.zeros(n, np.int32), np.zeros(n, np.float32), True) for n in lengths]
-    model = CostModel().with_frozen_vision() if freeze else CostModel()
 
     def cost(tokens: int, patches: int) -> int:
         return int(model.cost(np.array([tokens]), np.array([patches]))[0])
 
     def of(completions: list[Completion], shared_prefix: bool) -> int:
-        rl = RLRecipe(
-            steps=1, lr=1, prompts_per_step=4, group=3, max_new_tokens=512, freeze=freeze,
-            shared_prefix=shared_prefix,
-        )  # fmt: skip
-        return update_cost(rl, prompt, completions)
+        return update_cost(model, prompt, completions, shared=shared_prefix)
 
     alone = [cost(300 + n, 104) for n in lengths]
     assert of(made, shared_prefix=False) == sum(alone)

@@ -12,6 +12,7 @@ from omr_io.errors import ConfigError, ResumeError
 from omr_io.images.decode import CpuDecoder
 from omr_io.index import ShardSet
 from omr_io.loader.samples import SampleEncoder
+from omr_io.packing import CostModel
 from omr_io.tokenizer import train_bpe
 from omr_io.train.recipe import load_recipe
 from omr_io.train.rewards import parse_answer
@@ -20,12 +21,14 @@ from omr_io.train.run import (
     Run,
     blind,
     cached_json,
+    get_cost,
     majority_of,
     pack_rollouts,
     split_for_rl,
 )
 from omr_io.types import Option
 from tests.shard_sets import record, write
+from tests.train import tiny_models as tiny
 
 VISION = VisionConfig(min_pixels=32 * 32, max_pixels=64 * 64)
 
@@ -76,6 +79,15 @@ def test_control_tokens_of_a_completion_cost_it_its_form(encoder) -> None:
         assert text == right + "<|endoftext|>" * after.count(pad)
         assert parse_answer(text, options, strict=True).letter == letter
         assert parse_answer(text, options, strict=False).letter == "A"
+
+
+def test_a_models_cost_is_its_own_and_less_where_vision_is_frozen(tmp_path) -> None:
+    tiny.tiny_model("qwen2_5_vl").save_pretrained(tmp_path)
+    own = CostModel.from_config(tmp_path)
+    assert get_cost(tmp_path, ()) == own != CostModel()
+    assert get_cost(tmp_path, ("merger",)) == own
+    assert get_cost(tmp_path, ("vision", "merger")) == own.with_frozen_vision()
+    assert get_cost(None, ()) == CostModel()
 
 
 def test_blind_takes_the_images_and_nothing_else(encoder) -> None:

@@ -173,7 +173,7 @@ class FolderModel:
         decode = self._chat.tokenizer.decode
         texts = [
             Said(
-                decode(completion.ids, skip_special_tokens=True),
+                decode(completion.said),  # as the rewards' parser sees it
                 completion.finished,
                 prompts[place // runs].failure,
             )
