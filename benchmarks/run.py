@@ -52,8 +52,11 @@ def measure(
 def write(name: str, result: dict[str, Any]) -> None:
     """A result with the commit and the machine it comes from."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    machine = {"python": platform.python_version(), "torch": torch.__version__}
-    machine |= {"cores": len(os.sched_getaffinity(0))}  # sides use one, unless a result says more
+    machine = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cores": len(os.sched_getaffinity(0)),  # there are; sides use one unless a result says more
+    }
     about = {"benchmark": name, "commit": commit.stdout.strip(), "machine": machine}
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(about | result, indent=1) + "\n"
