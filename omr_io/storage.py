@@ -235,11 +235,12 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def lock(descriptor: int, path: Path) -> bool:
-    """Be the only one with this file's lock, until the descriptor is closed or the process ends.
+def lock(descriptor: int, path: Path, *, shared: bool = False) -> bool:
+    """Have this file's or folder's lock, until the descriptor is closed or the process ends.
 
     Args:
         path: the open file's.
+        shared: with others that share it; else alone.
 
     Returns:
         False if somebody else has it.
@@ -248,13 +249,14 @@ def lock(descriptor: int, path: Path) -> bool:
         DiskError: an input/output error.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        # Some cluster file systems are mounted without locks. This one only guards against a
-        # user's second run by mistake.
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
+        # Some cluster file systems are mounted without locks, or lock no folder (EBADF, on NFS).
+        # The lock only guards against a user's second run by mistake.
+        unknown = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
+        if error.errno not in unknown:
             raise disk_error(error, path) from error
     return True
 

@@ -14,7 +14,6 @@ attempts; those of killed runs are removed by the next one.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -28,7 +27,7 @@ from omr_io.conversion.plan import ConversionPlan
 from omr_io.conversion.publishing import Publication
 from omr_io.errors import ConfigError, OmrError
 from omr_io.shards.layout import MANIFEST_NAME, UNFINISHED_NAME, read_manifest
-from omr_io.storage import TEMPORARY_SUFFIX, fsync_folder, write_atomically, writing
+from omr_io.storage import TEMPORARY_SUFFIX, fsync_folder, lock, write_atomically, writing
 
 PLAN_NAME = "plan.json"
 PIECES_NAME = "pieces"
@@ -240,17 +239,8 @@ def _begin(staging: Staging) -> None:
 
 def _lock(descriptor: int, path: Path, *, shared: bool) -> None:
     out = path.parent.parent
-    try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _other_run(out) from None
-    except OSError as error:
-        # Some cluster file systems are mounted without locks. The lock only guards against a
-        # user's second run by mistake; nothing that is written relies on it.
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
-            with writing(path):
-                raise
+    if not lock(descriptor, path, shared=shared):  # nothing that is written relies on it
+        raise _other_run(out)
     with suppress(OSError):
         if path.stat().st_ino == os.fstat(descriptor).st_ino:
             return

@@ -5,7 +5,6 @@ manifest.json comes last. What a killed run left is written again, the same byte
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from omr_io.shards.layout import (
     ShardEntry,
     reject_row,
 )
-from omr_io.storage import AtomicFile, fsync_folder, write_atomically, writing
+from omr_io.storage import AtomicFile, fsync_folder, lock, write_atomically, writing
 from omr_io.types import Refusal
 
 
@@ -79,14 +78,7 @@ class IndexWriter:
 
     def _claim(self) -> None:
         """Check that nobody else is at it, and that nothing of another origin is replaced."""
-        taken = False
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = True
-        except OSError:  # a file system that knows no locks of folders
-            pass
-        if taken:
+        if not lock(self._lock, self._folder):
             raise ConfigError(
                 f"another `omr-io index` is writing into {self._folder}",
                 mend="Wait until it has ended: one is enough, whatever the number of ranks",

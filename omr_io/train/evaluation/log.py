@@ -9,7 +9,6 @@ made again. If what made them differs, nothing is mixed: the evaluation is refus
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from omr_io.errors import ConfigError, IntegrityError, ResumeError, Where
-from omr_io.storage import disk_error, write_atomically, writing
+from omr_io.storage import lock, write_atomically, writing
 from omr_io.text import printable
 from omr_io.train.evaluation.options import Variant, stem
 from omr_io.types import Option
@@ -160,19 +159,14 @@ class CompletionsLog:
             folder.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+b")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not lock(file.fileno(), self.path):
+                raise ConfigError(
+                    f"another process is writing {self.path}",
+                    mend="Wait for it, or give this evaluation another --out",
+                )
+        except BaseException:
             file.close()
-            raise ConfigError(
-                f"another process is writing {self.path}",
-                mend="Wait for it, or give this evaluation another --out",
-            ) from None
-        except OSError as error:
-            # Some cluster file systems are mounted without locks. This one only guards against a
-            # second evaluation by mistake.
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
-                file.close()
-                raise disk_error(error, self.path) from error
+            raise
         return file
 
     def _check(self, made_by: dict[str, Any], overwrite: bool) -> None:
